@@ -1,0 +1,31 @@
+# make demo · make demo-full · make test · make lint · make setup
+# Each sets everything up first (tools/setup.sh), once; PYTHON=python3.12 picks the interpreter.
+SHELL := /bin/bash
+PY := .venv/bin/python
+# Another pin, another way to set up, or a checkout that has moved: set up again.
+STAMP := .venv/.mmkd-setup-$(shell (pwd; cat requirements.txt tools/setup.sh pyproject.toml) | sha256sum | cut -c -12)
+
+.PHONY: demo demo-full test lint setup
+.DEFAULT_GOAL := test
+
+setup: $(STAMP)
+
+$(STAMP):
+	@$(if $(PYTHON),MMKD_PYTHON=$(PYTHON)) bash tools/setup.sh $(STAMP)
+
+demo: $(STAMP)
+	$(PY) tools/make_digits.py
+	$(PY) tools/compare.py configs/digits/demo.py --seeds 0 --work-dir work_dirs/demo
+	@echo "One seed and a short schedule prove nothing: make demo-full is the comparison that can."
+
+demo-full: $(STAMP)
+	$(PY) tools/make_digits.py
+	$(PY) tools/compare.py configs/digits/paper.py configs/digits/paper_start.py configs/digits/mmkd.py --plain configs/digits/plain.py --seeds 0 1 2 --work-dir work_dirs/demo-full
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint
+	$(PY) -m pytest -q

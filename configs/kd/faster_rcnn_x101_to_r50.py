@@ -1,0 +1,8 @@
+_base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', '../_base_/chen2017.py']
+
+model = dict(
+    type='mmkd.KnowledgeDistillationTwoStageDetector',
+    teacher_config='mmdet::faster_rcnn/faster-rcnn_x101-64x4d_fpn_1x_coco.py',
+    teacher_ckpt='https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/faster_rcnn_x101_64x4d_fpn_1x_coco/faster_rcnn_x101_64x4d_fpn_1x_coco_20200204-833ee192.pth',
+    distillation=_base_.distillation,
+)

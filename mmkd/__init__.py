@@ -1,0 +1,21 @@
+"""mmkd: teaching small object detectors from large ones, in MMDetection 3."""
+
+from . import stack
+
+stack.check()
+
+from . import checkpoint  # noqa: E402
+from .detector import KnowledgeDistillationTwoStageDetector, plain_student  # noqa: E402
+from .losses import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
+from .runner import DistillationRunner  # noqa: E402
+
+checkpoint.install()
+
+__all__ = [
+    'DistillationRunner',
+    'HintL2Loss',
+    'KnowledgeDistillationTwoStageDetector',
+    'TeacherBoundedL2Loss',
+    'WeightedSoftCELoss',
+    'plain_student',
+]

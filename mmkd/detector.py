@@ -1,0 +1,549 @@
+"""The distilling student of Chen et al., NIPS 2017."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.models.detectors import TwoStageDetector
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from torch import Tensor, nn
+
+from . import wiring
+from .adapters import build_adapter, resample, set_identity
+from .recorder import Question, Record, Recorder
+from .schedule import WeightSchedule
+from .start import Start, inherit
+from .startup import startup_table
+from .teacher import ADAPTER_PREFIX, Pixels, Teacher
+
+LOG_NAMES = {
+    'rpn_cls': 'loss_kd_rpn_cls',
+    'rpn_bbox': 'loss_kd_rpn_bbox',
+    'rcnn_cls': 'loss_kd_cls',
+    'rcnn_bbox': 'loss_kd_bbox',
+    'hint': 'loss_kd_hint',
+}
+
+
+# A mixin has no base, but what it is mixed into; a type checker must not look for that here.
+Detector: Any = object
+
+
+@dataclass
+class Term:
+    """One distillation term that is on."""
+
+    loss: Any
+    schedule: WeightSchedule
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One output of a submodule: ``neck[2]`` is the third output of ``neck``."""
+
+    path: str
+    index: int
+
+    def __str__(self) -> str:
+        return f'{self.path}[{self.index}]'
+
+
+@dataclass(frozen=True)
+class HintPair:
+    """A guided layer of the student and the hint layer of the teacher that it learns from."""
+
+    name: str
+    student: Layer
+    teacher: Layer
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class DistillationMixin(Detector):
+    """Lets a two-stage detector learn from a teacher; the student *is* the detector.
+
+    Its own training path is MMDetection's, untouched. What its heads were asked to score is heard
+    on the way, the teacher answers the same, and the terms of equation (1) join the losses::
+
+        L = L_RPN + L_RCN + γ · L_hint                                              (1)
+
+    Args:
+        teacher_config: path of the teacher's config, an ``mmdet::...`` name, or a dict.
+        teacher_ckpt: the teacher's checkpoint, a path or URL; ``'random'`` for an untrained one.
+        eval_teacher: only True; the name is MMDetection's.
+        distillation: the recipe, see ``configs/_base_/chen2017.py``: the terms ``rpn_cls``,
+            ``rpn_bbox``, ``rcnn_cls``, ``rcnn_bbox`` and ``hint``, each a loss with its weight (a
+            constant weight of 0 turns it off: it is not built) and optionally a ``schedule``;
+            ``start='teacher'`` copies the teacher's neck and heads into the student.
+        student: the arguments of the detector.
+
+    Raises:
+        ValueError: if the recipe, or the pair, cannot be.
+        TeacherError: if the teacher cannot be built or loaded completely.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher_config: str | Path | dict,
+        distillation: dict,
+        teacher_ckpt: str | None = None,
+        eval_teacher: bool = True,
+        **student: Any,
+    ) -> None:
+        super().__init__(*args, **student)
+        if not eval_teacher:
+            raise ValueError(
+                'eval_teacher=False is refused: a teacher in training mode changes its BatchNorm '
+                'buffers with every batch, so it would not be the network you trained. Remove it'
+            )
+        recipe = copy.deepcopy(dict(distillation))
+        start = recipe.pop('start', None)
+        if start not in (None, 'teacher'):
+            raise ValueError(f"distillation.start={start!r} must be None or 'teacher'")
+        _known('distillation', recipe, LOG_NAMES)
+        pairs = recipe['hint'].pop('pairs', ['neck']) if 'hint' in recipe else []
+        self.terms = {name: term for name in LOG_NAMES if (term := _build_term(recipe, name))}
+        self.start: Start | None = None
+        self.starts_from_teacher = start == 'teacher'
+        # None where nothing is asked of it.
+        self.teacher: Teacher = None  # type: ignore[assignment]
+        self.recorder = Recorder()
+        self.hints: list[HintPair] = []
+        self.unproven = set(self.terms)
+        self.source = (str(teacher_config), str(teacher_ckpt))
+        if not self.terms and not self.starts_from_teacher:
+            return
+        # The student draws the same initial weights as it does without a teacher.
+        with torch.random.fork_rng(devices=[]):
+            self.teacher = Teacher(teacher_config, teacher_ckpt)
+            if self.terms:
+                self._listen(pairs)
+
+    # ---------------------------------------------------------------- one step of training
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
+        """MMDetection's losses and the distillation terms, each under its own name.
+
+        Args:
+            batch_inputs: images (N, 3, H, W), normalised as the student expects.
+            batch_data_samples: their ground truth.
+
+        Returns:
+            The losses by name, ``loss_kd_*`` those of the teacher.
+        """
+        if not self.terms:
+            return super().loss(batch_inputs, batch_data_samples)
+        factors = {name: term.schedule() for name, term in self.terms.items()}
+        with self.recorder(self._hard_weights(factors)) as heard:
+            losses = super().loss(batch_inputs, batch_data_samples)
+            terms = self.distil(heard, batch_inputs, batch_data_samples)
+        for name, value in terms.items():
+            losses[LOG_NAMES[name]] = factors[name] * value
+        return losses
+
+    def distil(
+        self, heard: Record, batch_inputs: Tensor, batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
+        """Ask the teacher what the student was asked, and compare the answers."""
+        teacher = self.teacher
+        teacher.follow(next(self.parameters()))
+        pixels = self.pixels(batch_inputs, batch_data_samples)
+        with teacher.recorder() as said:
+            features = teacher.extract(pixels, self.asks_neck)
+            losses = {}
+            if self.asks_rpn:
+                losses.update(self._distil_rpn(heard, teacher.score_anchors(features)))
+            if self.asks_rcnn:
+                losses.update(self._distil_rcnn(heard, features))
+            if 'hint' in self.terms:
+                losses['hint'] = self._distil_hints(heard, said)
+        if self.unproven:
+            self._prove(losses, batch_data_samples)
+        # A batch without boxes asks nothing: the term is then a zero that can be logged.
+        return {name: losses.get(name, batch_inputs.new_zeros(())) for name in self.terms}
+
+    def _prove(self, losses: dict[str, Tensor], batch_data_samples: SampleList) -> None:
+        """At the first step that can show it: no term is dead, see :mod:`mmkd.wiring`."""
+        own = [p for n, p in self.named_parameters() if not n.startswith(ADAPTER_PREFIX)]
+        boxes = sum(len(sample.gt_instances) for sample in batch_data_samples)
+        for name in sorted(self.unproven):
+            loss = losses.get(name)
+            if loss is not None:
+                wiring.prove(LOG_NAMES[name], loss, own)
+                self.unproven.remove(name)
+            elif name.endswith('_cls') and boxes:
+                raise wiring.DeadTermError(
+                    f'{LOG_NAMES[name]} is dead: the batch has {boxes} boxes, but the student was '
+                    f'not heard to classify anything. {_off(name).capitalize()}'
+                )
+
+    def _distil_rpn(self, heard: Record, answers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """L_RPN: equations (2) to (5) over the anchors that the student's RPN sampled."""
+        losses: dict[str, Tensor] = {}
+        for column, kind in enumerate(('cls', 'bbox')):
+            term = self.terms.get(f'rpn_{kind}')
+            asked = heard.questions.get(('rpn', 0, kind))
+            if term is None or not asked:
+                continue
+            _same_rows([q.pred for q in asked], [a[column] for a in answers])
+            pred = torch.cat([q.pred for q in asked])
+            target = torch.cat([q.target for q in asked])
+            weight = torch.cat([q.weight for q in asked])
+            answer = torch.cat([a[column] for a in answers])
+            # One in a thousand anchors is sampled; the rest have no weight.
+            sampled = (weight if kind == 'cls' else weight.amax(-1)).nonzero().squeeze(1)
+            loss_module = getattr(self.rpn_head, f'loss_{kind}')
+            question = (pred[sampled], answer[sampled])
+            if kind == 'cls':
+                sigmoid = self.rpn_head.use_sigmoid_cls
+                value = term.loss(*question, weight[sampled], asked[0].avg_factor, sigmoid)
+            else:
+                value = term.loss(*question, target[sampled], weight[sampled], asked[0].avg_factor)
+            losses[f'rpn_{kind}'] = loss_module.loss_weight * value
+        return losses
+
+    def _distil_rcnn(self, heard: Record, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """L_RCN: equations (2) to (5) over the student's own RoIs, stage by stage."""
+        losses: dict[str, Tensor] = {}
+        stage_weights = getattr(self.roi_head, 'stage_loss_weights', [1.0])
+        for stage in heard.stages('rcnn'):
+            head = _stage(self.roi_head.bbox_head, stage)
+            asked = heard.questions['rcnn', stage, 'cls'][0]
+            logits, deltas = self.teacher.score_rois(features, asked.rois, stage)
+            values = {}
+            if term := self.terms.get('rcnn_cls'):
+                sigmoid = getattr(head.loss_cls, 'use_sigmoid', False)
+                values['rcnn_cls'] = head.loss_cls.loss_weight * term.loss(
+                    asked.pred, logits, asked.weight, asked.avg_factor, sigmoid
+                )
+            boxes = heard.questions.get(('rcnn', stage, 'bbox'))
+            if boxes and (term := self.terms.get('rcnn_bbox')):
+                values['rcnn_bbox'] = head.loss_bbox.loss_weight * self._bounded(
+                    term, stage, asked, boxes[0], deltas
+                )
+            for name, value in values.items():
+                losses[name] = losses.get(name, 0) + stage_weights[stage] * value
+        return losses
+
+    def _bounded(
+        self, term: Term, stage: int, asked: Question, boxes: Question, deltas: Tensor
+    ) -> Tensor:
+        """Equation (4) on the positive RoIs, in the student's delta space."""
+        head = _stage(self.roi_head.bbox_head, stage)
+        positive = (asked.target >= 0) & (asked.target < head.num_classes)
+        labels, rois = asked.target[positive], asked.rois[positive][:, 1:]
+        teacher_head = self.teacher.box_head(stage)
+        answer = deltas[positive]
+        if not teacher_head.reg_class_agnostic:
+            answer = answer.view(len(answer), -1, 4)[
+                torch.arange(len(labels), device=labels.device), labels
+            ]
+        if not _same_coder(head.bbox_coder, teacher_head.bbox_coder):
+            answer = head.bbox_coder.encode(rois, teacher_head.bbox_coder.decode(rois, answer))
+        pred, target = boxes.pred, boxes.target
+        if head.reg_decoded_bbox:
+            pred = head.bbox_coder.encode(rois, pred)
+            target = head.bbox_coder.encode(rois, target)
+        return term.loss(pred, answer, target, boxes.weight, boxes.avg_factor)
+
+    def _distil_hints(self, heard: Record, said: Record) -> Tensor:
+        """L_hint: equation (6), summed over the pairs."""
+        loss = self.terms['hint'].loss
+        total = 0
+        for pair in self.hints:
+            guided = heard.feature(pair.student.path, pair.student.index)
+            hint = said.feature(pair.teacher.path, pair.teacher.index)
+            total = total + loss(self.kd_adapters[pair.name](guided), resample(hint, guided))
+        return total
+
+    def _hard_weights(self, factors: dict[str, float]) -> dict[str, float]:
+        """μ of equation (2), for each head whose classification is distilled; 1 without."""
+        return {
+            head: 1 - factors[f'{head}_cls'] * (1 - self.terms[f'{head}_cls'].loss.hard_weight)
+            for head in ('rpn', 'rcnn')
+            if f'{head}_cls' in self.terms
+        }
+
+    # ---------------------------------------------------------------- before training
+
+    def init_weights(self) -> None:
+        """Initialise the student, then let it inherit the teacher's neck and heads if it should."""
+        super().init_weights()
+        if self.starts_from_teacher and self.start is None:
+            self.start = inherit(self, self.teacher.network)
+            for adapter in self.kd_adapters.values() if self.hints else ():
+                set_identity(adapter)
+            if not self.terms:
+                self.teacher = None  # type: ignore[assignment]
+
+    def startup_table(self, load_from: str | None = None, resumed: str | None = None) -> str:
+        """What is about to be trained, see :func:`mmkd.startup.startup_table`."""
+        return startup_table(self, load_from, resumed)
+
+    def _listen(self, pairs: Sequence[str | dict]) -> None:
+        teacher = self.teacher.network
+        hinted = {_pair(entry)[1].split('.')[0] for entry in pairs if 'hint' in self.terms}
+        self.asks_rpn = 'rpn_head' in hinted or any(n.startswith('rpn_') for n in self.terms)
+        self.asks_rcnn = 'roi_head' in hinted or any(n.startswith('rcnn_') for n in self.terms)
+        if self.asks_rpn:
+            self._check_rpn(teacher)
+            for kind in ('cls', 'bbox'):
+                self.recorder.listen('rpn', 0, kind, getattr(self.rpn_head, f'loss_{kind}'))
+        if self.asks_rcnn:
+            self._check_rcnn(teacher)
+            stages = getattr(self.roi_head, 'num_stages', 1)
+            if 'roi_head' in hinted and stages != self.teacher.stages:
+                raise ValueError(
+                    f'a hint in the RoI head needs as many stages in both networks: the student '
+                    f'has {stages}, the teacher {self.teacher.stages}; take a hint before it'
+                )
+            for stage in range(stages):
+                extractor = _stage(self.roi_head.bbox_roi_extractor, stage)
+                self.recorder.listen_rois(stage, extractor)
+                for kind in ('cls', 'bbox'):
+                    loss = getattr(_stage(self.roi_head.bbox_head, stage), f'loss_{kind}')
+                    self.recorder.listen('rcnn', stage, kind, loss)
+        self.pixels = Pixels(self.data_preprocessor, teacher.data_preprocessor)
+        backbone_alone = not (self.asks_rpn or self.asks_rcnn)
+        if 'hint' in self.terms:
+            self._pair_hints(pairs)
+            backbone_alone &= all(p.teacher.path.split('.')[0] == 'backbone' for p in self.hints)
+        self.asks_neck = not backbone_alone
+
+    def _pair_hints(self, pairs: Sequence[str | dict]) -> None:
+        if not pairs:
+            raise ValueError("distillation.hint.pairs is empty: name a layer, as in ['neck']")
+        wanted = [_pair(entry) for entry in pairs]
+        shapes = [
+            _shapes('student', self, self.recorder, [s for s, _ in wanted]),
+            _shapes('teacher', self.teacher.network, self.teacher.recorder, [t for _, t in wanted]),
+        ]
+        self.kd_adapters = nn.ModuleDict()
+        for spec_s, spec_t in wanted:
+            layers = [
+                _layers(spec, seen) for spec, seen in zip((spec_s, spec_t), shapes, strict=True)
+            ]
+            if len(layers[0]) != len(layers[1]):
+                raise ValueError(
+                    f'hint pair {spec_s!r}, {spec_t!r}: the student has {len(layers[0])} outputs '
+                    f'there, the teacher {len(layers[1])}; name one, as in {spec_s}[0]'
+                )
+            for layer_s, layer_t in zip(*layers, strict=True):
+                name = f'{layer_s.path}_{layer_s.index}'.replace('.', '_')
+                if name in self.kd_adapters:
+                    name += f'_to_{layer_t.path}_{layer_t.index}'.replace('.', '_')
+                pair = (shapes[0][layer_s], shapes[1][layer_t])
+                self.hints.append(HintPair(name, layer_s, layer_t, pair))
+                self.kd_adapters[name] = build_adapter(*pair)
+
+    def _check_rpn(self, teacher: nn.Module) -> None:
+        heads = {'student': getattr(self, 'rpn_head', None), 'teacher': _get(teacher, 'rpn_head')}
+        for who, head in heads.items():
+            for need in ('loss_cls', 'loss_bbox', 'prior_generator', 'bbox_coder'):
+                if not hasattr(head, need):
+                    raise ValueError(
+                        f"the {who}'s RPN ({type(head).__name__}) has no {need}, so it cannot be "
+                        'distilled: ' + _off('rpn_cls', 'rpn_bbox')
+                    )
+        own, theirs = heads.values()
+        if not _same_anchors(own.prior_generator, theirs.prior_generator):
+            raise ValueError(
+                "the student's anchors are not the teacher's "
+                f'({own.prior_generator} against {theirs.prior_generator}), so the two RPNs do '
+                'not answer one question: ' + _off('rpn_cls', 'rpn_bbox')
+            )
+        if own.cls_out_channels != theirs.cls_out_channels:
+            raise ValueError(
+                f'the student RPN has {own.cls_out_channels} logits an anchor, the teacher '
+                f'{theirs.cls_out_channels} (sigmoid against softmax): ' + _off('rpn_cls')
+            )
+        decoded = own.reg_decoded_bbox or theirs.reg_decoded_bbox
+        if 'rpn_bbox' in self.terms and (
+            decoded or not _same_coder(own.bbox_coder, theirs.bbox_coder)
+        ):
+            raise ValueError(
+                'the two RPNs regress in different frames (bbox_coder, reg_decoded_bbox): '
+                + _off('rpn_bbox')
+            )
+
+    def _check_rcnn(self, teacher: nn.Module) -> None:
+        for who, network in (('student', self), ('teacher', teacher)):
+            head = _get(network, 'roi_head')
+            if not hasattr(head, '_bbox_forward') or not hasattr(
+                _stage(_get(head, 'bbox_head'), 0), 'loss_bbox'
+            ):
+                raise ValueError(
+                    f"the {who}'s RoI head ({type(head).__name__}) does not score RoIs by class "
+                    'and deltas, so it cannot be distilled: ' + _off('rcnn_cls', 'rcnn_bbox')
+                )
+        own, theirs = (_stage(network.roi_head.bbox_head, 0) for network in (self, teacher))
+        if own.num_classes != theirs.num_classes:
+            raise ValueError(
+                f'the teacher {self.teacher.name} has {theirs.num_classes} classes, the student '
+                f'{own.num_classes}: train the teacher on the same classes, or '
+                + _off('rcnn_cls', 'rcnn_bbox')
+            )
+        sigmoid = [getattr(head.loss_cls, 'use_sigmoid', False) for head in (own, theirs)]
+        if sigmoid[0] != sigmoid[1]:
+            kinds = ['sigmoid' if s else 'softmax' for s in sigmoid]
+            raise ValueError(
+                f'the student classifies RoIs by {kinds[0]}, the teacher by {kinds[1]}: '
+                + _off('rcnn_cls')
+            )
+
+
+@MODELS.register_module()
+class KnowledgeDistillationTwoStageDetector(DistillationMixin, TwoStageDetector):
+    """A two-stage detector that learns from a teacher, see :class:`DistillationMixin`."""
+
+
+def plain_student(model: dict) -> dict:
+    """The model config of the student alone: what plain MMDetection builds and tests."""
+    model = copy.deepcopy(model)
+    for key in ('teacher_config', 'teacher_ckpt', 'eval_teacher', 'distillation'):
+        model.pop(key, None)
+    model['type'] = 'TwoStageDetector'
+    return model
+
+
+def _build_term(recipe: dict, name: str) -> Term | None:
+    if name not in recipe:
+        return None
+    config = dict(recipe[name])
+    schedule = WeightSchedule(**config.pop('schedule', {}))
+    loss = MODELS.build(config)
+    return Term(loss, schedule) if loss.loss_weight != 0 else None
+
+
+def _known(owner: str, given: dict, names: Sequence[str] | dict) -> None:
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), list(names), 3, 0)
+            raise ValueError(f'{owner} has no entry {key!r}; did you mean {" or ".join(near)}?')
+
+
+def _off(*terms: str) -> str:
+    return 'turn it off by ' + ' and '.join(f'distillation.{t}.loss_weight=0' for t in terms)
+
+
+def _get(owner: Any, name: str) -> Any:
+    return getattr(owner, name, None)
+
+
+def _stage(heads: Any, stage: int) -> Any:
+    return heads[stage] if isinstance(heads, nn.ModuleList) else heads
+
+
+def _same_coder(own: Any, theirs: Any) -> bool:
+    frames = [(type(c), list(c.means), list(c.stds)) for c in (own, theirs)]
+    return frames[0] == frames[1]
+
+
+def _same_anchors(own: Any, theirs: Any) -> bool:
+    return (
+        own.strides == theirs.strides
+        and own.num_base_priors == theirs.num_base_priors
+        and all(
+            torch.equal(a, b) for a, b in zip(own.base_anchors, theirs.base_anchors, strict=True)
+        )
+    )
+
+
+def _same_rows(asked: list[Tensor], answers: list[Tensor]) -> None:
+    shapes = [[tuple(t.shape) for t in rows] for rows in (asked, answers)]
+    if shapes[0] != shapes[1]:
+        raise RuntimeError(
+            f'the student scored anchors {shapes[0]}, the teacher {shapes[1]} (level by level): '
+            'their feature maps differ in size; ' + _off('rpn_cls', 'rpn_bbox')
+        )
+
+
+def _pair(entry: str | dict) -> tuple[str, str]:
+    if isinstance(entry, str):
+        return entry, entry
+    if set(entry) != {'student', 'teacher'}:
+        raise ValueError(
+            f"hint pair {dict(entry)} must be a path, or dict(student='...', teacher='...')"
+        )
+    return entry['student'], entry['teacher']
+
+
+_SPEC = re.compile(r'(?P<path>[\w.]+?)(\[(?P<index>\d+)\])?')
+
+
+def _parse(spec: str) -> tuple[str, int | None]:
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise ValueError(f'hint {spec!r} is no path of a submodule, such as neck or backbone[2]')
+    return match['path'], int(match['index']) if match['index'] else None
+
+
+@torch.no_grad()
+def _shapes(
+    who: str, network: nn.Module, recorder: Recorder, specs: list[str]
+) -> dict[Layer, tuple[int, ...]]:
+    """Tap the named layers; a dry run on one black image tells their shapes, and changes nothing.
+
+    Raises:
+        ValueError: if there is no such submodule.
+    """
+    modules = dict(network.named_modules())
+    paths = sorted({_parse(spec)[0] for spec in specs})
+    for path in paths:
+        if path not in modules:
+            near = difflib.get_close_matches(path, list(modules), 3, 0)
+            raise ValueError(
+                f'hint at {path!r}: the {who} has no such submodule; near ones: {", ".join(near)}'
+            )
+        recorder.tap(path, modules[path])
+    parts = {path.split('.')[0] for path in paths}
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with recorder() as record:
+            features = network.extract_feat(next(network.parameters()).new_zeros(1, 3, 128, 128))
+            if 'rpn_head' in parts:
+                network.rpn_head(features)
+            if 'roi_head' in parts:
+                rois = features[0].new_tensor([[0, 0, 0, 64, 64]])
+                heads = network.roi_head.bbox_head
+                for stage in range(len(heads)) if isinstance(heads, nn.ModuleList) else [None]:
+                    where = () if stage is None else (stage,)
+                    network.roi_head._bbox_forward(*where, features, rois)
+            for path in record.features:
+                if record.runs[path] > 1:
+                    raise ValueError(
+                        f'hint at {path!r}: the {who} runs it {record.runs[path]} times in one '
+                        'step (once for each level, say), so it has no one output; take a layer '
+                        'before it'
+                    )
+                if record.changed(path):
+                    recorder.copy(path)
+            return {
+                Layer(path, index): tuple(tensor.shape)
+                for path, (tensors, _) in record.features.items()
+                for index, tensor in enumerate(tensors)
+            }
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _layers(spec: str, shapes: dict[Layer, tuple[int, ...]]) -> list[Layer]:
+    path, index = _parse(spec)
+    seen = [layer for layer in shapes if layer.path == path]
+    if not seen:
+        raise ValueError(f'hint at {path!r}: the network does not run this submodule')
+    if index is None:
+        return seen
+    if index >= len(seen):
+        raise ValueError(f'hint {spec!r}: {path} has {len(seen)} outputs, the first is {path}[0]')
+    return [Layer(path, index)]

@@ -1,0 +1,165 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share: the options, the config, the processes."""
+
+import argparse
+import datetime
+import os
+import os.path as osp
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.config.utils import ConfigParsingError
+from mmengine.device import get_device
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import CheckpointLoader, Runner
+from torch import nn
+
+from .checkpoint import CheckpointError
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def stop(message: str) -> NoReturn:
+    """Ends the program with one line on stderr and exit status 1."""
+    raise SystemExit(f'error: {message}')
+
+
+class CfgOptions(DictAction):
+    """MMEngine's ``DictAction``, which answers a malformed pair in words instead of a traceback."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError):
+            stop(
+                f'--cfg-options {" ".join(values or ())}: '
+                'each must read key=value, with closed brackets and no spaces'
+            )
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that MMDetection's train and test tools have in common, by their names."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='values of the config to override, e.g. model.distillation.hint.loss_weight=0; '
+        'lists as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
+    # Both spellings: torch.distributed.launch passes the second since PyTorch 2.0.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses ``argv`` and sets ``LOCAL_RANK``, which MMEngine reads, where no launcher did."""
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads the config and applies ``--cfg-options``, ``--launcher`` and ``--work-dir``.
+
+    A config without ``runner_type`` gets mmkd's, so that every checkpoint is written in plain form
+    and read safely. ``work_dir`` is, in this order: the option, the config's, or
+    ``work_dirs/<name of the config>``.
+
+    Raises:
+        SystemExit: The config, or one that it inherits, cannot be found; an option does not fit.
+    """
+    try:
+        cfg = Config.fromfile(args.config)
+    except (OSError, ConfigParsingError) as error:
+        reason = 'no such file' if not osp.isfile(args.config) else str(error)
+        stop(f'config {args.config} cannot be read: {reason}')
+
+    options = args.cfg_options or {}
+    for key in options:
+        if key.split('.')[0] == 'distillation' and 'distillation' in cfg.get('model', {}):
+            stop(
+                f'--cfg-options {key}: the recipe has already been copied into the model, so this '
+                f'would change nothing; write model.{key}'
+            )
+    try:
+        cfg.merge_from_dict(options)
+    except (TypeError, KeyError) as error:
+        stop(f'--cfg-options {" ".join(options)} does not fit {args.config}: {error}')
+
+    cfg.launcher = args.launcher
+    cfg.setdefault('runner_type', 'mmkd.DistillationRunner')
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Builds the Runner, for ``--launcher pytorch`` without an accelerator over gloo.
+
+    Raises:
+        SystemExit: Slurm or MPI without an accelerator.
+    """
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        if cfg.launcher != 'pytorch':
+            stop(
+                f'--launcher {cfg.launcher} needs a GPU, and this machine shows none: '
+                'for processes on CPUs start tools/dist_train.sh or tools/dist_test.sh'
+            )
+        _use_gloo(cfg)
+    return RUNNERS.build(cfg)
+
+
+def check_complete(model: nn.Module, path: str) -> None:
+    """Loads a checkpoint's weights and insists that no tensor of ``model`` is left untouched.
+
+    MMEngine's own loading writes one warning and tests random weights.
+
+    Raises:
+        SystemExit: The file is no checkpoint; tensors are missing from it, or have other shapes.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except CheckpointError as error:
+        stop(str(error))
+    state = {
+        key.removeprefix('module.'): value
+        for key, value in checkpoint.get('state_dict', checkpoint).items()
+    }
+    own = model.state_dict()
+    shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
+    missing = [] if shapes else model.load_state_dict(state, strict=False).missing_keys
+    if wrong := shapes or missing:
+        what = 'has other shapes for' if shapes else 'lacks'
+        stop(
+            f'checkpoint {path} {what} {len(wrong)} of {len(own)} keys of the detector '
+            f'(first: {wrong[0]}): it was written with another config'
+        )
+
+
+def _use_gloo(cfg: Config) -> None:
+    # MMEngine's own launcher calls torch.cuda.set_device and hands DDP a device id. It leaves a
+    # process group that exists alone, and takes the wrapper's arguments from the config.
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    torch.distributed.init_process_group(
+        'gloo', timeout=None if timeout is None else datetime.timedelta(seconds=timeout)
+    )
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    cfg.model_wrapper_cfg.device_ids = None

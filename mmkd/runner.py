@@ -1,0 +1,164 @@
+"""MMEngine's Runner with checkpoints in plain form and a resume that says what it does."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import re
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import nn
+
+from . import checkpoint as checkpoints
+
+_ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
+
+
+@RUNNERS.register_module()
+class DistillationRunner(Runner):
+    """A Runner whose checkpoints stock PyTorch and MMEngine can read, and that reads them safely.
+
+    Args:
+        load_from: checkpoint to start from, a path or URL; with ``resume``, the one to go on from.
+        resume: go on from ``load_from`` or, where that is None, from the last checkpoint in the
+            work directory; where there is none, training starts from scratch, with a warning.
+
+    Raises:
+        FileNotFoundError: ``load_from`` is a local path with no file there.
+    """
+
+    def __init__(
+        self, *args: Any, load_from: str | None = None, resume: bool = False, **kwargs: Any
+    ) -> None:
+        checkpoints.install()
+        # Before the model is built: a teacher takes its time to load.
+        if load_from is not None and '://' not in load_from:
+            path = osp.expanduser(load_from)
+            if not osp.isfile(path):
+                what = 'is a directory: name a file' if osp.isdir(path) else 'does not exist'
+                raise FileNotFoundError(
+                    f'{"resume" if resume else "load_from"}: checkpoint {load_from} {what}'
+                )
+        self.resumed_from: str | None = None
+        self._resuming: str | None = None
+        super().__init__(*args, load_from=load_from, resume=resume, **kwargs)
+
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
+        """Registers the hooks, ours outermost: others see the real objects, the file plain ones."""
+        super().register_hooks(default_hooks, custom_hooks)
+        self.register_hook(FromPlainHook(), priority='HIGHEST')
+        self.register_hook(ToPlainHook(), priority='LOWEST')
+
+    def load_or_resume(self) -> None:
+        """Loads or resumes as the constructor's arguments say, once."""
+        if self._has_loaded or not self._resume or self._load_from is not None:
+            super().load_or_resume()
+            return
+        path = latest_checkpoint(self.work_dir)
+        if path is None:
+            self.logger.warning(
+                f'NOTHING TO RESUME in {self.work_dir}: training starts from scratch'
+            )
+            return
+        self.logger.info(f'resuming from {path}')
+        self.resume(path)
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Goes on from a training checkpoint.
+
+        Raises:
+            CheckpointError: The file holds weights, but not the state of a training run.
+        """
+        self._resuming = filename
+        try:
+            super().resume(filename, *args, **kwargs)
+        finally:
+            self._resuming = None
+        self.resumed_from = filename
+
+
+class FromPlainHook(Hook):
+    """After loading, first of all: real objects for plain forms, no adapters that nobody has.
+
+    Before training it logs the model's start-up table.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Turns the checkpoint's plain forms back, in place."""
+        checkpoints.from_plain(checkpoint)
+        resuming = getattr(runner, '_resuming', None)
+        lacks = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
+        if resuming is not None and lacks:
+            raise checkpoints.CheckpointError(
+                f'checkpoint {resuming} cannot be resumed: it holds no {", ".join(lacks)}, so it '
+                'is not the state of a training run. To start from its weights set load_from'
+            )
+        if not any(key.startswith('kd_adapters.') for key in _unwrap(runner.model).state_dict()):
+            _drop_adapters(runner, checkpoint)
+
+    def before_train(self, runner: Runner) -> None:
+        """Logs what is about to be trained."""
+        table = getattr(_unwrap(runner.model), 'startup_table', None)
+        if table is not None and is_main_process():
+            resumed = getattr(runner, 'resumed_from', None)
+            load_from = None if resumed else runner._load_from
+            runner.logger.info(table(load_from=load_from, resumed=resumed))
+
+
+class ToPlainHook(Hook):
+    """Before saving, last of all: plain forms for real objects."""
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Puts the checkpoint in plain form; only the outermost dict is changed in place."""
+        plain = checkpoints.to_plain(checkpoint)
+        checkpoint.clear()
+        checkpoint.update(plain)
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """The checkpoint to go on from, or None where there is none.
+
+    MMEngine empties ``last_checkpoint`` before it writes it, and a run killed just then, or moved
+    elsewhere since, leaves a file that names nothing: then it is the newest of those beside it.
+    """
+    record = osp.join(work_dir, 'last_checkpoint')
+    if osp.isfile(record):
+        with open(record) as file:
+            last = file.read().strip()
+        for path in (last, osp.join(work_dir, osp.basename(last))):
+            if osp.isfile(path):
+                return path
+    if not osp.isdir(work_dir):
+        return None
+    found = [
+        (int(match[1]), match[0])
+        for name in os.listdir(work_dir)
+        if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', name))
+    ]
+    return osp.join(work_dir, max(found)[1]) if found else None
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _drop_adapters(runner: Runner, checkpoint: dict) -> None:
+    """Passes over a distilled student's adaptation layers in a model that has none."""
+    count = 0
+    for state in (
+        checkpoint.get('state_dict', checkpoint),
+        checkpoint.get('ema_state_dict', {}),
+    ):
+        for key in [key for key in state if _ADAPTER_KEY.match(key)]:
+            del state[key]
+            count += 1
+    if count:
+        runner.logger.info(
+            f"{count} tensors of a distilled student's adaptation layers (kd_adapters.*) are "
+            'passed over: this model has none'
+        )

@@ -1,0 +1,138 @@
+"""The table that says, before the first step, what is about to be trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
+from terminaltables import AsciiTable
+from torch import nn
+
+from .teacher import ADAPTER_PREFIX, UNTRAINED
+
+if TYPE_CHECKING:
+    from .detector import DistillationMixin
+
+
+def startup_table(student: DistillationMixin, load_from: str | None, resumed: str | None) -> str:
+    """Draw the table.
+
+    Args:
+        student: the distilling detector, its weights initialised.
+        load_from: the checkpoint the student was loaded from, if any.
+        resumed: the checkpoint this run goes on from, if any.
+    """
+    from .detector import LOG_NAMES
+
+    rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
+    if resumed or load_from:
+        rows.append(
+            ['  weights', f'{"resumed" if resumed else "loaded"} from {resumed or load_from}']
+        )
+    else:
+        rows += [['  weights', line] for line in _origins(student)]
+    if student.start is not None:
+        taken, left = student.start.taken, student.start.left
+        rows.append(['  start', f"{len(taken)} tensors of neck and heads are the teacher's"])
+        rows += [['  start', f'left: {key}: {why}'] for key, why in list(left.items())[:5]]
+        if len(left) > 5:
+            rows.append(['  start', f'left: {len(left) - 5} more'])
+    teacher = student.teacher
+    if teacher is None:
+        rows.append(
+            [
+                'teacher',
+                'none: every term is off'
+                + ', only the start was taken' * (student.start is not None),
+            ]
+        )
+    else:
+        rows.append(
+            ['teacher', f'{type(teacher.network.backbone).__name__}, {_size(teacher.network)}']
+        )
+        rows.append(['  config', teacher.name])
+        if teacher.source == UNTRAINED:
+            rows.append(['  weights', "RANDOM: teacher_ckpt='random' (for tests)"])
+        else:
+            rows.append(
+                ['  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}']
+            )
+        if teacher.passed_over:
+            rows.append(
+                ['  weights', f'{teacher.passed_over} adaptation tensors in the file passed over']
+            )
+        if student.terms and not student.pixels.same:
+            rows.append(
+                ['  pixels', 'another normalisation or channel order than the student: converted']
+            )
+    for name, log_name in LOG_NAMES.items():
+        term = student.terms.get(name)
+        rows.append([log_name, _describe(term) if term else 'off'])
+    for pair in student.hints:
+        guided, hint = pair.shapes
+        rows.append(['  hint', f'{pair.student} {_chw(guided)} -> {pair.teacher} {_chw(hint)}'])
+    table = AsciiTable(rows, ' what is trained ')
+    table.inner_heading_row_border = False
+    return table.table
+
+
+def _size(network: nn.Module) -> str:
+    parameters = sum(
+        p.numel() for n, p in network.named_parameters() if not n.startswith(ADAPTER_PREFIX)
+    )
+    return f'{parameters / 1e6:.2f} M parameters'
+
+
+def _describe(term) -> str:
+    loss = term.loss
+    values = {
+        key: getattr(loss, key)
+        for key in (
+            'loss_weight',
+            'hard_weight',
+            'background_weight',
+            'temperature',
+            'margin',
+            'normalize',
+        )
+        if hasattr(loss, key)
+    }
+    text = f'{type(loss).__name__} ' + ', '.join(f'{k}={v:g}' for k, v in values.items())
+    schedule = term.schedule
+    if schedule != type(schedule)():
+        text += f'; {schedule}'
+    return text
+
+
+def _chw(shape: tuple[int, ...]) -> str:
+    return '×'.join(str(size) for size in shape[1:])
+
+
+def _origins(student: nn.Module) -> list[str]:
+    """Which tensors of the student hold what an ``init_cfg`` says they were loaded from."""
+    state = {k: v for k, v in student.state_dict().items() if not k.startswith(ADAPTER_PREFIX)}
+    lines, found = [], 0
+    for path, module in student.named_modules():
+        for init_cfg in _pretrained(module):
+            checkpoint = init_cfg['checkpoint']
+            if prefix := init_cfg.get('prefix'):
+                file = _load_checkpoint_with_prefix(prefix, checkpoint, 'cpu')
+            else:
+                file = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+                file = file.get('state_dict', file)
+            own = module.state_dict()
+            same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
+            lines.append(f'{same} of {len(own)} tensors of {path or "all"} from {checkpoint}')
+            found += same
+    inherited = len(student.start.taken) if student.start else 0
+    return [
+        *lines,
+        f'{len(state) - found - inherited} of {len(state)} tensors initialised at random',
+    ]
+
+
+def _pretrained(module: nn.Module) -> list[dict]:
+    init_cfg = getattr(module, 'init_cfg', None) or []
+    init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
+    return [c for c in init_cfgs if c['type'] == 'Pretrained']

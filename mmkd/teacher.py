@@ -1,0 +1,237 @@
+"""The teacher: a frozen network that answers what the student was asked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.model import BaseModule
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from .recorder import Recorder
+
+ADAPTER_PREFIX = 'kd_adapters.'
+UNTRAINED = 'random'
+
+
+class TeacherError(ValueError):
+    """The teacher's config or checkpoint is not what it has to be."""
+
+
+def load_config(config: str | Path | dict) -> Config:
+    """Resolve ``teacher_config``: a path, an ``mmdet::...`` name of the installed package, a dict.
+
+    Raises:
+        TeacherError: if there is no such config, or it has no ``model``.
+    """
+    try:
+        if isinstance(config, dict):
+            resolved = Config(copy.deepcopy(dict(config)))
+        elif '::' in str(config):
+            resolved = get_config(str(config))
+        else:
+            resolved = Config.fromfile(config)
+    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+        raise TeacherError(f'teacher_config {config!r} cannot be read: {error}') from error
+    if 'model' not in resolved:
+        raise TeacherError(f'teacher_config {resolved.filename!r} defines no model')
+    return resolved
+
+
+class Teacher:
+    """Holds the network as a plain object, not as a submodule of the student.
+
+    So it is invisible to ``parameters()``, ``state_dict()``, the optimizer, DDP and
+    ``init_weights()``; a deep copy of the student (EMA) shares it.
+
+    Args:
+        config: the teacher's config, see :func:`load_config`.
+        checkpoint: its weights: a path or URL; ``'random'`` leaves it untrained, for tests.
+
+    Raises:
+        TeacherError: if the checkpoint does not fill the network completely.
+    """
+
+    def __init__(self, config: str | Path | dict, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            raise TeacherError(
+                'teacher_ckpt is missing, so the teacher would be random noise: name its '
+                f'checkpoint (or {UNTRAINED!r}, if noise is what you want, in a test)'
+            )
+        self.config = load_config(config)
+        self.name = str(self.config.filename or 'given as a dict')
+        model = copy.deepcopy(self.config.model)
+        model.train_cfg = None
+        self.network: nn.Module = MODELS.build(model)
+        self.source = str(checkpoint)
+        self.loaded, self.passed_over = 0, 0
+        if checkpoint == UNTRAINED:
+            if isinstance(self.network, BaseModule):
+                _without_pretrained(self.network).init_weights()
+        else:
+            self._load(checkpoint)
+        self.network.eval().requires_grad_(False)
+        self.recorder = Recorder()
+
+    def __deepcopy__(self, memo: dict) -> Teacher:
+        return self
+
+    def _load(self, checkpoint: str) -> None:
+        state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+        state = state.get('state_dict', state)
+        state = {key.removeprefix('module.'): value for key, value in state.items()}
+        own = {k: v for k, v in state.items() if not k.startswith(ADAPTER_PREFIX)}
+        self.passed_over = len(state) - len(own)
+        wanted = self.network.state_dict()
+        misshaped = [
+            f'{k} ({tuple(own[k].shape)} in the file, {tuple(v.shape)} in teacher_config)'
+            for k, v in wanted.items()
+            if k in own and own[k].shape != v.shape
+        ]
+        fitting = {k: v for k, v in own.items() if k not in wanted or v.shape == wanted[k].shape}
+        # Through the network's own hooks: they translate the keys of older versions.
+        result = self.network.load_state_dict(fitting, strict=False)
+        shaped = {entry.split(' ')[0] for entry in misshaped}
+        missing = [
+            k
+            for k in result.missing_keys
+            if k not in shaped and not k.endswith('num_batches_tracked')
+        ]
+        problems = [
+            f'{verb} {len(keys)} of {len(wanted)} keys (first: {", ".join(keys[:3])})'
+            for verb, keys in (
+                ('lacks', missing),
+                ('has in another shape', misshaped),
+                ('has, beyond the network,', result.unexpected_keys),
+            )
+            if keys
+        ]
+        if problems:
+            raise TeacherError(
+                f'teacher checkpoint {checkpoint} {"; ".join(problems)}. It was trained with '
+                f'another config than teacher_config {self.name}: name the config it was trained '
+                'with'
+            )
+        self.loaded = len(wanted)
+
+    def follow(self, parameter: Tensor) -> None:
+        """Move to the device and dtype of the student's ``parameter``, if not there yet."""
+        own = next(self.network.parameters())
+        if own.device != parameter.device or own.dtype != parameter.dtype:
+            self.network.to(device=parameter.device, dtype=parameter.dtype)
+
+    @property
+    def stages(self) -> int:
+        """How many box heads the RoI head has; 1 but for cascades."""
+        return getattr(self.network.roi_head, 'num_stages', 1)
+
+    def box_head(self, stage: int) -> nn.Module:
+        """The box head that answers the student's ``stage``: the corresponding one, or the last."""
+        return _stage(self.network.roi_head.bbox_head, min(stage, self.stages - 1))
+
+    @torch.no_grad()
+    def extract(self, pixels: Tensor, neck: bool = True) -> tuple[Tensor, ...]:
+        """Backbone and neck, or the backbone alone.
+
+        Args:
+            pixels: (N, 3, H, W), normalised as the teacher expects.
+            neck: whether what is asked lies beyond the backbone.
+        """
+        return self.network.extract_feat(pixels) if neck else self.network.backbone(pixels)
+
+    @torch.no_grad()
+    def score_anchors(self, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Answer the RPN's question: logits and deltas of every anchor.
+
+        Returns:
+            For each level (N·H·W·A, C) and (N·H·W·A, 4), rows in the order in which the student's
+            RPN lays them before its loss: image, y, x, anchor.
+        """
+        head = self.network.rpn_head
+        logits, deltas = head(features)[:2]
+        return [
+            (_rows(cls, head.cls_out_channels), _rows(reg, head.bbox_coder.encode_size))
+            for cls, reg in zip(logits, deltas, strict=True)
+        ]
+
+    @torch.no_grad()
+    def score_rois(
+        self, features: Sequence[Tensor], rois: Tensor, stage: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Answer the RoI head's question.
+
+        Args:
+            features: of :meth:`extract`.
+            rois: the student's, (n, 5), image index first.
+            stage: the student's stage.
+
+        Returns:
+            Logits (n, C + 1), and deltas (n, 4·C) or (n, 4), None where the head regresses none.
+        """
+        head = self.network.roi_head
+        where = (min(stage, self.stages - 1),) if isinstance(head.bbox_head, nn.ModuleList) else ()
+        answer = head._bbox_forward(*where, features, rois)
+        return answer['cls_score'], answer['bbox_pred']
+
+
+class Pixels:
+    """Gives the teacher the pixels that it was trained on (normalisation, channel order).
+
+    Args:
+        student: the student's data preprocessor, which made the batch.
+        teacher: the teacher's.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        self.swapped = student._channel_conversion != teacher._channel_conversion
+        self.normalised = [_normalisation(student), _normalisation(teacher)]
+        same = all(torch.equal(a, b) for a, b in zip(*self.normalised, strict=True))
+        self.same = same and not self.swapped
+
+    def __call__(self, inputs: Tensor, data_samples: SampleList) -> Tensor:
+        """Turn the student's batch (N, 3, H, W) into the teacher's; itself where both agree."""
+        if self.same:
+            return inputs
+        (mean_s, std_s), (mean_t, std_t) = [
+            [value.to(inputs.device).view(-1, 1, 1) for value in pair] for pair in self.normalised
+        ]
+        pixels = inputs * std_s + mean_s
+        if self.swapped:
+            pixels = pixels.flip(1)
+        pixels = (pixels - mean_t) / std_t
+        # Padding is 0 behind the normalisation, in both.
+        inside = torch.zeros_like(pixels[:, :1])
+        for mask, sample in zip(inside, data_samples, strict=True):
+            height, width = sample.img_shape[:2]
+            mask[:, :height, :width] = 1
+        return (pixels * inside).to(inputs.dtype)
+
+
+def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+    if not getattr(preprocessor, '_enable_normalize', False):
+        return torch.zeros(3), torch.ones(3)
+    return preprocessor.mean.flatten().cpu(), preprocessor.std.flatten().cpu()
+
+
+def _rows(level: Tensor, columns: int) -> Tensor:
+    return level.permute(0, 2, 3, 1).reshape(-1, columns)
+
+
+def _stage(heads: nn.Module, stage: int) -> nn.Module:
+    return heads[stage] if isinstance(heads, nn.ModuleList) else heads
+
+
+def _without_pretrained(network: Any) -> Any:
+    for module in network.modules():
+        init_cfg = getattr(module, 'init_cfg', None)
+        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            module.init_cfg = None
+    return network

@@ -1,0 +1,566 @@
+"""The comparison: statistics and words, planning and keys, running and resuming, the table."""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from tiny import tiny_config
+
+from mmkd import compare as cmp
+
+TERMS = ('rpn_cls', 'rpn_bbox', 'rcnn_cls', 'rcnn_bbox', 'hint')
+RECIPE = """\
+_base_ = {base!r}
+soft = dict(type='WeightedSoftCELoss', hard_weight=0.5, background_weight=1.5, temperature=1.0)
+bounded = dict(type='TeacherBoundedL2Loss', margin=0.0, loss_weight=0.5)
+model = dict(
+    type='mmkd.KnowledgeDistillationTwoStageDetector',
+    teacher_config={teacher!r},
+    teacher_ckpt={ckpt!r},
+    distillation=dict(
+        rpn_cls=soft, rpn_bbox=bounded, rcnn_cls=soft, rcnn_bbox=bounded,
+        hint=dict(type='HintL2Loss', loss_weight=0.5, normalize={normalize}, pairs=['neck']),
+        start={start!r}))
+"""
+
+
+@pytest.fixture(scope='module')
+def configs(tmp_path_factory):
+    """Paths of a plain student, its teacher's checkpoint and three distilled configs."""
+    tmp_path = tmp_path_factory.mktemp('configs')
+    plain = tiny_config(tmp_path, 'plain')
+    teacher = tiny_config(tmp_path, 'teacher', base_channels=8)
+    ckpt = tmp_path / 'teacher.pth'
+    ckpt.write_bytes(b'weights')
+    paths = {'plain': str(plain), 'ckpt': str(ckpt)}
+    for name, start, normalize in (
+        ('paper', None, False),
+        ('paper_start', 'teacher', False),
+        ('mmkd', 'teacher', True),
+    ):
+        path = tmp_path / f'{name}.py'
+        path.write_text(
+            RECIPE.format(
+                base=str(plain), teacher=str(teacher), ckpt=str(ckpt), start=start,
+                normalize=normalize,
+            )
+        )  # fmt: skip
+        paths[name] = str(path)
+    return paths
+
+
+class Fake:
+    """In place of the tools: leaves what they leave. ``maps`` gives each test's mAP by work dir."""
+
+    def __init__(self, maps=None, fails=(), dies=()):
+        self.commands = []
+        self.maps = maps or (lambda name: 0.5)
+        self.fails, self.dies = fails, dies
+        self.mutex = threading.Lock()
+
+    def __call__(self, command, log, env, lock, poll):
+        with self.mutex:
+            self.commands.append(command)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        os.fstat(lock)
+        if any('train' in part for part in command[:2]):
+            work = Path(command[command.index('--work-dir') + 1])
+            log.write_text('Epoch(train)  [1][4/4]  eta: 0:00:00  loss: 1.5\n')
+            (work / 'epoch_1.pth').write_bytes(b'')
+            (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))
+            poll()
+            if any(part in work.name for part in self.dies):
+                raise cmp.Stopped
+            if any(part in work.name for part in self.fails):
+                log.write_text('Traceback\nRuntimeError: the loss is NaN\n')
+                return 1
+            scalars = work / '20250101_000000/vis_data/scalars.json'
+            scalars.parent.mkdir(parents=True)
+            lines = [{'loss': 2.0, 'loss_kd_hint': 0.5, 'iter': 4, 'step': 4}]
+            lines.append({'coco/bbox_mAP': 0.25, 'step': 1})
+            scalars.write_text('\n'.join(map(json.dumps, lines)))
+        elif 'score' in command:
+            name = Path(command[3]).parents[1].name
+            value = self.maps(name)
+            cmp.write_json(
+                Path(command[-1]),
+                {'mAP': value, 'AP50': 0.9, 'exact': True, 'reported': {}, 'images': 8},
+            )
+        elif 'measure' in command:
+            cmp.write_json(
+                Path(command[-1]),
+                {'kind': 'measure', 'params': 1_230_000, 'gflops': 4.5, 'images_per_second': 20.0,
+                 'images': 8, 'device': 'a CPU, 1 thread'},
+            )  # fmt: skip
+        return 0
+
+    def trained(self):
+        return [c for c in self.commands if any(part.endswith('train.py') for part in c[:2])]
+
+
+def call(configs, names, fake, tmp_path, **kwargs):
+    stream = io.StringIO()
+    kwargs.setdefault('jobs', 1)
+    code = cmp.compare(
+        [configs[n] for n in names], work_dir=tmp_path / 'work', execute=fake, stream=stream,
+        images=0, **kwargs,
+    )  # fmt: skip
+    return code, stream.getvalue()
+
+
+# ------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize('n', [2, 3, 5, 12])
+def test_interval_is_that_of_scipys_paired_test(n):
+    rng = np.random.default_rng(n)
+    baseline, distilled = rng.normal(30, 1, n), rng.normal(31, 1, n)
+    expected = stats.ttest_rel(distilled, baseline).confidence_interval(0.95)
+    assert cmp.paired_interval(distilled - baseline) == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_interval_of_three_by_hand():
+    # mean 2, standard deviation 1, t(0.975, 2) = 4.302653
+    half = 4.302652729911275 / math.sqrt(3)
+    assert cmp.paired_interval([1, 2, 3]) == pytest.approx((2 - half, 2 + half), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('differences', 'word'),
+    [
+        ([5.0], 'INCONCLUSIVE'),
+        ([5.0, 5.1], 'INCONCLUSIVE'),
+        ([0.0, 0.0], 'INCONCLUSIVE'),
+        ([3.0, 3.1, 2.9], 'BEATS'),
+        ([-3.0, -3.1, -2.9], 'WORSE'),
+        ([0.1, -0.1, 0.0], 'NO GAIN'),
+        ([0.0, 0.0, 0.0], 'NO GAIN'),
+        ([-1.0, 0.3, -0.2, -0.6, 0.2], 'NO GAIN'),
+        ([3.0, -1.0, 1.0], 'INCONCLUSIVE'),
+        ([2.0, 2.0, 2.0], 'INCONCLUSIVE'),
+    ],
+)
+def test_word(differences, word):
+    verdict = cmp.judge(differences, margin=0.5)
+    assert verdict.word == word
+    assert verdict.n == len(differences)
+    assert verdict.mean == pytest.approx(np.mean(differences))
+
+
+def test_margin_separates_no_gain_from_inconclusive():
+    differences = [-0.3, 0.4, 0.1, 0.2]
+    high = cmp.paired_interval(differences)[1]
+    assert cmp.judge(differences, margin=high + 1e-6).word == 'NO GAIN'
+    assert cmp.judge(differences, margin=high - 1e-6).word == 'INCONCLUSIVE'
+
+
+def test_equal_differences_are_said_to_be_no_sample():
+    assert 'does the seed reach the runs' in cmp.judge([2.0, 2.0, 2.0]).why
+
+
+@pytest.mark.parametrize('bad', [[], [1.0, math.nan, 2.0], [math.inf, 1.0, 2.0]])
+def test_what_cannot_be_judged_is_refused(bad):
+    with pytest.raises(ValueError, match='nothing to judge|not a finite number'):
+        cmp.judge(bad)
+
+
+def test_gap_share():
+    assert cmp.gap_share(53.0, 50.0, 60.0) == pytest.approx(0.3)
+    assert cmp.gap_share(49.0, 50.0, 60.0) == pytest.approx(-0.1)
+    assert cmp.gap_share(53.0, 50.0, 50.0) is None
+
+
+# ------------------------------------------------------------------------------- planning
+
+
+def test_baseline_is_the_same_config_with_every_weight_0(configs):
+    plan = cmp.plan_runs([configs['mmkd']], [0, 7])
+    (comparison,) = plan.comparisons
+    run = comparison.baseline.runs[1]
+    cfg = cmp.read_config(run.config, run.options)
+    distilled = cmp.read_config(configs['mmkd'], comparison.distilled.runs[1].options)
+    for term in TERMS:
+        assert cfg.model.distillation[term].pop('loss_weight') == 0
+        distilled.model.distillation[term].pop('loss_weight', None)
+    assert cfg.model.distillation.start == 'teacher'
+    assert cfg.randomness.seed == 7
+    assert cfg.to_dict() == distilled.to_dict()
+    assert cmp.terms_on(cmp.read_config(run.config, run.options).model) == []
+    assert cmp.terms_on(cmp.read_config(configs['mmkd']).model) == list(TERMS)
+
+
+def test_baselines_with_the_same_start_are_one_run(configs):
+    plan = cmp.plan_runs(
+        [configs['paper'], configs['paper_start'], configs['mmkd']], [0, 1], [configs['plain']]
+    )
+    paper, paper_start, mmkd = plan.comparisons
+    assert paper_start.baseline is mmkd.baseline
+    assert mmkd.baseline.baseline_of == ['paper_start', 'mmkd']
+    # Without a start, off is plain MMDetection: the plain student is the baseline.
+    assert paper.baseline is plan.plain[0]
+    assert paper.baseline.role == 'plain'
+    # teacher, plain, start only, three distilled ones
+    assert [row.role for row in plan.rows] == ['teacher', 'plain', 'baseline'] + 3 * ['distilled']
+    assert len(plan.runs) == 1 + 2 * 5
+    assert len({run.key for run in plan.runs}) == len(plan.runs)
+
+
+def test_keys_follow_what_decides_the_result(configs):
+    def keys(**kwargs):
+        run = cmp.plan_runs([configs['mmkd']], [0], **kwargs).comparisons[0].distilled.runs[0]
+        return run.train_key, run.key
+
+    first = keys()
+    assert keys(options=['work_dir=elsewhere', 'default_hooks.logger.interval=7']) == first
+    assert keys(options=['optim_wrapper.optimizer.lr=0.5'])[0] != first[0]
+    assert keys(options=['model.distillation.hint.loss_weight=9'])[0] != first[0]
+    assert keys(processes=2)[0] != first[0]
+    # Another split tests the same training.
+    assert keys(split='val')[0] == first[0]
+    assert keys(split='val')[1] != first[1]
+    # A teacher trained anew under the old name is another teacher.
+    Path(configs['ckpt']).write_bytes(os.urandom(8))
+    cmp.fingerprint.cache_clear()
+    assert keys()[0] != first[0]
+
+
+def test_the_teacher_does_not_matter_to_a_baseline_without_a_start(configs):
+    def key(name):
+        plan = cmp.plan_runs([configs[name]], [0])
+        return plan.comparisons[0].baseline.runs[0].train_key
+
+    paper, start = key('paper'), key('paper_start')
+    Path(configs['ckpt']).write_bytes(os.urandom(8))
+    cmp.fingerprint.cache_clear()
+    assert key('paper') == paper
+    assert key('paper_start') != start
+
+
+def test_tests_run_the_plain_network_with_the_students_settings(configs):
+    plan = cmp.plan_runs([configs['mmkd']], [0])
+    student, teacher = plan.comparisons[0].distilled.runs[0], plan.comparisons[0].teacher.runs[0]
+    assert student.test_cfg.model.type == 'TwoStageDetector'
+    assert not {'teacher_config', 'teacher_ckpt', 'distillation'} & set(student.test_cfg.model)
+    assert teacher.test_cfg.model.backbone.base_channels == 8
+    assert student.test_cfg.model.backbone.base_channels == 4
+    assert teacher.test_cfg.test_dataloader == student.test_cfg.test_dataloader
+    assert teacher.checkpoint == configs['ckpt']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (lambda c: ([c['mmkd']], [0, 0]), 'different numbers'),
+        (lambda c: ([c['plain']], [0]), 'no distillation term on'),
+        (lambda c: ([c['mmkd']], [0], [c['paper']]), 'distils'),
+        (lambda c: ([c['mmkd'], c['mmkd']], [0]), 'given twice'),
+        (lambda c: ([c['mmkd']], [0], [], ['test_evaluator.format_only=True']), 'format_only'),
+        (lambda c: ([c['mmkd']], [0], [], ['test_dataloader=None']), 'no test_dataloader'),
+    ],
+)
+def test_impossible_plans_are_refused(configs, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cmp.plan_runs(*arguments(configs))
+
+
+def test_options_of_the_distillation_do_not_reach_plain_configs(configs):
+    options = ['model.distillation.hint.loss_weight=1', 'optim_wrapper.optimizer.lr=0.02']
+    plan = cmp.plan_runs([configs['mmkd']], [3], [configs['plain']], options)
+    assert plan.plain[0].runs[0].options == ['optim_wrapper.optimizer.lr=0.02', 'randomness.seed=3']
+
+
+def test_names_that_clash_are_told_apart():
+    paths = ['configs/a/x.py', 'configs/b/x.py', 'configs/b/y.py']
+    assert list(cmp._labels(paths).values()) == ['a/x', 'b/x', 'y']
+
+
+# ------------------------------------------------------------------------------- running
+
+
+def test_everything_is_run_once_and_the_table_ends_in_a_word(configs, tmp_path):
+    gains = {0: 0.031, 1: 0.030, 2: 0.032}
+
+    def maps(name):
+        if name.startswith('teacher'):
+            return 0.6
+        seed = int(name.split('-s')[1][0])
+        return 0.4 + 0.01 * seed + (0.0 if 'off' in name else gains[seed])
+
+    fake = Fake(maps)
+    code, out = call(configs, ['mmkd'], fake, tmp_path, jobs=2)
+    assert code == 0
+    assert len(fake.trained()) == 6
+    table = (tmp_path / 'work/table.md').read_text()
+    assert table in out
+    rows = {
+        line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
+        for line in table.splitlines()
+        if line.startswith('| ')
+    }
+    time_column = rows['mmkd, terms off'][7]
+    assert time_column == '0 s'
+    assert rows['teacher'] == ['teacher', '', '60.0', '90.0', '1.23', '4.5', '20', '', '']
+    assert rows['mmkd, terms off'][:4] == ['baseline of mmkd', '3', '41.0\xa0±\xa01.0', '90.0']
+    # The difference's table has the same first cell and comes later.
+    low, high = cmp.paired_interval([3.1, 3.0, 3.2])
+    assert rows['mmkd'][:5] == [
+        'mmkd, terms off (own baseline)',
+        '+3.1',
+        f'[{low:+.1f}, {high:+.1f}]',
+        '3',
+        '**BEATS**',
+    ]
+    assert '| 16 %' in table  # 3.1 of 60 - 41
+    assert (tmp_path / 'work/report.html').read_text().startswith('<!doctype html>')
+
+    again = Fake(maps)
+    code, out = call(configs, ['mmkd'], again, tmp_path)
+    assert (code, again.commands) == (0, [])
+    assert '7 runs, 7 of them done already' in out
+
+    changed = Fake(maps)
+    code, out = call(
+        configs, ['mmkd'], changed, tmp_path, options=['optim_wrapper.optimizer.lr=0.5'], seeds=[0]
+    )
+    assert len(changed.trained()) == 2
+    assert '2 stale result(s) ignored' in out
+
+    # Another split: tests, but no training.
+    val = Fake(maps)
+    code, out = call(configs, ['mmkd'], val, tmp_path, split='val', seeds=[0])
+    assert (code, val.trained()) == (0, [])
+    assert 'proves nothing' in out
+
+
+def test_commands_are_those_of_a_user(configs, tmp_path):
+    fake = Fake()
+    call(configs, ['mmkd'], fake, tmp_path, seeds=[5], options=['train_cfg.max_epochs=3'])
+    baseline, distilled = fake.trained()
+    assert distilled[:3] == [sys.executable, str(cmp.ROOT / 'tools/train.py'), configs['mmkd']]
+    assert distilled[-3:] == ['--cfg-options', 'train_cfg.max_epochs=3', 'randomness.seed=5']
+    assert set(baseline) - set(distilled) - {baseline[4]} == {
+        f'model.distillation.{term}.loss_weight=0' for term in TERMS
+    }
+    assert '--resume' not in baseline
+
+
+def test_one_run_over_several_processes(configs, tmp_path):
+    fake = Fake()
+    code, _ = call(configs, ['mmkd'], fake, tmp_path, seeds=[0], jobs=1, gpus=2)
+    assert code == 0
+    launcher = ['bash', str(cmp.ROOT / 'tools/dist_train.sh'), configs['mmkd'], '2']
+    assert [c[:4] for c in fake.commands if c[0] == 'bash'] == [launcher, launcher]
+
+
+def test_what_was_stopped_is_resumed(configs, tmp_path):
+    stopped = Fake(dies=['mmkd-s0'])
+    stopped_code = []
+    runs = cmp.plan_runs([configs['mmkd']], [0]).runs
+    bench = cmp.Bench(
+        tmp_path / 'work', tmp_path / 'work/results', 1, 1, [], cmp.Progress([], io.StringIO()),
+        stopped,
+    )  # fmt: skip
+    for run in runs:
+        try:
+            cmp.perform(run, bench)
+        except cmp.Stopped:
+            stopped_code.append(run.name)
+    assert stopped_code == ['mmkd, seed 0']
+
+    fake = Fake()
+    code, out = call(configs, ['mmkd'], fake, tmp_path, seeds=[0])
+    assert code == 0
+    (command,) = fake.trained()
+    assert command[5] == '--resume'
+    assert 'interrupted and resumed' in out
+
+
+def test_a_failure_is_shown_and_stops_no_other(configs, tmp_path):
+    fake = Fake(fails=['mmkd-terms-off-s1'])
+    code, out = call(configs, ['mmkd'], fake, tmp_path, seeds=[0, 1, 2])
+    assert code == 1
+    assert len(fake.trained()) == 6
+    assert 'RuntimeError: the loss is NaN' in out
+    assert 'not there (yet): mmkd, terms off, seed 1' in out
+    # A pair that lacks one half counts for nothing.
+    assert cmp.judge([0.0, 0.0]).word in out.split('own baseline')[2]
+
+
+def test_table_from_results_alone(configs, tmp_path):
+    call(configs, ['mmkd'], Fake(), tmp_path)
+    table = (tmp_path / 'work/table.md').read_text()
+    results = tmp_path / 'work/results'
+    assert sum(p.stat().st_size for p in results.glob('*.json')) < 20_000
+    stream = io.StringIO()
+    code = cmp.compare(
+        [configs['mmkd']], work_dir=tmp_path / 'elsewhere', results_dir=results, table_only=True,
+        execute=None, stream=stream,
+    )  # fmt: skip
+    assert code == 0
+    assert (tmp_path / 'elsewhere/table.md').read_text() == table
+
+
+def test_a_gpu_for_each_run_side_by_side(monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    assert cmp._resources(None, None) == (4, 1, ['0', '1', '2', '3'])
+    assert cmp._resources(None, 2) == (2, 1, ['0', '1'])
+    assert cmp._resources(1, 2) == (1, 2, ['0', '1'])
+    assert cmp._resources(8, 4) == (8, 1, ['0', '1', '2', '3'])
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,7')
+    assert cmp._resources(None, 2) == (2, 1, ['4', '5'])
+    with pytest.raises(ValueError, match='shows 4'):
+        cmp._resources(None, 5)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
+    assert cmp._resources(None, None) == (cmp.cpu_cores(), 1, [])
+    with pytest.raises(ValueError, match='no GPU'):
+        cmp._resources(None, 2)
+
+
+def test_a_killed_caller_leaves_a_lock_that_its_child_holds(configs, tmp_path):
+    """The lock goes to the child, so a second call cannot train in the same folder beside it."""
+    run = cmp.plan_runs([configs['mmkd']], [0]).runs[-1]
+    stop = threading.Event()
+    bench = cmp.Bench(
+        tmp_path, tmp_path, 1, 1, [], cmp.Progress([], io.StringIO()), cmp.run_command, stop
+    )
+    with cmp._locked(tmp_path, run, bench) as lock:
+        child = subprocess.Popen(['sleep', '30'], pass_fds=[lock])
+    stop.set()
+    with pytest.raises(cmp.Stopped), cmp._locked(tmp_path, run, bench):
+        pass
+    assert 'earlier call' in bench.progress.state[run.name]
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with cmp._locked(tmp_path, run, bench):
+        pass
+
+
+def test_a_stopped_command_leaves_no_child(tmp_path):
+    def poll():
+        raise cmp.Stopped
+
+    started = time.monotonic()
+    with pytest.raises(cmp.Stopped), open(tmp_path / 'lock', 'w') as lock:
+        cmp.run_command(['sleep', '30'], tmp_path / 'log', dict(os.environ), lock.fileno(), poll)
+    assert time.monotonic() - started < 8
+
+
+@pytest.mark.parametrize(
+    ('line', 'epochs', 'expected'),
+    [
+        (
+            '07/01 - mmengine - INFO - Epoch(train)  [ 2][ 50/120]  lr: 1e-2  eta: 1:02:03  '
+            'time: 0.1  loss: 1.2345  loss_kd_hint: 0.1',
+            3,
+            'training 170/360  loss 1.23  ETA 1:02:03',
+        ),
+        (
+            'Iter(train) [  50/2000]  lr: 1e-2  eta: 1 day, 1:02:03  time: 1  loss: nan',
+            None,
+            'training 50/2000  loss nan  ETA 1 day, 1:02:03',
+        ),
+        ('loading annotations into memory...', 1, None),
+    ],
+)
+def test_progress_is_read_from_mmengines_log(line, epochs, expected):
+    assert cmp.training_state(f'before\n{line}\nSaving checkpoint', epochs) == expected
+
+
+def test_curves_of_a_resumed_run_join(tmp_path):
+    def attempt(stamp, entries):
+        path = tmp_path / stamp / 'vis_data/scalars.json'
+        path.parent.mkdir(parents=True)
+        path.write_text('\n'.join(map(json.dumps, entries)) + '\n{"loss": 1, "it')
+
+    attempt('20250101_000000', [{'loss': float(i), 'iter': i, 'step': i} for i in (1, 2, 3)])
+    attempt(
+        '20250101_000100',
+        [
+            {'loss': 30.0, 'loss_kd_hint': math.nan, 'iter': 3, 'step': 3},
+            {'loss': 40.0, 'loss_kd_hint': 0.5, 'iter': 4, 'step': 4},
+            {'coco/bbox_mAP': 0.125, 'step': 1},
+        ],
+    )
+    assert cmp.read_curves(tmp_path) == {
+        'train': {
+            'iter': [1, 2, 3, 4],
+            'loss': [1.0, 2.0, 30.0, 40.0],
+            'loss_kd_hint': [None, None, None, 0.5],
+        },
+        'val': {'iter': [4], 'mAP': [12.5]},
+    }
+    assert cmp.read_curves(tmp_path, points=2)['train']['loss'] == [1.5, 35.0]
+
+
+@pytest.mark.parametrize(
+    ('reported', 'expected'),
+    [
+        ({'coco/bbox_mAP': 0.4, 'coco/bbox_mAP_50': 0.6, 'coco/segm_mAP': 0.3}, (0.4, 0.6)),
+        ({'pascal_voc/mAP': 0.7, 'pascal_voc/AP50': 0.7}, (0.7, 0.7)),
+        ({'lvis/bbox_AP': 0.2}, (0.2, None)),
+    ],
+)
+def test_metrics_are_found_by_their_names(reported, expected):
+    assert cmp.find_metrics(reported) == expected
+
+
+def test_a_missing_metric_is_named():
+    with pytest.raises(KeyError, match='no box mAP.*coco/segm_mAP'):
+        cmp.find_metrics({'coco/segm_mAP': 0.3})
+
+
+def test_score_is_the_evaluators_number_unrounded(tmp_path):
+    """Boxes shifted by known amounts: COCO's AP at ten thresholds, which CocoMetric rounds."""
+    import pickle
+
+    import torch
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    config = tiny_config(tmp_path)
+    cfg = Config.fromfile(config)
+    init_default_scope('mmdet')
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'net.pth')
+    annotations = json.loads((tmp_path / 'data/val.json').read_text())
+    samples = []
+    for image in annotations['images']:
+        own = [a for a in annotations['annotations'] if a['image_id'] == image['id']]
+        boxes = torch.tensor([a['bbox'] for a in own], dtype=torch.float)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes[:, 2] += (image['id'] % 3) * 3.0
+        predicted = {
+            'bboxes': boxes,
+            'labels': torch.tensor([a['category_id'] - 1 for a in own]),
+            'scores': torch.linspace(0.9, 0.5, len(own)),
+        }
+        samples.append({'img_id': image['id'], 'ori_shape': (64, 64), 'pred_instances': predicted})
+    with open(tmp_path / 'detections.pkl', 'wb') as file:
+        pickle.dump(samples, file)
+    value = cmp.score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'detections.pkl'))
+    assert value['exact']
+    assert value['reported']['coco/bbox_mAP'] == round(value['mAP'], 3)
+    assert value['mAP'] != value['reported']['coco/bbox_mAP']
+    assert (value['images'], value['detections']) == (8, len(annotations['annotations']))
+
+    for sample in samples:
+        sample['pred_instances'] = {k: v[:0] for k, v in sample['pred_instances'].items()}
+    with open(tmp_path / 'detections.pkl', 'wb') as file:
+        pickle.dump(samples, file)
+    value = cmp.score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'detections.pkl'))
+    assert value['mAP'] == 0.0
+
+    torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'bad.pth')
+    with pytest.raises((ValueError, RuntimeError), match='size mismatch|does not fit'):
+        cmp.score(str(config), str(tmp_path / 'bad.pth'), str(tmp_path / 'detections.pkl'))

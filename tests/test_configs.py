@@ -1,0 +1,112 @@
+"""Every config in configs/ is built and steps once, forward and backward, on its own shapes.
+
+Random weights stand in for downloads, through overrides that any user can give:
+``model.teacher_ckpt='random'`` and ``model.backbone.init_cfg=None``.
+"""
+
+import copy
+
+import pairs
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from pairs import LOG_NAMES, ROOT, batch, total
+
+from mmkd import plain_student
+
+PATHS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
+RECIPE = ROOT / 'configs/_base_/chen2017.py'
+
+
+def load(path):
+    config = Config.fromfile(path)
+    overrides = {'model.backbone.init_cfg': None}
+    if 'teacher_config' in config.model:
+        overrides['model.teacher_ckpt'] = 'random'
+    config.merge_from_dict(overrides)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # paths in configs are relative to the checkout
+
+
+@pytest.mark.parametrize('path', PATHS, ids=lambda p: str(p.relative_to(ROOT / 'configs')))
+def test_a_config_is_built_and_steps_once(path):
+    config = load(path)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    model.train()
+    on = {
+        name
+        for name, term in config.model.get('distillation', {}).items()
+        if name != 'start' and term.get('loss_weight') != 0
+    }
+    digits = 'digits' in path.parts
+    data = batch((2, 1), 96) if digits else batch((3,), 320, sides=(40, 160))
+    values = model(**model.data_preprocessor(data, True), mode='loss')
+    assert {k for k in values if 'kd' in k} == {LOG_NAMES[name] for name in on}
+    total(model, values).backward()
+    # What DDP needs of a config without find_unused_parameters: a gradient for each parameter.
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert config.get('find_unused_parameters', False) == bool(without), without
+    assert all(g.isfinite().all() for g in pairs.gradients(model).values())
+    assert not getattr(model, 'unproven', set())
+    plain = MODELS.build(plain_student(config.model))
+    own = {k for k in model.state_dict() if not k.startswith('kd_adapters.')}
+    assert own == set(plain.state_dict())
+
+
+def distilled_paths():
+    return [p for p in PATHS if 'KnowledgeDistillation' in p.read_text()]
+
+
+@pytest.mark.parametrize('path', distilled_paths(), ids=lambda p: p.stem)
+def test_a_pair_is_short_and_its_options_address_single_terms(path):
+    code = [line for line in path.read_text().splitlines() if line.strip()[:1] not in ('', '#')]
+    assert len(code) <= 16
+    config = load(path)
+    if 'hint' not in config.model.distillation:
+        return
+    before = copy.deepcopy(config.model.distillation)
+    config.merge_from_dict({'model.distillation.hint.loss_weight': 0})
+    assert config.model.distillation.hint.loss_weight == 0
+    config.model.distillation.hint.loss_weight = before.hint.loss_weight
+    assert config.model.distillation == before
+
+
+@pytest.mark.parametrize('path', [p for p in distilled_paths() if p.parent.name == 'kd'],
+                         ids=lambda p: p.stem)  # fmt: skip
+def test_a_pair_uses_the_papers_recipe(path):
+    assert load(path).model.distillation == Config.fromfile(RECIPE).distillation
+
+
+def test_the_recipe_has_the_papers_values():
+    terms = Config.fromfile(RECIPE).distillation
+    for name in ('rpn_cls', 'rcnn_cls'):
+        assert terms[name] == dict(
+            type='WeightedSoftCELoss', hard_weight=0.5, background_weight=1.5, temperature=1.0
+        )
+        assert MODELS.build(terms[name]).loss_weight == 0.5  # 1 - mu
+    for name in ('rpn_bbox', 'rcnn_bbox'):
+        assert terms[name] == dict(type='TeacherBoundedL2Loss', loss_weight=0.5, margin=0.0)
+    assert terms.hint == dict(type='HintL2Loss', loss_weight=0.5, normalize=False, pairs=['neck'])
+    assert terms.start is None
+
+
+def test_a_swap_of_either_network_is_one_line():
+    """The teacher, then the student, of the R101 -> R50 pair; the hints find their channels."""
+    config = load(ROOT / 'configs/kd/faster_rcnn_r101_to_r50.py')
+    config.merge_from_dict(
+        {'model.teacher_config': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'}
+    )
+    config.merge_from_dict(
+        {'model.backbone.depth': 18, 'model.neck.in_channels': [64, 128, 256, 512]}
+    )
+    model = MODELS.build(config.model)
+    assert model.teacher.network.backbone.depth == 50
+    assert model.backbone.depth == 18
+    assert [p.shapes[0][1] for p in model.hints] == [256] * 5

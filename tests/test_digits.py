@@ -1,0 +1,228 @@
+"""The embedded benchmark: same bytes from the same seed, and nothing shared between its splits."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).parents[1]
+#: of the shipped teacher on the first 100 validation images (all 500: 0.465)
+TEACHER_MAP = 0.462
+SMALL = {'size': 96, 'train': 12, 'val': 5, 'test': 6, 'seed': 3}
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location('make_digits', ROOT / 'tools' / 'make_digits.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_digits = load_script()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    out = tmp_path_factory.mktemp('digits') / 'small'
+    assert make_digits.make(out, **SMALL)
+    return out
+
+
+def test_same_arguments_give_the_same_bytes(small, tmp_path):
+    make_digits.make(tmp_path / 'again', **SMALL)
+    assert contents(tmp_path / 'again') == contents(small)
+
+
+def test_another_seed_gives_other_pictures(small, tmp_path):
+    make_digits.make(tmp_path / 'other', **{**SMALL, 'seed': 4})
+    mine, other = contents(small), contents(tmp_path / 'other')
+    assert mine.keys() == other.keys()
+    assert not any(mine[name] == other[name] for name in mine)
+
+
+def test_an_image_does_not_depend_on_how_many_there_are(small, tmp_path):
+    make_digits.make(tmp_path / 'fewer', **{**SMALL, 'train': 4, 'val': 1})
+    mine, fewer = contents(small), contents(tmp_path / 'fewer')
+    names = [name for name in fewer if name.endswith('.jpg')]
+    assert len(names) == 4 + 1 + 6
+    assert all(mine[name] == fewer[name] for name in names)
+
+
+def test_splits_share_no_scan_and_no_column_of_a_photograph(monkeypatch, tmp_path):
+    """A photograph whose pixels are their own column number shows which columns a split gets."""
+    columns = np.broadcast_to(np.arange(640)[None, :, None], (427, 640, 3))
+    seen = {}
+
+    def record(folder, split, count, size, seed, scans, labels, regions):
+        seen[split] = (scans, labels, regions)
+
+    monkeypatch.setattr(make_digits, 'write_split', record)
+    monkeypatch.setattr(
+        make_digits,
+        'load_sample_images',
+        lambda: type('Photos', (), {'images': [columns, columns]}),
+    )
+    make_digits.make(tmp_path / 'out', **SMALL)
+
+    assert set(seen) == {'train', 'val', 'test'}
+    digits = load_digits()
+    every = [scan.tobytes() for scans, _, _ in seen.values() for scan in scans]
+    assert len(every) == len(set(every)) == 1797
+    assert set(every) == {scan.tobytes() for scan in digits.images}
+    label_of = {
+        scan.tobytes(): label for scan, label in zip(digits.images, digits.target, strict=True)
+    }
+    for scans, labels, regions in seen.values():
+        assert [label_of[scan.tobytes()] for scan in scans] == list(labels)
+        assert set(labels) == set(range(10))
+        assert len(regions) == 2
+    for photo in range(2):
+        taken = [
+            x for _, _, regions in seen.values() for x in np.unique(regions[photo]).astype(int)
+        ]
+        assert sorted(taken) == list(range(640))
+
+
+def test_a_background_comes_from_the_regions_it_is_given():
+    """A black region gives a picture no brighter than black can become, a white one no darker."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        regions = [np.zeros((427, 200, 3), np.uint8)]
+        image = make_digits.background(regions, 96, rng)
+        assert image.shape == (96, 96, 3)
+        assert np.ptp(image) == 0 and image.max() < 127.5
+        regions = [np.full((427, 200, 3), 255, np.uint8)]
+        assert make_digits.background(regions, 96, np.random.default_rng(seed)).min() > 127.5
+
+
+def test_tight_box_is_the_extent_of_the_visible_pixels():
+    opacity = np.zeros((20, 30), np.float32)
+    opacity[4:9, 7:20] = make_digits.VISIBLE
+    opacity[3, 7:20] = make_digits.VISIBLE - 0.01
+    assert make_digits.tight_box(opacity) == (7, 4, 13, 5)
+    assert make_digits.tight_box(np.zeros((5, 5), np.float32)) is None
+
+
+def test_boxes_are_tight_round_what_was_pasted(monkeypatch):
+    digits = load_digits()
+    pasted = []
+    paste = make_digits.paste
+
+    def record(image, opacity, rng):
+        pasted.append(opacity.copy())
+        paste(image, opacity, rng)
+
+    monkeypatch.setattr(make_digits, 'paste', record)
+    photo = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    found = []
+    for index in range(40):
+        image, objects = make_digits.draw(digits.images, digits.target, [photo], 96, [0, index])
+        assert image.shape == (96, 96, 3) and image.dtype == np.uint8
+        found += [box for _, box in objects]
+    assert len(found) == len(pasted) > 80
+    for (x, y, w, h), opacity in zip(found, pasted, strict=True):
+        visible = opacity >= make_digits.VISIBLE
+        assert visible.sum() == visible[y : y + h, x : x + w].sum()
+        for edge in (visible[y], visible[y + h - 1], visible[:, x], visible[:, x + w - 1]):
+            assert edge.any()
+
+
+def test_annotations_read_under_pycocotools(small):
+    for split in ('train', 'val', 'test'):
+        coco = COCO(str(small / f'{split}.json'))
+        assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == list('0123456789')
+        assert len(coco.imgs) == SMALL[split]
+        for info in coco.imgs.values():
+            image = cv2.imread(str(small / split / info['file_name']))
+            assert image.shape == (info['height'], info['width'], 3) == (96, 96, 3)
+        assert len(coco.anns) >= 2 * SMALL[split]
+        for annotation in coco.anns.values():
+            x, y, w, h = annotation['bbox']
+            assert x >= 0 and y >= 0 and x + w <= 96 and y + h <= 96
+            assert min(w, h) >= make_digits.MIN_BOX // 2 and max(w, h) >= make_digits.MIN_BOX
+            assert annotation['area'] == w * h and annotation['iscrowd'] == 0
+
+
+def test_what_is_there_and_complete_is_left_alone(tmp_path):
+    out = tmp_path / 'digits'
+    assert make_digits.make(out, **SMALL)
+    before = contents(out)
+    stamp = (out / 'train.json').stat().st_mtime_ns
+    assert not make_digits.make(out, **SMALL)
+    assert (out / 'train.json').stat().st_mtime_ns == stamp
+
+    (out / 'val' / '000002.jpg').unlink()  # no longer complete
+    assert make_digits.make(out, **SMALL)
+    assert contents(out) == before
+
+    assert make_digits.make(out, **{**SMALL, 'test': 2})  # other parameters
+    assert len(json.loads((out / 'test.json').read_text())['images']) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['digits']
+
+
+def test_a_strangers_folder_is_not_touched(tmp_path):
+    (tmp_path / 'thesis.tex').write_text('irreplaceable')
+    with pytest.raises(FileExistsError, match=r'not empty and has no made.json'):
+        make_digits.make(tmp_path, **SMALL)
+    assert (tmp_path / 'thesis.tex').read_text() == 'irreplaceable'
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'), [({'size': 32}, '--size 32'), ({'val': 0}, '--val 0')]
+)
+def test_arguments_out_of_range_are_refused(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        make_digits.make(tmp_path / 'out', **{**SMALL, **changed})
+    assert not (tmp_path / 'out').exists()
+
+
+def test_student_and_teacher_differ_in_the_backbone_alone():
+    plain = Config.fromfile(ROOT / 'configs/digits/plain.py').model.to_dict()
+    teacher = Config.fromfile(ROOT / 'configs/digits/teacher.py').model.to_dict()
+    for model in (plain, teacher):
+        assert model['neck'].pop('in_channels')
+    assert plain.pop('backbone')['base_channels'] < teacher.pop('backbone')['base_channels']
+    assert plain == teacher
+
+
+def test_the_config_expects_what_the_script_writes(small):
+    config = Config.fromfile(ROOT / 'configs/digits/plain.py')
+    assert tuple(config.metainfo.classes) == make_digits.CLASSES
+    assert config.model.roi_head.bbox_head.num_classes == len(make_digits.CLASSES)
+    for split in ('train', 'val', 'test'):
+        dataset = config[f'{split}_dataloader'].dataset
+        assert (small / dataset.ann_file).is_file()
+        assert (small / dataset.data_prefix.img).is_dir()
+
+
+def test_the_shipped_teacher_is_what_its_config_says(tmp_path):
+    """Every tensor fits, and it scores what it was measured at (100 validation images)."""
+    path = ROOT / 'checkpoints' / 'digits_teacher.pth'
+    assert path.stat().st_size < 16 * 2**20
+    checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    assert checkpoint['meta']['dataset_meta']['classes'] == make_digits.CLASSES
+
+    make_digits.make(tmp_path / 'data', size=96, train=1, val=100, test=1, seed=0)
+    config = Config.fromfile(ROOT / 'configs/digits/teacher.py')
+    config.work_dir = str(tmp_path / 'work')
+    config.test_dataloader = config.val_dataloader
+    config.test_dataloader.dataset.data_root = str(tmp_path / 'data') + '/'
+    config.test_evaluator = config.val_evaluator
+    config.test_evaluator.ann_file = str(tmp_path / 'data' / 'val.json')
+    runner = Runner.from_cfg(config)
+    runner.model.load_state_dict(checkpoint['state_dict'], strict=True)
+    metrics = runner.test()
+    assert metrics['coco/bbox_mAP'] == pytest.approx(TEACHER_MAP, abs=0.01)

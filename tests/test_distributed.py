@@ -1,0 +1,114 @@
+"""Two processes over gloo: the gradient of one with the doubled batch, and nothing that hangs.
+
+Run as a script, this file is one of the two processes: ``RANK PORT CASE OUT``.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+
+import pairs
+import pytest
+import torch
+from mmdet.models.task_modules.samplers import RandomSampler
+from mmdet.utils import register_all_modules
+from mmengine.model import MMDistributedDataParallel
+
+WORLD = 2
+CASES = {
+    # the number of boxes on each rank
+    'alike': (2, 2),
+    'no boxes on one rank': (2, 0),
+}
+
+
+def student():
+    """All five terms; in eval mode, where BatchNorm does not see how a batch is divided."""
+    return pairs.distil(pairs.fpn(), pairs.fpn(8), pairs.recipe(), seed=1).eval()
+
+
+def first_of(self, gallery, num):
+    """Sampling that does not depend on which process draws."""
+    return gallery[:num]
+
+
+def image(case, rank):
+    return pairs.batch((CASES[case][rank],), seed=rank)
+
+
+def work(rank, port, case, out):
+    RandomSampler.random_choice = first_of
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    torch.distributed.init_process_group(
+        'gloo', rank=rank, world_size=WORLD, timeout=timedelta(seconds=120)
+    )
+    model = student()
+    wrapped = MMDistributedDataParallel(
+        model, find_unused_parameters=False, broadcast_buffers=False
+    ).eval()
+    for _ in range(2):  # the second step waits for the buckets of the first
+        model.zero_grad()
+        data = model.data_preprocessor(image(case, rank), True)
+        values = wrapped(**data, mode='loss')
+        pairs.total(model, values).backward()
+    torch.save(pairs.gradients(model), out)
+    torch.distributed.destroy_process_group()
+
+
+def run(tmp_path, case):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
+    outs = [tmp_path / f'{rank}.pth' for rank in range(WORLD)]
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(pairs.ROOT)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), port, case, str(out)],
+            env=env, cwd=pairs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for rank, out in enumerate(outs)
+    ]  # fmt: skip
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=300)
+            assert worker.returncode == 0, errors.decode()[-3000:]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [torch.load(out, weights_only=True) for out in outs]
+
+
+def single(data):
+    model = student()
+    pairs.total(model, pairs.losses(model, data)).backward()
+    return pairs.gradients(model)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_two_processes_give_the_mean_of_their_gradients(tmp_path, monkeypatch, case):
+    """No parameter is left without a gradient on one rank, so none is waited for in vain."""
+    monkeypatch.setattr(RandomSampler, 'random_choice', first_of)
+    got = run(tmp_path, case)
+    alone = [single(image(case, rank)) for rank in range(WORLD)]
+    assert got[0].keys() == got[1].keys() == alone[0].keys()
+    for name, gradient in got[0].items():
+        assert torch.equal(gradient, got[1][name])
+        torch.testing.assert_close(
+            gradient, (alone[0][name] + alone[1][name]) / 2, rtol=1e-4, atol=1e-6
+        )
+    if case != 'alike':
+        return
+    # Where every image has as many samples, that is the gradient of the doubled batch.
+    both = image(case, 0)
+    for key, value in image(case, 1).items():
+        both[key] += value
+    for name, gradient in single(both).items():
+        torch.testing.assert_close(got[0][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    register_all_modules(init_default_scope=True)
+    work(int(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,203 @@
+"""The page: what it says, that it needs nothing from elsewhere, and how detections are matched."""
+
+import json
+import pickle
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from tiny import tiny_config
+
+from mmkd import compare as cmp
+from mmkd import report
+
+VOID = {'meta', 'br'}
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers text, attributes and tags."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.words, self.tags = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        self.text = re.sub(r'\s+', ' ', ' '.join(self.words))
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != 'style':
+            self.words.append(data)
+
+
+def row(label, role, values, seeds=(0, 1, 2), **kwargs):
+    values = dict(zip(seeds, values, strict=True))
+    numbers = list(values.values())
+    sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+    return cmp.RowSummary(
+        label, role, len(values), values, float(np.mean(numbers)), sd, 80.0, 1_300_000, 4.5, 21.0,
+        None if role == 'teacher' else 600.0, kwargs.pop('baseline_of', []), **kwargs,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def summary():
+    plain = [40.0, 40.6, 39.9]
+    start = [50.1, 50.9, 50.2]
+    rows = [
+        row('teacher', 'teacher', [63.5], seeds=[None]),
+        row('plain', 'plain', plain, baseline_of=['paper']),
+        row('mmkd, terms off', 'baseline', start, baseline_of=['mmkd'], share_plain=0.44),
+        row('paper', 'distilled', [40.1, 40.4, 40.0], share_own=0.0, share_plain=0.0),
+        row('mmkd', 'distilled', [53.2, 53.8, 53.4], share_own=0.23, share_plain=0.57),
+    ]
+    own, paper = [3.1, 2.9, 3.2], [0.1, -0.2, 0.1]
+    whole = [13.2, 13.2, 13.5]
+    pairs = [
+        cmp.PairSummary('paper', 'plain', True, [0, 1, 2], cmp.judge(paper), 0.0),
+        cmp.PairSummary('mmkd', 'mmkd, terms off', True, [0, 1, 2], cmp.judge(own), 0.23),
+        cmp.PairSummary('mmkd', 'plain', False, [0, 1, 2], cmp.judge(whole), 0.57),
+    ]
+    return cmp.Summary(rows, pairs, [0, 1, 2], 'test', 0.5, ['a <note> & more'])
+
+
+@pytest.fixture
+def curves():
+    def one(scale, terms):
+        iters = list(range(50, 2001, 50))
+        train = {'iter': iters, 'loss': [scale * (0.4 + 60 / (i + 50)) for i in iters]}
+        for k, term in enumerate(terms):
+            train[term] = [0.1 * (k + 1) * (0.2 + 40 / (i + 50)) for i in iters]
+        val_iters = list(range(250, 2001, 250))
+        values = [50 * scale * (1 - 200 / (i + 200)) for i in val_iters]
+        return {'train': train, 'val': {'iter': val_iters, 'mAP': values}}
+
+    terms = ['loss_kd_rpn_cls', 'loss_kd_rpn_bbox', 'loss_kd_cls', 'loss_kd_bbox', 'loss_kd_hint']
+    return {
+        'plain': [one(0.8, []), one(0.82, [])],
+        'mmkd, terms off': [one(1.0, [])],
+        'paper': [one(0.81, terms)],
+        'mmkd': [one(1.06, terms), one(1.1, terms)],
+    }
+
+
+def pictures(tmp_path, count=3):
+    cfg = Config.fromfile(tiny_config(tmp_path))
+    annotations = json.loads((tmp_path / 'data/val.json').read_text())
+    paths = {}
+    for k, label in enumerate(('teacher', 'plain', 'mmkd, terms off', 'paper', 'mmkd')):
+        samples = []
+        for image in annotations['images']:
+            own = [a for a in annotations['annotations'] if a['image_id'] == image['id']]
+            boxes = np.array([a['bbox'] for a in own], dtype=float)
+            boxes[:, 2:] += boxes[:, :2]
+            boxes[k % len(boxes) :] += 6 * k
+            predicted = {
+                'bboxes': boxes,
+                'labels': np.array([a['category_id'] - 1 for a in own]),
+                'scores': np.linspace(0.9, 0.2 if k == 1 else 0.5, len(own)),
+            }
+            samples.append({'img_id': image['id'], 'pred_instances': predicted})
+        paths[label] = tmp_path / f'{k}.pkl'
+        paths[label].write_bytes(pickle.dumps(samples))
+    return report.collect_pictures(cfg, paths, count), annotations
+
+
+def test_page_needs_nothing_from_elsewhere(summary, curves, tmp_path):
+    text = report.render(summary, curves, pictures(tmp_path)[0])
+    page = Page(text)
+    assert '//' not in re.sub(r'base64,[\w+/=]*', '', text)
+    assert not {tag for tag, _ in page.tags} & {'script', 'link', 'iframe', 'img', 'object'}
+    assert 'url(' not in text and '@import' not in text
+    for _, attributes in page.tags:
+        for name in ('href', 'src'):
+            assert attributes.get(name, '#').startswith(('#', 'data:image/jpeg;base64,'))
+
+
+def test_verdict_comes_first_and_every_drawing_is_told_in_words(summary, curves, tmp_path):
+    page = Page(report.render(summary, curves, pictures(tmp_path)[0]))
+    assert page.text.index('BEATS') < page.text.index('Numbers')
+    assert page.text.index('NO GAIN') < page.text.index('Numbers')
+    assert 'mmkd +3.1 mAP against its own baseline' in page.text
+    assert 'Share of the gap to the teacher: 23' in page.text
+    assert 'a <note> & more' in page.text
+    assert 'proves nothing' not in page.text
+    drawings = [attributes for tag, attributes in page.tags if tag == 'svg']
+    assert all(a.get('aria-label') or a.get('aria-hidden') for a in drawings)
+    labels = ' '.join(a.get('aria-label', '') for a in drawings)
+    terms = ('loss_kd_rpn_cls', 'loss_kd_rpn_bbox', 'loss_kd_cls', 'loss_kd_bbox', 'loss_kd_hint')
+    for term in ('mAP', 'loss', *terms):
+        assert f'{term} (' in labels
+    assert 'mmkd − mmkd, terms off: +3.1, interval' in labels
+    columns, body = cmp.columns(summary)
+    for cell in (*columns, *(c for line in body for c in line)):
+        assert ' '.join(cell.strip('*').split()) in page.text
+
+
+def test_one_seed_is_said_to_prove_nothing(summary):
+    summary.seeds = [0]
+    summary.pairs[1].verdict = cmp.judge([3.1])
+    page = Page(report.render(summary, {}))
+    assert 'this proves nothing' in page.text
+    assert 'INCONCLUSIVE' in page.text
+    assert 'vis_data/scalars.json' in page.text
+    assert 'Test images None' in page.text
+
+
+def test_pictures_show_the_same_images_for_all(tmp_path):
+    shown, annotations = pictures(tmp_path)
+    assert [p.name for p in shown] == ['val_000.png', 'val_003.png', 'val_007.png']
+    for picture, index in zip(shown, (0, 3, 7), strict=True):
+        own = [a for a in annotations['annotations'] if a['image_id'] == index]
+        expected = [[x, y, x + w, y + h] for x, y, w, h in (a['bbox'] for a in own)]
+        assert [box for box, _ in picture.truth] == expected
+        assert list(picture.found) == ['teacher', 'plain', 'mmkd, terms off', 'paper', 'mmkd']
+        assert [box for box, _, _ in picture.found['teacher']] == expected
+        assert all(score >= 0.3 for found in picture.found.values() for _, _, score in found)
+        assert (picture.width, picture.height) == (64, 64)
+
+
+def test_matching_takes_each_true_box_once_best_score_first():
+    truth = [([0, 0, 10, 10], 'a'), ([20, 0, 30, 10], 'b')]
+    found = [
+        ([0, 0, 10, 9], 'a', 0.5),
+        ([0, 0, 10, 10], 'a', 0.9),
+        ([20, 0, 30, 10], 'a', 0.8),
+        ([20, 0, 30, 4], 'b', 0.7),
+    ]
+    assert report.match(truth, found) == ([False, True, False, False], [True, False])
+    # IoU of exactly one half counts.
+    assert report.match(truth, [([20, 0, 30, 5], 'b', 0.7)]) == ([True], [False, True])
+    assert report.match([], found[:1]) == ([False], [])
+
+
+@pytest.mark.parametrize(
+    ('low', 'high', 'expected'),
+    [(0, 1, [0, 0.25, 0.5, 0.75, 1.0]), (-0.4, 3.1, [-1, 0, 1, 2, 3, 4]), (0, 0, None)],
+)
+def test_ticks_are_round_and_cover(low, high, expected):
+    ticks = report._ticks(low, high, 4)
+    assert ticks[0] <= low and ticks[-1] >= high and ticks[-1] > ticks[0]
+    if expected is not None:
+        assert ticks == pytest.approx(expected)
+
+
+def test_curves_of_seeds_are_averaged_where_the_first_has_points():
+    curves = [
+        {'iter': [10, 20, 30], 'loss': [1.0, None, 3.0]},
+        {'iter': [10, 30], 'loss': [3.0, 5.0]},
+    ]
+    assert report._mean_curve(curves, 'iter', 'loss') == [(10, 2.0), (30, 4.0)]

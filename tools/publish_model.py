@@ -1,0 +1,82 @@
+"""Makes a checkpoint ready to publish: the plain student's weights, and a name that proves them.
+
+Optimizer, schedulers, message hub and adaptation layers go; weights and ``meta`` stay, the latter
+without the text of the config, which MMDetection's inferencer would run as Python (and which names
+a teacher). The name gets the first eight digits of the file's SHA-256, as PyTorch's and
+OpenMMLab's published files have: ``student.pth`` becomes ``student-1a2b3c4d.pth``.
+"""
+
+import argparse
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mmkd.checkpoint import CheckpointError, read_checkpoint, to_plain
+from mmkd.launch import stop
+from mmkd.teacher import ADAPTER_PREFIX
+
+
+def publish(in_file: str, out_file: str) -> Path:
+    """Writes the published form of ``in_file``.
+
+    The same weights and meta give the same bytes, so the same name.
+
+    Returns:
+        The path written: ``out_file`` with the hash before its ``.pth``.
+
+    Raises:
+        SystemExit: ``in_file`` is no checkpoint of a model, or the output exists.
+    """
+    if not os.path.isfile(in_file):
+        stop(f'no such checkpoint: {in_file}')
+    try:
+        checkpoint = read_checkpoint(in_file)
+    except CheckpointError as error:
+        stop(str(error))
+    if 'state_dict' not in checkpoint:
+        stop(f'{in_file} is no training checkpoint: it has no state_dict, but {list(checkpoint)}')
+    weights = checkpoint['state_dict']
+    published = {
+        'meta': checkpoint.get('meta', {}),
+        # A tensor that views a larger storage would be written with all of it.
+        'state_dict': {
+            key: value.clone()
+            for key, value in weights.items()
+            if not key.startswith(ADAPTER_PREFIX)
+        },
+    }
+    buffer = io.BytesIO()
+    torch.save(to_plain(published), buffer)
+    data = buffer.getvalue()
+    out = Path(out_file)
+    stem = out.name.removesuffix('.pth')
+    final = out.with_name(f'{stem}-{hashlib.sha256(data).hexdigest()[:8]}.pth')
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(final, 'xb') as file:
+            file.write(data)
+    except FileExistsError:
+        stop(f'{final} exists and is left as it is: remove it, or name another output')
+    adapters = len(weights) - len(published['state_dict'])
+    dropped = sorted(set(checkpoint) - {'meta', 'state_dict'})
+    print(
+        f'{final}: {len(published["state_dict"])} tensors, {len(data) / 2**20:.1f} MiB; '
+        f'left out: {adapters} tensors of adaptation layers, {", ".join(dropped) or "nothing else"}'
+    )
+    return final
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description='Process a checkpoint to be published')
+    parser.add_argument('in_file', help='training checkpoint')
+    parser.add_argument('out_file', help='output file; the hash is put before its .pth')
+    args = parser.parse_args(argv)
+    publish(args.in_file, args.out_file)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,80 @@
+"""Trains a detector, distilled or plain, with the options of MMDetection's tools/train.py."""
+
+import argparse
+import os.path as osp
+from collections.abc import Sequence
+
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from mmkd import launch
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a detector')
+    parser.add_argument('config', help='train config file path')
+    parser.add_argument('--work-dir', help='the folder for logs and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or without a value from the latest in the work folder',
+    )
+    launch.add_shared_arguments(parser)
+    return launch.parse(parser, argv)
+
+
+def apply_amp(cfg: Config, amp: bool) -> None:
+    """Turns mixed precision on, and refuses it, asked for here or in the config, on a CPU."""
+    if amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        launch.stop(
+            'mixed precision (--amp, or optim_wrapper.type=AmpOptimWrapper in the config) needs a '
+            "GPU: MMEngine's AmpOptimWrapper does not run on a CPU, and this machine shows no "
+            'other device; leave --amp out, or pass --cfg-options optim_wrapper.type=OptimWrapper'
+        )
+
+
+def apply_auto_scale_lr(cfg: Config) -> None:
+    """Turns the scaling of the learning rate on; needs the batch size it was chosen for."""
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        launch.stop(
+            '--auto-scale-lr: the config names no auto_scale_lr.base_batch_size, the batch size '
+            'its learning rate was chosen for'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def apply_resume(cfg: Config, resume: str | None) -> None:
+    """Sets what to resume from; without a name the Runner looks for the latest checkpoint."""
+    if resume is None:
+        return
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+    if cfg.load_from and '://' not in resume and not osp.isfile(resume):
+        launch.stop(f'--resume {resume}: no such checkpoint')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    setup_cache_size_limit_of_dynamo()
+    cfg = launch.load_config(args)
+    apply_amp(cfg, args.amp)
+    if args.auto_scale_lr:
+        apply_auto_scale_lr(cfg)
+    apply_resume(cfg, args.resume)
+    launch.build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
