@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from mmdet.utils import register_all_modules
+from mmengine.registry import init_default_scope
 
 settings.register_profile(
     'mmkd',
@@ -19,3 +20,9 @@ settings.load_profile('mmkd')
 def _mmdet():
     register_all_modules(init_default_scope=True)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    # A Runner of an earlier test may have left another one.
+    init_default_scope('mmdet')
