@@ -1,11 +1,11 @@
-# make demo · make demo-full · make test · make lint · make setup
+# make demo · make demo-full · make test · make lint · make setup · make teacher
 # Each sets everything up first (tools/setup.sh), once; PYTHON=python3.12 picks the interpreter.
 SHELL := /bin/bash
 PY := .venv/bin/python
 # Another pin, another way to set up, or a checkout that has moved: set up again.
 STAMP := .venv/.mmkd-setup-$(shell (pwd; cat requirements.txt tools/setup.sh pyproject.toml) | sha256sum | cut -c -12)
 
-.PHONY: demo demo-full test lint setup
+.PHONY: demo demo-full teacher test lint setup
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -21,6 +21,14 @@ demo: $(STAMP)
 demo-full: $(STAMP)
 	$(PY) tools/make_digits.py
 	$(PY) tools/compare.py configs/digits/paper.py configs/digits/paper_start.py configs/digits/mmkd.py --plain configs/digits/plain.py --seeds 0 1 2 --work-dir work_dirs/demo-full
+
+# Makes checkpoints/digits_teacher.pth again: half an hour on one core.
+teacher: $(STAMP)
+	$(PY) tools/make_digits.py
+	OMP_NUM_THREADS=1 $(PY) tools/train.py configs/digits/teacher.py --work-dir work_dirs/digits_teacher --resume
+	rm -f work_dirs/digits_teacher/digits_teacher-*.pth
+	$(PY) tools/publish_model.py work_dirs/digits_teacher/epoch_16.pth work_dirs/digits_teacher/digits_teacher.pth
+	mv work_dirs/digits_teacher/digits_teacher-*.pth checkpoints/digits_teacher.pth
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

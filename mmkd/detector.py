@@ -118,7 +118,6 @@ class DistillationMixin(Detector):
         self.recorder = Recorder()
         self.hints: list[HintPair] = []
         self.unproven = set(self.terms)
-        self.source = (str(teacher_config), str(teacher_ckpt))
         if not self.terms and not self.starts_from_teacher:
             return
         # The student draws the same initial weights as it does without a teacher.
