@@ -5,9 +5,10 @@ from . import stack
 stack.check()
 
 from . import checkpoint  # noqa: E402
-from .detector import KnowledgeDistillationTwoStageDetector, plain_student  # noqa: E402
+from .detector import KnowledgeDistillationTwoStageDetector  # noqa: E402
 from .losses import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
 from .runner import DistillationRunner  # noqa: E402
+from .teacher import plain_student  # noqa: E402
 
 checkpoint.install()
 

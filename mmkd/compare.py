@@ -374,7 +374,7 @@ def _teacher_row(cfg: Config, path: str, split: str, by_key: dict, plan: Plan) -
 
 def plain_network(model: dict) -> dict:
     """The model config of what remains after training: no teacher, no terms."""
-    from .detector import plain_student
+    from .teacher import plain_student
 
     model = copy.deepcopy(model)
     return plain_student(model) if 'distillation' in model else model

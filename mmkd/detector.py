@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ LOG_NAMES = {
 
 # A mixin has no base, but what it is mixed into; a type checker must not look for that here.
 Detector: Any = object
+
+
+SCORED_BY = ('stage', 'x', 'rois')
+"""What a RoI head may ask for to score RoIs."""
 
 
 @dataclass
@@ -108,8 +113,9 @@ class DistillationMixin(Detector):
         start = recipe.pop('start', None)
         if start not in (None, 'teacher'):
             raise ValueError(f"distillation.start={start!r} must be None or 'teacher'")
-        _known('distillation', recipe, LOG_NAMES)
-        pairs = recipe['hint'].pop('pairs', ['neck']) if 'hint' in recipe else []
+        _known('distillation', recipe, [*LOG_NAMES, 'start'])
+        hint = recipe.get('hint')
+        pairs = hint.pop('pairs', ['neck']) if isinstance(hint, dict) else []
         self.terms = {name: term for name in LOG_NAMES if (term := _build_term(recipe, name))}
         self.start: Start | None = None
         self.starts_from_teacher = start == 'teacher'
@@ -220,8 +226,9 @@ class DistillationMixin(Detector):
             values = {}
             if term := self.terms.get('rcnn_cls'):
                 sigmoid = getattr(head.loss_cls, 'use_sigmoid', False)
+                background = asked.pred.size(1) > head.num_classes
                 values['rcnn_cls'] = head.loss_cls.loss_weight * term.loss(
-                    asked.pred, logits, asked.weight, asked.avg_factor, sigmoid
+                    asked.pred, logits, asked.weight, asked.avg_factor, sigmoid, background
                 )
             boxes = heard.questions.get(('rcnn', stage, 'bbox'))
             if boxes and (term := self.terms.get('rcnn_bbox')):
@@ -289,7 +296,9 @@ class DistillationMixin(Detector):
 
     def _listen(self, pairs: Sequence[str | dict]) -> None:
         teacher = self.teacher.network
-        hinted = {_pair(entry)[1].split('.')[0] for entry in pairs if 'hint' in self.terms}
+        hinted = {
+            _parse(_pair(entry)[1])[0].split('.')[0] for entry in pairs if 'hint' in self.terms
+        }
         self.asks_rpn = 'rpn_head' in hinted or any(n.startswith('rpn_') for n in self.terms)
         self.asks_rcnn = 'roi_head' in hinted or any(n.startswith('rcnn_') for n in self.terms)
         if self.asks_rpn:
@@ -384,6 +393,23 @@ class DistillationMixin(Detector):
                     'and deltas, so it cannot be distilled: ' + _off('rcnn_cls', 'rcnn_bbox')
                 )
         own, theirs = (_stage(network.roi_head.bbox_head, 0) for network in (self, teacher))
+        roi_head = teacher.roi_head
+        asked = inspect.signature(roi_head._bbox_forward).parameters.values()
+        needs = [p.name for p in asked if p.default is p.empty and p.name not in SCORED_BY]
+        needs += [f for f in ('with_semantic', 'with_glbctx') if getattr(roi_head, f, False)]
+        if needs:
+            raise ValueError(
+                f"the teacher's RoI head ({type(roi_head).__name__}) scores RoIs by more than "
+                f'features ({", ".join(needs)}): ' + _off('rcnn_cls', 'rcnn_bbox')
+            )
+        for who, head in (('student', own), ('teacher', theirs)):
+            if 'rcnn_cls' in self.terms and getattr(head, 'custom_cls_channels', False):
+                raise ValueError(
+                    f'the {who} classifies RoIs by {type(head.loss_cls).__name__}, whose logits '
+                    'are neither softmax nor sigmoid: ' + _off('rcnn_cls')
+                )
+            if 'rcnn_bbox' in self.terms and not getattr(head, 'with_reg', True):
+                raise ValueError(f'the {who} regresses no boxes: ' + _off('rcnn_bbox'))
         if own.num_classes != theirs.num_classes:
             raise ValueError(
                 f'the teacher {self.teacher.name} has {theirs.num_classes} classes, the student '
@@ -404,20 +430,17 @@ class KnowledgeDistillationTwoStageDetector(DistillationMixin, TwoStageDetector)
     """A two-stage detector that learns from a teacher, see :class:`DistillationMixin`."""
 
 
-def plain_student(model: dict) -> dict:
-    """The model config of the student alone: what plain MMDetection builds and tests."""
-    model = copy.deepcopy(model)
-    for key in ('teacher_config', 'teacher_ckpt', 'eval_teacher', 'distillation'):
-        model.pop(key, None)
-    model['type'] = 'TwoStageDetector'
-    return model
-
-
 def _build_term(recipe: dict, name: str) -> Term | None:
     if name not in recipe:
         return None
+    if not isinstance(recipe[name], dict):
+        raise ValueError(
+            f'distillation.{name}={recipe[name]!r} must be a loss, dict(type=...): ' + _off(name)
+        )
     config = dict(recipe[name])
-    schedule = WeightSchedule(**config.pop('schedule', {}))
+    times = config.pop('schedule', {})
+    _known(f'distillation.{name}.schedule', times, ['begin', 'warmup', 'end', 'by_epoch'])
+    schedule = WeightSchedule(**times)
     loss = MODELS.build(config)
     return Term(loss, schedule) if loss.loss_weight != 0 else None
 
@@ -442,7 +465,7 @@ def _stage(heads: Any, stage: int) -> Any:
 
 
 def _same_coder(own: Any, theirs: Any) -> bool:
-    frames = [(type(c), list(c.means), list(c.stds)) for c in (own, theirs)]
+    frames = [(type(c), _get(c, 'means'), _get(c, 'stds')) for c in (own, theirs)]
     return frames[0] == frames[1]
 
 
@@ -517,7 +540,12 @@ def _shapes(
                 for stage in range(len(heads)) if isinstance(heads, nn.ModuleList) else [None]:
                     where = () if stage is None else (stage,)
                     network.roi_head._bbox_forward(*where, features, rois)
-            for path in record.features:
+            for path, (tensors, _) in record.features.items():
+                if not all(torch.is_tensor(tensor) for tensor in tensors):
+                    raise ValueError(
+                        f'hint at {path!r}: its outputs in the {who} are no tensors, but lists of '
+                        'them; name a submodule inside it'
+                    )
                 if record.runs[path] > 1:
                     raise ValueError(
                         f'hint at {path!r}: the {who} runs it {record.runs[path]} times in one '
@@ -540,7 +568,9 @@ def _layers(spec: str, shapes: dict[Layer, tuple[int, ...]]) -> list[Layer]:
     path, index = _parse(spec)
     seen = [layer for layer in shapes if layer.path == path]
     if not seen:
-        raise ValueError(f'hint at {path!r}: the network does not run this submodule')
+        raise ValueError(
+            f'hint at {path!r}: the network does not call this submodule; name one inside it'
+        )
     if index is None:
         return seen
     if index >= len(seen):

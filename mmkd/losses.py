@@ -66,6 +66,7 @@ class WeightedSoftCELoss(nn.Module):
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
         use_sigmoid: bool = False,
+        background: bool | None = None,
     ) -> Tensor:
         """Compute the loss.
 
@@ -75,6 +76,8 @@ class WeightedSoftCELoss(nn.Module):
             weight: weight of each row, (n,).
             avg_factor: the sum over rows is divided by it (N or M of the paper); None means n.
             use_sigmoid: the kind of head the logits come from.
+            background: whether the last column is the background's; None means that it is in a
+                softmax head and is not in a sigmoid head. MMDetection's sigmoid RoI heads have it.
 
         Returns:
             A scalar.
@@ -87,9 +90,12 @@ class WeightedSoftCELoss(nn.Module):
                 f'student logits {tuple(student_logits.shape)} and teacher logits '
                 f'{tuple(teacher_logits.shape)} must have one shape: the same rows and classes'
             )
-        num_classes = student_logits.size(1) - (not use_sigmoid)
+        if background is None:
+            background = not use_sigmoid
+        num_classes = student_logits.size(1) - background
         student = _full(student_logits) / self.temperature
         teacher = _full(teacher_logits.detach()) / self.temperature
+        # w_c of each column, and of the other half of each column of a sigmoid head.
         foreground = student.new_ones(num_classes)
         if self.class_weight:
             if len(self.class_weight) != num_classes:
@@ -98,13 +104,17 @@ class WeightedSoftCELoss(nn.Module):
                     f'{num_classes} foreground classes'
                 )
             foreground = foreground.new_tensor(self.class_weight)
+        outside = foreground.new_full((num_classes,), self.background_weight)
+        if background:
+            foreground, outside = (
+                torch.cat([foreground, outside.new_tensor([self.background_weight])]),
+                torch.cat([outside, outside.new_ones(1)]),
+            )
         if use_sigmoid:
             soft = foreground * teacher.sigmoid() * F.logsigmoid(student)
-            soft = soft + self.background_weight * (-teacher).sigmoid() * F.logsigmoid(-student)
+            soft = soft + outside * (-teacher).sigmoid() * F.logsigmoid(-student)
         else:
-            background = foreground.new_tensor([self.background_weight])
-            class_weight = torch.cat([foreground, background])
-            soft = class_weight * teacher.softmax(-1) * student.log_softmax(-1)
+            soft = foreground * teacher.softmax(-1) * student.log_softmax(-1)
         rows = -soft.sum(-1) * self.temperature**2
         if weight is not None:
             rows = rows * weight

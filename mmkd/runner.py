@@ -104,10 +104,13 @@ class FromPlainHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Logs what is about to be trained."""
         table = getattr(_unwrap(runner.model), 'startup_table', None)
-        if table is not None and is_main_process():
+        if table is not None:
             resumed = getattr(runner, 'resumed_from', None)
             load_from = None if resumed else runner._load_from
-            runner.logger.info(table(load_from=load_from, resumed=resumed))
+            # On all ranks: it may read a checkpoint by URL, which is a collective call.
+            text = table(load_from=load_from, resumed=resumed)
+            if is_main_process():
+                runner.logger.info(text)
 
 
 class ToPlainHook(Hook):

@@ -32,7 +32,7 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
         )
     else:
         rows += [['  weights', line] for line in _origins(student)]
-    if student.start is not None:
+    if student.start is not None and not (resumed or load_from):
         taken, left = student.start.taken, student.start.left
         rows.append(['  start', f"{len(taken)} tensors of neck and heads are the teacher's"])
         rows += [['  start', f'left: {key}: {why}'] for key, why in list(left.items())[:5]]

@@ -46,6 +46,19 @@ def load_config(config: str | Path | dict) -> Config:
     return resolved
 
 
+def plain_student(model: dict) -> dict:
+    """The model config of a student alone: what plain MMDetection builds and tests.
+
+    A config that distils nothing comes back as it is, in a copy.
+    """
+    model = copy.deepcopy(model)
+    if 'teacher_config' in model:
+        for key in ('teacher_config', 'teacher_ckpt', 'eval_teacher', 'distillation'):
+            model.pop(key, None)
+        model['type'] = 'TwoStageDetector'
+    return model
+
+
 class Teacher:
     """Holds the network as a plain object, not as a submodule of the student.
 
@@ -68,8 +81,8 @@ class Teacher:
             )
         self.config = load_config(config)
         self.name = str(self.config.filename or 'given as a dict')
-        model = copy.deepcopy(self.config.model)
-        model.train_cfg = None
+        model = plain_student(self.config.model)
+        model['train_cfg'] = None
         self.network: nn.Module = MODELS.build(model)
         self.source = str(checkpoint)
         self.loaded, self.passed_over = 0, 0
@@ -120,7 +133,7 @@ class Teacher:
                 f'another config than teacher_config {self.name}: name the config it was trained '
                 'with'
             )
-        self.loaded = len(wanted)
+        self.loaded = len(wanted) - len(result.missing_keys)
 
     def follow(self, parameter: Tensor) -> None:
         """Move to the device and dtype of the student's ``parameter``, if not there yet."""

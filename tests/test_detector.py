@@ -203,10 +203,10 @@ def test_the_terms_are_the_equations_over_what_was_heard(kind):
     got = losses(model)
     stage_weights = [1, 0.5, 0.25] if kind == 'cascade' else [1]
     expected = 0.0
-    for weight, (own, answer, row_weight, avg_factor, sigmoid) in zip(
+    for weight, (own, answer, row_weight, avg_factor, sigmoid, background) in zip(
         stage_weights, heard['rcnn_cls'], strict=True
     ):
-        assert not sigmoid
+        assert (sigmoid, background) == (False, True)
         w_c = torch.tensor([1.0] * 3 + [1.5])
         rows = -(w_c * answer.softmax(-1) * own.log_softmax(-1)).sum(-1)
         assert avg_factor == (row_weight > 0).sum()
@@ -644,7 +644,7 @@ def test_one_guided_layer_for_two_hint_layers():
         ('neck[x]', r"hint 'neck\[x\]' is no path"),
         (dict(student='neck', teacher='backbone'), 'has 5 outputs there, the teacher 4'),
         (dict(student='neck[0]', teacher='roi_head.bbox_head.fc_cls'), 'no adaptation layer leads'),
-        ('roi_head.bbox_head.loss_cls', 'the network does not run this submodule'),
+        ('roi_head.bbox_head.loss_cls', 'the network does not call this submodule'),
         ('rpn_head.rpn_conv', 'the student runs it 5 times in one step'),
     ],
 )  # fmt: skip
@@ -849,6 +849,10 @@ def test_a_distilled_student_can_be_a_teacher_in_turn(tmp_path):
     own = {k: v for k, v in first.state_dict().items() if not k.startswith('kd_adapters.')}
     assert same(model.teacher.network.state_dict(), own)
     assert '10 adaptation tensors in the file passed over' in model.startup_table()
+    # The config that it was trained with names it as well as the plain one does.
+    itself = distilled(pairs.fpn(), pairs.fpn(8), recipe())
+    model = build(distilled(pairs.fpn(), itself, recipe(), path))
+    assert same(model.teacher.network.state_dict(), own)
 
 
 @pytest.mark.parametrize(
@@ -893,6 +897,9 @@ def test_a_teacher_of_another_network_or_other_classes_is_refused(tmp_path):
         (dict(eval_teacher=False), 'eval_teacher=False is refused: .* BatchNorm'),
         (dict(distillation=dict(hints=dict(type='HintL2Loss'))), "no entry 'hints'.* mean hint"),
         (dict(distillation=dict(start='zoo')), "start='zoo' must be None or 'teacher'"),
+        (dict(distillation=dict(hint=None)), 'distillation.hint=None must be a loss'),
+        (dict(distillation=dict(hint=dict(type='HintL2Loss', schedule=dict(warm=5)))),
+         "distillation.hint.schedule has no entry 'warm'; did you mean warmup"),
         (dict(teacher_config='nowhere.py'), "teacher_config 'nowhere.py' cannot be read"),
         (dict(teacher_config='mmdet::nowhere.py'), "teacher_config 'mmdet::nowhere.py' cannot be"),
         (dict(teacher_config=dict(backbone=1)), 'defines no model'),
@@ -923,6 +930,12 @@ def test_a_pair_that_cannot_answer_one_question_is_refused():
     other = pairs.fpn()
     other.rpn_head.loss_cls.use_sigmoid = False
     refused('sigmoid against softmax', None, other)
+
+    seesaw = pairs.fpn()
+    seesaw.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=3)
+    refused('the teacher classifies RoIs by SeesawLoss.*rcnn_cls', None, seesaw)
+    refused('the student classifies RoIs by SeesawLoss.*rcnn_cls', seesaw, seesaw)
+    distil(pairs.fpn(), seesaw, recipe('rcnn_bbox'))
 
     one_stage = pairs.get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
     one_stage.backbone.init_cfg = None

@@ -412,6 +412,19 @@ def test_error_mu_applied_twice():
     )
 
 
+def test_a_sigmoid_head_with_a_background_logit_weighs_that_column_the_other_way_round():
+    """MMDetection's sigmoid RoI heads have C + 1 logits, the background's last."""
+    student, teacher = rand(1, 3, 3), rand(2, 3, 3)
+    value = WeightedSoftCELoss(loss_weight=1.0)(student, teacher, None, 1.0, True, True)
+    total = 0.0
+    for z_s, z_t in zip(student.tolist(), teacher.tolist(), strict=True):
+        for c, (inside, outside) in enumerate([(1, 1.5), (1, 1.5), (1.5, 1)]):
+            log_s, log_t = (log_softmax([z[c], 0.0]) for z in (z_s, z_t))
+            total -= inside * math.exp(log_t[0]) * log_s[0]
+            total -= outside * math.exp(log_t[1]) * log_s[1]
+    assert value.item() == pytest.approx(total, rel=1e-12)
+
+
 def test_error_sigmoid_without_its_other_half():
     """A teacher sure that there is nothing pushes a sigmoid student down, by the weight of the
     background: -1.5 · log(1 - p), whose gradient is 1.5 · p."""

@@ -380,6 +380,34 @@ def test_dist_train_and_dist_test_on_two_processes(config, tmp_path):
 
 
 @cpu_only
+def test_two_processes_start_from_a_backbone_named_by_its_url(config, tmp_path):
+    """The table at the start reads it again, and that is a collective call: no rank may miss it."""
+    cfg = Config.fromfile(config)
+    backbone = MODELS.build(cfg.model.backbone)
+    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
+    torch.save(backbone.state_dict(), tmp_path / 'hub/checkpoints/backbone.pth')
+    distilled = tmp_path / 'distilled.py'
+    distilled.write_text(
+        f"""_base_ = ['{config}', '{ROOT}/configs/_base_/chen2017.py']
+model = dict(
+    type='mmkd.KnowledgeDistillationTwoStageDetector',
+    backbone=dict(init_cfg=dict(
+        _delete_=True, type='Pretrained', checkpoint='http://127.0.0.1/backbone.pth')),
+    teacher_config='{config}',
+    teacher_ckpt='random',
+    distillation=_base_.distillation,
+)
+"""
+    )
+    work_dir = tmp_path / 'work'
+    args = ['dist_train.sh', distilled, 2, '--work-dir', work_dir]
+    (output,) = finish(start(*args, PORT=free_port(), TORCH_HOME=str(tmp_path)))
+    tensors = len(backbone.state_dict())
+    assert f'{tensors} of {tensors} tensors of backbone from http://127.0.0.1' in output
+    assert read_checkpoint(str(work_dir / 'epoch_1.pth'))['meta']['iter'] == 2
+
+
+@cpu_only
 def test_two_launchers_make_one_run(config, tmp_path):
     shared = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=free_port())
     args = ['dist_train.sh', config, 1, '--work-dir', tmp_path]

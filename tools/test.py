@@ -14,7 +14,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
 
 from mmkd import launch
-from mmkd.detector import plain_student
+from mmkd.teacher import plain_student
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

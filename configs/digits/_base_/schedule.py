@@ -29,6 +29,6 @@ param_scheduler = [
 randomness = dict(seed=0)
 default_hooks = dict(
     logger=dict(interval=25),
-    checkpoint=dict(interval=1, max_keep_ckpts=1),
+    checkpoint=dict(interval=1, max_keep_ckpts=2),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=8)
