@@ -52,8 +52,9 @@ def plain_student(model: dict) -> dict:
     A config that distils nothing comes back as it is, in a copy.
     """
     model = copy.deepcopy(model)
-    if 'teacher_config' in model:
-        for key in ('teacher_config', 'teacher_ckpt', 'eval_teacher', 'distillation'):
+    keys = ('teacher_config', 'teacher_ckpt', 'eval_teacher', 'distillation')
+    if any(key in model for key in keys):
+        for key in keys:
             model.pop(key, None)
         model['type'] = 'TwoStageDetector'
     return model
