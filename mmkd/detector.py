@@ -465,7 +465,10 @@ def _stage(heads: Any, stage: int) -> Any:
 
 
 def _same_coder(own: Any, theirs: Any) -> bool:
-    frames = [(type(c), _get(c, 'means'), _get(c, 'stds')) for c in (own, theirs)]
+    # A list in one config is a tuple in another's defaults.
+    frames = [
+        (type(c), *(list(_get(c, n) or ()) for n in ('means', 'stds'))) for c in (own, theirs)
+    ]
     return frames[0] == frames[1]
 
 

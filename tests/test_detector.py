@@ -928,6 +928,10 @@ def test_a_pair_that_cannot_answer_one_question_is_refused():
     distil(pairs.fpn(), other, recipe('rpn_cls'))
 
     other = pairs.fpn()
+    del other.rpn_head.bbox_coder['target_means'], other.rpn_head.bbox_coder['target_stds']
+    distil(pairs.fpn(), other, recipe('rpn_bbox'))  # the coder's defaults, as a tuple: the same
+
+    other = pairs.fpn()
     other.rpn_head.loss_cls.use_sigmoid = False
     refused('sigmoid against softmax', None, other)
 
