@@ -1,11 +1,11 @@
-# make demo · make demo-full · make test · make lint · make setup · make teacher
+# make demo · make demo-full · make test · make lint · make setup · make teacher · make backbone
 # Each sets everything up first (tools/setup.sh), once; PYTHON=python3.12 picks the interpreter.
 SHELL := /bin/bash
 PY := .venv/bin/python
 # Another pin, another way to set up, or a checkout that has moved: set up again.
 STAMP := .venv/.mmkd-setup-$(shell (pwd; cat requirements.txt tools/setup.sh pyproject.toml) | sha256sum | cut -c -12)
 
-.PHONY: demo demo-full teacher test lint setup
+.PHONY: demo demo-full teacher backbone test lint setup
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -30,6 +30,11 @@ teacher: $(STAMP)
 	rm -f work_dirs/digits_teacher/digits_teacher-*.pth
 	$(PY) tools/publish_model.py work_dirs/digits_teacher/epoch_16.pth work_dirs/digits_teacher/digits_teacher.pth
 	mv work_dirs/digits_teacher/digits_teacher-*.pth checkpoints/digits_teacher.pth
+
+# Makes checkpoints/digits_student_backbone.pth again: four minutes on one core.
+backbone: $(STAMP)
+	$(PY) tools/make_digits.py
+	OMP_NUM_THREADS=1 $(PY) tools/pretrain_digits.py
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

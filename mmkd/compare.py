@@ -437,7 +437,7 @@ def _train_key(cfg: Config, processes: int) -> str:
                 model['start'] = [start, identity]
         else:
             model['teacher'] = identity
-    model = _canonical(model)
+    model = _with_weights(_canonical(model))
     parts = {key: cfg.get(key) for key in _TRAIN_KEYS}
     parts['model'] = model
     parts['load_from'] = fingerprint(cfg.load_from) if cfg.get('load_from') else None
@@ -459,6 +459,16 @@ def _teacher_identity(model: dict) -> str:
 def _canonical(model: dict) -> dict:
     plain = model.get('type') in _TWO_STAGE
     return {**model, 'type': 'TwoStageDetector'} if plain else dict(model)
+
+
+def _with_weights(model: Any) -> Any:
+    """A network's config with the bytes of each file that it is initialised from."""
+    if isinstance(model, dict):
+        filled = {k: _with_weights(v) for k, v in model.items()}
+        if filled.get('type') == 'Pretrained' and 'checkpoint' in filled:
+            filled['checkpoint'] = fingerprint(filled['checkpoint'])
+        return filled
+    return [_with_weights(v) for v in model] if isinstance(model, (list, tuple)) else model
 
 
 def _bare(model: Any) -> Any:

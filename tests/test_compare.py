@@ -234,6 +234,22 @@ def test_keys_follow_what_decides_the_result(configs):
     assert keys()[0] != first[0]
 
 
+def test_pretrained_weights_count_by_their_bytes(configs, tmp_path):
+    def key(weights):
+        init_cfg = dict(_delete_=True, type='Pretrained', checkpoint=str(weights))
+        path = tmp_path / f'{weights.name}.py'
+        path.write_text(
+            f'_base_ = {configs["mmkd"]!r}\nmodel = dict(backbone=dict(init_cfg={init_cfg}))\n'
+        )
+        return cmp.plan_runs([str(path)], [0]).comparisons[0].distilled.runs[0].train_key
+
+    one, other, third = (tmp_path / name for name in ('one', 'other', 'third'))
+    for path, content in ((one, b'a'), (other, b'a'), (third, b'b')):
+        path.write_bytes(content)
+    assert key(one) == key(other)
+    assert key(one) != key(third)
+
+
 def test_the_teacher_does_not_matter_to_a_baseline_without_a_start(configs):
     def key(name):
         plan = cmp.plan_runs([configs[name]], [0])

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
@@ -19,14 +20,15 @@ TEACHER_MAP = 0.479
 SMALL = {'size': 96, 'train': 12, 'val': 5, 'test': 6, 'seed': 3}
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location('make_digits', ROOT / 'tools' / 'make_digits.py')
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-make_digits = load_script()
+make_digits = load_script('make_digits')
+pretrain_digits = load_script('pretrain_digits')
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -194,7 +196,8 @@ def test_student_and_teacher_differ_in_the_backbone_alone():
     teacher = Config.fromfile(ROOT / 'configs/digits/teacher.py').model.to_dict()
     for model in (plain, teacher):
         assert model['neck'].pop('in_channels')
-    assert plain.pop('backbone')['base_channels'] < teacher.pop('backbone')['base_channels']
+    assert plain['backbone'].pop('init_cfg')['type'] == 'Pretrained'
+    assert plain['backbone'].pop('base_channels') < teacher['backbone'].pop('base_channels')
     assert plain == teacher
 
 
@@ -226,3 +229,33 @@ def test_the_shipped_teacher_is_what_its_config_says(tmp_path):
     runner.model.load_state_dict(checkpoint['state_dict'], strict=True)
     metrics = runner.test()
     assert metrics['coco/bbox_mAP'] == pytest.approx(TEACHER_MAP, abs=0.01)
+
+
+def test_the_shipped_backbone_is_what_its_config_says():
+    """It fills the student's backbone completely, and is small."""
+    model = Config.fromfile(ROOT / 'configs/digits/plain.py').model
+    path = Path(model.backbone.init_cfg.checkpoint)
+    assert path.stat().st_size < 2**20
+    state = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+    student = MODELS.build(model)
+    student.init_weights()
+    own = student.backbone.state_dict()
+    assert own.keys() == state.keys()
+    assert all(torch.equal(own[key], state[key]) for key in own)
+
+
+def test_pretraining_learns_and_repeats_to_the_bit(small, tmp_path, capfd):
+    states = []
+    for name in ('a', 'b'):
+        config = Config.fromfile(ROOT / 'configs/digits/plain.py')
+        for split in ('train', 'val'):
+            config[f'{split}_dataloader'].dataset.data_root = str(small) + '/'
+        config.dump(tmp_path / 'config.py')
+        out = tmp_path / f'{name}.pth'
+        args = ['--config', str(tmp_path / 'config.py'), '--out', str(out)]
+        pretrain_digits.main([*args, '--epochs', '40', '--batch-size', '8'])
+        states.append(torch.load(out, weights_only=True)['state_dict'])
+    said = capfd.readouterr().out
+    losses = [float(line.split('loss ')[1].split(',')[0]) for line in said.splitlines()[:40]]
+    assert losses[39] < losses[0] - 0.3
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))

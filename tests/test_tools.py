@@ -87,13 +87,19 @@ def start(script: str, *args: object, **variables: str) -> subprocess.Popen:
 
 
 def finish(*processes: subprocess.Popen) -> list[str]:
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
+    """What they printed; a process that hangs fails the test with the output of all."""
+    outputs = []
+    hung = []
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=5 if hung else 240)[0])
+        except subprocess.TimeoutExpired:
+            hung.append(process.args)
             process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+            outputs.append(process.communicate()[0])
+    said = '\n'.join(f'--- {p.args}\n{o}' for p, o in zip(processes, outputs, strict=True))
+    assert not hung, f'{hung} did not end\n{said}'
+    assert all(process.returncode == 0 for process in processes), said
     return outputs
 
 
