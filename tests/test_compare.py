@@ -297,7 +297,7 @@ def test_options_of_the_distillation_do_not_reach_plain_configs(configs):
 
 def test_names_that_clash_are_told_apart():
     paths = ['configs/a/x.py', 'configs/b/x.py', 'configs/b/y.py']
-    assert list(cmp._labels(paths).values()) == ['a/x', 'b/x', 'y']
+    assert list(cmp.plan._labels(paths).values()) == ['a/x', 'b/x', 'y']
 
 
 # ------------------------------------------------------------------------------- running
@@ -450,15 +450,15 @@ def test_a_killed_caller_leaves_a_lock_that_its_child_holds(configs, tmp_path):
     bench = cmp.Bench(
         tmp_path, tmp_path, 1, 1, [], cmp.Progress([], io.StringIO()), cmp.run_command, stop
     )
-    with cmp._locked(tmp_path, run, bench) as lock:
+    with cmp.runs._locked(tmp_path, run, bench) as lock:
         child = subprocess.Popen(['sleep', '30'], pass_fds=[lock])
     stop.set()
-    with pytest.raises(cmp.Stopped), cmp._locked(tmp_path, run, bench):
+    with pytest.raises(cmp.Stopped), cmp.runs._locked(tmp_path, run, bench):
         pass
     assert 'earlier call' in bench.progress.state[run.name]
     child.send_signal(signal.SIGKILL)
     child.wait()
-    with cmp._locked(tmp_path, run, bench):
+    with cmp.runs._locked(tmp_path, run, bench):
         pass
 
 

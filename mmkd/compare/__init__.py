@@ -1,0 +1,203 @@
+"""The comparison: a distilled student against the user's own baseline, over seeds, with a verdict.
+
+The baseline of a distilled config is the same config with every distillation weight 0: same start,
+same data, schedule and seed. What a start gives is thereby never credited to the terms.
+
+Four parts: :mod:`.statistics`, :mod:`.plan` (which runs, under which keys), :mod:`.runs` (training,
+testing and measuring, each in a process of its own through ``tools/``), and :mod:`.table`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from .plan import Plan, fingerprint, plan_runs, read_config, terms_on
+from .runs import (
+    ROOT,
+    Bench,
+    Execute,
+    Progress,
+    Stopped,
+    cpu_cores,
+    find_metrics,
+    load_measures,
+    load_results,
+    measure_all,
+    perform,
+    perform_all,
+    read_curves,
+    run_command,
+    score,
+    training_state,
+    work,
+    write_json,
+)
+from .statistics import MARGIN, gap_share, judge, paired_interval
+from .table import (
+    PairSummary,
+    RowSummary,
+    Summary,
+    columns,
+    interval,
+    markdown,
+    pair_columns,
+    shown,
+    summarise,
+)
+
+__all__ = [
+    'MARGIN',
+    'ROOT',
+    'Bench',
+    'PairSummary',
+    'Progress',
+    'RowSummary',
+    'Stopped',
+    'Summary',
+    'columns',
+    'compare',
+    'cpu_cores',
+    'find_metrics',
+    'fingerprint',
+    'gap_share',
+    'interval',
+    'judge',
+    'pair_columns',
+    'paired_interval',
+    'perform',
+    'plan_runs',
+    'read_config',
+    'read_curves',
+    'run_command',
+    'score',
+    'shown',
+    'summarise',
+    'terms_on',
+    'training_state',
+    'work',
+    'write_json',
+]
+
+
+def compare(
+    configs: Sequence[str],
+    seeds: Sequence[int] = (0, 1, 2),
+    plain: Sequence[str] = (),
+    options: Sequence[str] = (),
+    work_dir: str | Path = 'work_dirs/compare',
+    results_dir: str | Path | None = None,
+    split: str = 'test',
+    jobs: int | None = None,
+    gpus: int | None = None,
+    margin: float = MARGIN,
+    images: int = 6,
+    table_only: bool = False,
+    execute: Execute = run_command,
+    stream: TextIO = sys.stdout,
+) -> int:
+    """Plans, runs what is missing, prints the table and writes ``table.md`` and ``report.html``.
+
+    Returns:
+        The exit code: 0, 1 if a run failed, 2 if the plan is impossible, 130 if it was stopped.
+    """
+    work = Path(work_dir)
+    results_path = Path(results_dir) if results_dir else work / 'results'
+    try:
+        jobs, processes, devices = _resources(jobs, gpus)
+        plan = plan_runs(configs, seeds, plain, options, split, processes)
+        if not margin > 0:
+            raise ValueError(f'--margin must be above 0, not {margin}')
+    except (ValueError, FileNotFoundError) as error:
+        print(f'compare: {error}', file=stream)
+        return 2
+    results, notes = load_results(results_path, plan)
+    todo = [run for run in plan.runs if run.key not in results]
+    failures: dict[str, str] = {}
+    progress = Progress([run.name for run in todo], stream)
+    bench = Bench(work, results_path, jobs, processes, devices, progress, execute)
+    where = f'{len(devices)} GPU(s)' if devices else f'{cpu_cores()} CPU core(s)'
+    how = f'; {jobs} side by side with {processes} process(es) each, {where}'
+    print(
+        f'{len(plan.runs)} runs, {len(plan.runs) - len(todo)} of them done already'
+        + ('' if table_only else how),
+        file=stream,
+        flush=True,
+    )
+    for note in [*plan.notes, *notes]:
+        print(f'note: {note}', file=stream, flush=True)
+    if table_only:
+        measures = load_measures(plan, results_path)
+    else:
+        try:
+            done, failures = perform_all(todo, bench)
+        except Stopped:
+            print('\nstopped; the same command goes on from here', file=stream)
+            return 130
+        results |= done
+        measures = measure_all(plan, bench, results)
+    if not results:
+        print(f'no result of these configs in {results_path}', file=stream, flush=True)
+        return 1
+    summary = summarise(plan, results, measures, margin, notes)
+    text = markdown(summary)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / 'table.md').write_text(text)
+    _write_report(plan, bench, summary, results, images)
+    print(f'\n{text}\ntable:  {work / "table.md"}\nreport: {work / "report.html"}', file=stream)
+    for name, message in failures.items():
+        print(f'\nFAILED  {name}: {message}', file=stream)
+    stream.flush()
+    return 1 if failures else 0
+
+
+def _resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]:
+    """(runs side by side, processes of each, names of the GPUs to use)."""
+    import torch
+
+    available = torch.cuda.device_count()
+    if jobs is not None and jobs < 1:
+        raise ValueError(f'--jobs must be 1 or more, not {jobs}')
+    if gpus is not None and gpus < 1:
+        raise ValueError(f'--gpus must be 1 or more, not {gpus}')
+    if available:
+        if gpus is not None and gpus > available:
+            raise ValueError(f'--gpus {gpus}: this machine shows {available}')
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        names = visible.split(',') if visible else [str(i) for i in range(available)]
+        devices = names[: gpus or available]
+    else:
+        devices = []
+        if gpus is not None and jobs != 1:
+            raise ValueError(
+                f'--gpus {gpus}: this machine shows no GPU; --jobs 1 --gpus {gpus} trains with '
+                f'{gpus} processes on the CPU'
+            )
+    side_by_side = jobs or len(devices) or cpu_cores()
+    processes = gpus if gpus and jobs == 1 else 1
+    return side_by_side, processes, devices
+
+
+def _write_report(
+    plan: Plan, bench: Bench, summary: Summary, results: dict[str, dict], images: int
+) -> None:
+    from .. import report
+
+    curves = {}
+    for row in plan.rows:
+        of_seeds = [results[run.key].get('curves') for run in row.runs if run.key in results]
+        curves[row.label] = [c for c in of_seeds if c]
+    detections, cfg = {}, None
+    for row in plan.rows:
+        run = row.runs[0]
+        path = bench.directory(run) / run.split / 'detections.pkl'
+        if run.key in results and path.exists():
+            detections[row.label] = path
+            cfg = cfg or run.test_cfg
+    pictures = []
+    if cfg is not None and images:
+        pictures = report.collect_pictures(cfg, detections, images)
+    (bench.work_dir / 'report.html').write_text(report.render(summary, curves, pictures))

@@ -1,0 +1,396 @@
+"""Which runs a comparison needs, and the keys by which two runs are known to be the same."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+
+from ..teacher import load_config, plain_student
+
+# What decides a training's result. Left out: logging, drawing, folders, the launcher.
+_TRAIN_KEYS = [
+    'model',
+    'train_dataloader',
+    'val_dataloader',
+    'train_cfg',
+    'val_cfg',
+    'auto_scale_lr',
+    'optim_wrapper',
+    'param_scheduler',
+    'val_evaluator',
+    'custom_hooks',
+    'data_preprocessor',
+    'load_from',
+    'randomness',
+    'default_scope',
+]
+_IDLE_HOOKS = ('logger', 'visualization', 'checkpoint', 'timer')
+# MMDetection's names for a TwoStageDetector that adds nothing to it.
+_TWO_STAGE = ('FasterRCNN', 'CascadeRCNN', 'MaskRCNN')
+
+
+@dataclass
+class Run:
+    """One training (a teacher: none) and its test.
+
+    ``train_key`` identifies the training, ``key`` the training with its test settings.
+    """
+
+    label: str
+    role: str
+    seed: int | None
+    config: str
+    options: list[str]
+    test_cfg: Config
+    split: str
+    train_key: str
+    key: str
+    checkpoint: str | None = None
+    max_epochs: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.label if self.seed is None else f'{self.label}, seed {self.seed}'
+
+    @property
+    def slug(self) -> str:
+        slug = re.sub(r'[^\w.-]+', '-', self.label).strip('-')
+        return slug if self.seed is None else f'{slug}-s{self.seed}'
+
+
+@dataclass
+class Row:
+    """One line of the table: the runs of one network over the seeds."""
+
+    label: str
+    role: str
+    runs: list[Run]
+    baseline_of: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Comparison:
+    """A distilled row and what it is measured against."""
+
+    distilled: Row
+    baseline: Row
+    teacher: Row | None
+
+
+@dataclass
+class Plan:
+    rows: list[Row]
+    comparisons: list[Comparison]
+    plain: list[Row]
+    seeds: list[int]
+    split: str
+    notes: list[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Teachers first, then seed by seed, so that pairs are complete early."""
+        runs = [run for row in self.rows for run in row.runs]
+        return sorted(runs, key=lambda run: -1 if run.seed is None else self.seeds.index(run.seed))
+
+
+def plan_runs(
+    configs: Sequence[str],
+    seeds: Sequence[int],
+    plain: Sequence[str] = (),
+    options: Sequence[str] = (),
+    split: str = 'test',
+    processes: int = 1,
+) -> Plan:
+    """Which runs are needed. Runs whose resolved configs are the same are one run.
+
+    Args:
+        configs: paths of distilled configs.
+        plain: paths of further reference configs; options that address the distillation or the
+            teacher do not reach them.
+        options: ``key=value`` strings as for ``--cfg-options``, merged into every config.
+        split: 'test' or 'val': whose dataloader and evaluator the numbers come from.
+        processes: of one training (its total batch grows with them, so it belongs to the key).
+
+    Raises:
+        ValueError: for seeds given twice, a config with no term on, a plain one with a term on, or
+            a split that cannot be evaluated.
+    """
+    seeds = list(seeds)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f'--seeds must be different numbers, one or more, not {seeds}')
+    for path in {p for p in (*configs, *plain) if [*configs, *plain].count(p) > 1}:
+        raise ValueError(f'{path} is given twice')
+    labels = _labels([*configs, *plain])
+    plan = Plan([], [], [], seeds, split, [])
+    by_key: dict[str, Row] = {}
+
+    def row_of(label: str, role: str, path: str, opts: list[str]) -> Row:
+        runs = []
+        for seed in seeds:
+            seeded = [*opts, f'randomness.seed={seed}']
+            cfg = read_config(path, seeded)
+            train_key = _train_key(cfg, processes)
+            test_cfg = _test_config(cfg, cfg.model, split, path)
+            key = _digest([train_key, split, _test_settings(test_cfg)])
+            epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
+            runs.append(
+                Run(
+                    label, role, seed, path, seeded, test_cfg, split, train_key, key,
+                    max_epochs=epochs,
+                )
+            )  # fmt: skip
+        known = by_key.get(runs[0].key)
+        if known is None:
+            known = by_key[runs[0].key] = Row(label, role, runs)
+            plan.rows.append(known)
+        elif role == 'plain':
+            plan.notes.append(f'{label} and {known.label} are the same run: listed once')
+        return known
+
+    without = [o for o in options if not o.startswith(('model.distillation.', 'model.teacher_'))]
+    for path in plain:
+        on = terms_on(read_config(path, without).model)
+        if on:
+            raise ValueError(
+                f'--plain {path} distils ({", ".join(on)}): name it among the distilled configs'
+            )
+        row = row_of(labels[path], 'plain', path, without)
+        if row not in plan.plain:
+            plan.plain.append(row)
+    for path in configs:
+        cfg = read_config(path, options)
+        on = terms_on(cfg.model)
+        if not on:
+            raise ValueError(
+                f'{path} has no distillation term on, so there is nothing to compare with its '
+                'baseline: give it to --plain, or turn a term on'
+            )
+        teacher = _teacher_row(cfg, path, split, by_key, plan)
+        off = [f'model.distillation.{term}.loss_weight=0' for term in _terms(cfg.model)]
+        baseline = row_of(f'{labels[path]}, terms off', 'baseline', path, [*options, *off])
+        baseline.baseline_of.append(labels[path])
+        distilled = row_of(labels[path], 'distilled', path, list(options))
+        if distilled.label != labels[path]:
+            raise ValueError(f'{path} and the config of {distilled.label} are the same run')
+        plan.comparisons.append(Comparison(distilled, baseline, teacher))
+    order = {'teacher': 0, 'plain': 1, 'baseline': 2, 'distilled': 3}
+    plan.rows.sort(key=lambda row: order[row.role])
+    return plan
+
+
+def read_config(path: str, options: Sequence[str] = ()) -> Config:
+    """``Config.fromfile`` with ``--cfg-options`` strings merged as the tools merge them."""
+    cfg = _load(path)
+    if options:
+        parser = argparse.ArgumentParser()
+        parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+        cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
+    return cfg
+
+
+def _load(config: str | dict) -> Config:
+    return copy.deepcopy(_load_file(config)) if isinstance(config, str) else load_config(config)
+
+
+@lru_cache(maxsize=64)
+def _load_file(path: str) -> Config:
+    # About a second for a config with bases in MMDetection, and every seed reads the same.
+    return load_config(path)
+
+
+def _terms(model: dict) -> list[str]:
+    distillation = model.get('distillation') or {}
+    return [k for k, v in distillation.items() if isinstance(v, dict) and 'type' in v]
+
+
+def terms_on(model: dict) -> list[str]:
+    """Names of the terms whose weight is not the constant 0. Equation (2) weights a soft term with
+    1 - hard_weight where no weight is given."""
+    on = []
+    for name in _terms(model):
+        term = model['distillation'][name]
+        default = 1 - term['hard_weight'] if 'hard_weight' in term else 1
+        weight = term.get('loss_weight', default)
+        if isinstance(weight, dict) or weight is None or weight != 0:
+            on.append(name)
+    return on
+
+
+def _labels(paths: Sequence[str]) -> dict[str, str]:
+    """The file's stem, or as much of the path as tells the files apart."""
+    labels = {}
+    for path in paths:
+        parts = Path(path).with_suffix('').parts
+        others = [Path(other).with_suffix('').parts for other in paths if other != path]
+        depth = 1
+        while depth < len(parts) and any(o[-depth:] == parts[-depth:] for o in others):
+            depth += 1
+        labels[path] = '/'.join(parts[-depth:])
+    return labels
+
+
+def _teacher_row(cfg: Config, path: str, split: str, by_key: dict, plan: Plan) -> Row | None:
+    model = cfg.model
+    checkpoint = model.get('teacher_ckpt')
+    if checkpoint is None or checkpoint == 'random':
+        plan.notes.append(
+            f'{path}: teacher_ckpt is {checkpoint!r}, so no teacher is tested and no share of its '
+            'gap can be told'
+        )
+        return None
+    teacher_config = model['teacher_config']
+    teacher = _load(teacher_config)
+    test_cfg = _test_config(cfg, teacher.model, split, path)
+    identity = _teacher_identity(model)
+    key = _digest([identity, split, _test_settings(test_cfg)])
+    if key not in by_key:
+        stem = 'as a dict' if isinstance(teacher_config, dict) else Path(str(teacher_config)).stem
+        label = 'teacher' if stem == 'teacher' else f'teacher ({stem})'
+        run = Run(
+            label, 'teacher', None, path, [], test_cfg, split, identity, key, checkpoint=checkpoint
+        )
+        by_key[key] = Row(label, 'teacher', [run])
+        plan.rows.append(by_key[key])
+    return by_key[key]
+
+
+def plain_network(model: dict) -> dict:
+    """The model config of what remains after training: no teacher, no terms."""
+    model = copy.deepcopy(model)
+    return plain_student(model) if 'distillation' in model else model
+
+
+def _test_config(cfg: Config, model: dict, split: str, path: str) -> Config:
+    """The student's test settings round a plain network (the student's own, or the teacher's)."""
+    test = copy.deepcopy(cfg)
+    if split == 'val':
+        for part in ('dataloader', 'evaluator'):
+            test[f'test_{part}'] = copy.deepcopy(cfg.get(f'val_{part}'))
+        test.test_cfg = {'type': 'TestLoop'}
+    if not test.get('test_dataloader') or not test.get('test_evaluator'):
+        raise ValueError(
+            f'{path} has no {split}_dataloader and {split}_evaluator: name the other --split'
+        )
+    evaluators = test.test_evaluator
+    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        if evaluator.get('format_only'):
+            raise ValueError(
+                f'{path}: the {split}_evaluator only formats results (format_only), so it gives no '
+                'mAP: use --split val'
+            )
+    test.model = plain_network(model)
+    # Hooks and backends of the training have no part in a test (an EMA hook saves what it
+    # averaged as the checkpoint's own weights).
+    for key in ('custom_hooks', 'load_from', 'train_dataloader', 'val_dataloader', 'train_cfg',
+                'val_cfg', 'val_evaluator', 'optim_wrapper', 'param_scheduler'):  # fmt: skip
+        test.pop(key, None)
+    test.resume = False
+    test.visualizer = {
+        'type': 'DetLocalVisualizer',
+        'vis_backends': [{'type': 'LocalVisBackend'}],
+        'name': 'visualizer',
+    }
+    return test
+
+
+def _test_settings(cfg: Config) -> list:
+    speed = ('batch_size', 'num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
+    loader = {k: v for k, v in cfg.test_dataloader.items() if k not in speed}
+    return [loader, cfg.test_evaluator]
+
+
+def _train_key(cfg: Config, processes: int) -> str:
+    """Hash of what decides the result of a training.
+
+    With every term off nothing of the distillation is left but the start, so baselines of
+    different recipes are the same run, and without a start they are the plain student.
+    """
+    model = copy.deepcopy(cfg.model)
+    if 'distillation' in model:
+        identity = _teacher_identity(model)
+        for key in ('teacher_config', 'teacher_ckpt', 'eval_teacher'):
+            model.pop(key, None)
+        if not terms_on(model):
+            start = model.pop('distillation').get('start')
+            model = plain_network(dict(model, distillation={}))
+            if start is not None:
+                model['start'] = [start, identity]
+        else:
+            model['teacher'] = identity
+    model = _with_weights(_canonical(model))
+    parts = {key: cfg.get(key) for key in _TRAIN_KEYS}
+    parts['model'] = model
+    parts['load_from'] = fingerprint(cfg.load_from) if cfg.get('load_from') else None
+    hooks = cfg.get('default_hooks') or {}
+    parts['default_hooks'] = {k: v for k, v in hooks.items() if k not in _IDLE_HOOKS}
+    if processes > 1:
+        parts['processes'] = processes
+    # Given or not, an empty part is the same training.
+    return _digest({k: v for k, v in parts.items() if v})
+
+
+def arch_key(run: Run) -> str:
+    """Of what decides a network's size and speed; weights do not count, so seeds share it."""
+    dataset = run.test_cfg.test_dataloader
+    return _digest(['arch', _canonical(_bare(run.test_cfg.model)), dataset])
+
+
+def _teacher_identity(model: dict) -> str:
+    """Hash of the teacher: its network and the bytes of its checkpoint."""
+    checkpoint = model.get('teacher_ckpt')
+    network = plain_network(_load(model['teacher_config']).model)
+    return _digest([_canonical(_bare(network)), fingerprint(checkpoint) if checkpoint else None])
+
+
+def _canonical(model: dict) -> dict:
+    plain = model.get('type') in _TWO_STAGE
+    return {**model, 'type': 'TwoStageDetector'} if plain else dict(model)
+
+
+def _with_weights(model: Any) -> Any:
+    """A network's config with the bytes of each file that it is initialised from."""
+    if isinstance(model, dict):
+        filled = {k: _with_weights(v) for k, v in model.items()}
+        if filled.get('type') == 'Pretrained' and 'checkpoint' in filled:
+            filled['checkpoint'] = fingerprint(filled['checkpoint'])
+        return filled
+    return [_with_weights(v) for v in model] if isinstance(model, (list, tuple)) else model
+
+
+def _bare(model: Any) -> Any:
+    """A network's config without what only training or initialisation reads."""
+    if isinstance(model, dict):
+        skip = ('init_cfg', 'pretrained', 'train_cfg')
+        return {k: _bare(v) for k, v in model.items() if k not in skip}
+    return [_bare(v) for v in model] if isinstance(model, (list, tuple)) else model
+
+
+@lru_cache(maxsize=64)
+def fingerprint(path: str) -> str:
+    """SHA-256 of a file, so that a teacher trained anew under the old name is not mistaken for it;
+    of a URL, which cannot be read without fetching it, the name."""
+    if not Path(path).is_file():
+        return str(path)
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(value: Any) -> str:
+    """Hash of a config value; checkouts in different folders give the same."""
+    if isinstance(value, Config):
+        value = value.to_dict()
+    text = json.dumps(value, sort_keys=True, default=str).replace(str(Path.cwd()), '.')
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,270 @@
+"""What the results say: the numbers of each row and pair, and the table in markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .plan import Comparison, Plan, Row, arch_key
+from .runs import cpu_cores, duration
+from .statistics import MARGIN, Verdict, gap_share, judge
+
+
+@dataclass
+class RowSummary:
+    """mAP and AP50 in points (0-100), time in seconds; None: not known."""
+
+    label: str
+    role: str
+    n: int
+    by_seed: dict[int | None, float]
+    mean: float | None
+    sd: float | None
+    ap50: float | None
+    params: int | None
+    gflops: float | None
+    images_per_second: float | None
+    seconds: float | None
+    baseline_of: list[str]
+    share_own: float | None = None
+    share_plain: float | None = None
+
+
+@dataclass
+class PairSummary:
+    """A distilled row against a reference: its own baseline, or a plain student."""
+
+    label: str
+    reference: str
+    own: bool
+    seeds: list[int]
+    verdict: Verdict | None
+    share: float | None
+
+
+@dataclass
+class Summary:
+    rows: list[RowSummary]
+    pairs: list[PairSummary]
+    seeds: list[int]
+    split: str
+    margin: float
+    notes: list[str]
+
+
+def summarise(
+    plan: Plan,
+    results: dict[str, dict],
+    measures: dict[str, dict],
+    margin: float = MARGIN,
+    notes: Sequence[str] = (),
+) -> Summary:
+    """All that the table and the report say, from results alone."""
+    summary = Summary([], [], plan.seeds, plan.split, margin, [*plan.notes, *notes])
+    by_label: dict[str, RowSummary] = {}
+    resumed, rounded, missing, wall = [], False, [], 0.0
+    side_by_side = set()
+    for row in plan.rows:
+        found = {run.seed: results[run.key] for run in row.runs if run.key in results}
+        missing += [run.name for run in row.runs if run.key not in results]
+        metrics = [r['metrics'] for r in found.values()]
+        by_seed = {seed: 100 * r['metrics']['mAP'] for seed, r in found.items()}
+        maps = list(by_seed.values())
+        ap50 = [100 * m['AP50'] for m in metrics if m.get('AP50') is not None]
+        trained = [r['train'] for r in found.values() if r.get('train')]
+        measured = measures.get(arch_key(row.runs[0]), {})
+        rounded |= any(not m['exact'] for m in metrics)
+        resumed += [r['label'] for r in found.values() if r.get('train', {}).get('attempts', 1) > 1]
+        wall += sum(t['seconds'] for t in trained)
+        side_by_side |= {t['side_by_side'] for t in trained}
+        by_label[row.label] = RowSummary(
+            row.label,
+            row.role,
+            len(maps),
+            by_seed,
+            float(np.mean(maps)) if maps else None,
+            float(np.std(maps, ddof=1)) if len(maps) > 1 else None,
+            float(np.mean(ap50)) if ap50 else None,
+            measured.get('params'),
+            measured.get('gflops'),
+            measured.get('images_per_second'),
+            float(np.mean([t['seconds'] for t in trained])) if trained else None,
+            row.baseline_of,
+        )
+        if why := measured.get('gflops_why'):
+            summary.notes.append(f'GFLOPs of {row.label}: not computable ({why})')
+    summary.rows = list(by_label.values())
+    for comparison in plan.comparisons:
+        references = [(comparison.baseline, True)]
+        references += [(row, False) for row in plan.plain if row is not comparison.baseline]
+        for reference, own in references:
+            pair = _pair(comparison, reference, own, by_label, margin)
+            summary.pairs.append(pair)
+            row_summary = by_label[comparison.distilled.label]
+            if own:
+                row_summary.share_own = pair.share
+            if plan.plain and reference is plan.plain[0]:
+                row_summary.share_plain = pair.share
+        baseline, plain = by_label[comparison.baseline.label], plan.plain[:1]
+        teacher = by_label[comparison.teacher.label] if comparison.teacher else None
+        if plain and plain[0] is not comparison.baseline and teacher:
+            values = (baseline.mean, by_label[plain[0].label].mean, teacher.mean)
+            if all(v is not None for v in values):
+                baseline.share_plain = gap_share(*values)  # type: ignore[arg-type]
+    if missing:
+        summary.notes.append(f'not there (yet): {", ".join(missing)}')
+    if rounded:
+        summary.notes.append(
+            'the evaluator rounds to 0.1 points, and a difference is only as fine as that'
+        )
+    devices = sorted({m['device'] for m in measures.values() if 'device' in m})
+    if devices:
+        summary.notes.append(
+            'GFLOPs are multiply-adds of convolutions and linear layers; images/s is one image at '
+            f'a time without reading it, median ({"; ".join(devices)})'
+        )
+    busy = max((m.get('load_before', 0.0) for m in measures.values()), default=0.0)
+    if busy > cpu_cores():
+        summary.notes.append(
+            f'the machine was busy (load {busy:.1f}) when images/s was measured: delete '
+            'measure-*.json among the results and call again on a quiet one'
+        )
+    if wall:
+        side = '/'.join(map(str, sorted(side_by_side)))
+        summary.notes.append(
+            f'training time is wall time of the training command with validation, {side} run(s) '
+            f'side by side; all trainings together: {duration(wall)}'
+        )
+    if resumed:
+        summary.notes.append(
+            f'interrupted and resumed, so that their time counts some iterations twice: '
+            f'{", ".join(sorted(set(resumed)))}'
+        )
+    return summary
+
+
+def _pair(
+    comparison: Comparison,
+    reference: Row,
+    own: bool,
+    by_label: dict[str, RowSummary],
+    margin: float,
+) -> PairSummary:
+    distilled, other = by_label[comparison.distilled.label], by_label[reference.label]
+    seeds = [s for s in distilled.by_seed if s in other.by_seed and s is not None]
+    pair = PairSummary(distilled.label, other.label, own, seeds, None, None)
+    if not seeds:
+        return pair
+    pair.verdict = judge([distilled.by_seed[s] - other.by_seed[s] for s in seeds], margin)
+    teacher = by_label[comparison.teacher.label].mean if comparison.teacher else None
+    if teacher is not None:
+        # Over the seeds that both have, so that the share and the difference speak of the same.
+        student, plain = (float(np.mean([r.by_seed[s] for s in seeds])) for r in (distilled, other))
+        pair.share = gap_share(student, plain, teacher)
+    return pair
+
+
+def shown(value: float | None, form: str = '.1f', scale: float = 1.0) -> str:
+    return 'n/a' if value is None else format(value * scale, form)
+
+
+def percent(share: float | None) -> str:
+    return '' if share is None else f'{100 * share:.0f} %'
+
+
+def spread(row: RowSummary) -> str:
+    if row.mean is None:
+        return 'n/a'
+    # No-break spaces: a table cell stays on one line.
+    return f'{row.mean:.1f}' + (f'\xa0±\xa0{row.sd:.1f}' if row.sd is not None else '')
+
+
+def interval(verdict: Verdict) -> str:
+    if verdict.low is None or verdict.high is None:
+        return 'none'
+    return f'[{verdict.low:+.1f}, {verdict.high:+.1f}]'
+
+
+def role_name(row: RowSummary) -> str:
+    if row.baseline_of:
+        of = f'baseline of {", ".join(row.baseline_of)}'
+        return of if row.role == 'baseline' else f'{row.role}; {of}'
+    return row.role
+
+
+def columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and body of the main table."""
+    plain = [row.label for row in summary.rows if row.role == 'plain'][:1]
+    head = ['network', 'role', 'seeds', 'mAP', 'AP50', 'params (M)', 'GFLOPs', 'images/s',
+            'training time', 'gap share over own baseline']  # fmt: skip
+    head += [f'gap share over {plain[0]}'] if plain else []
+    body = []
+    for row in summary.rows:
+        line = [
+            row.label,
+            role_name(row),
+            '' if row.role == 'teacher' else str(row.n),
+            spread(row),
+            shown(row.ap50),
+            shown(row.params, '.2f', 1e-6),
+            shown(row.gflops, '.3g'),
+            shown(row.images_per_second, '.3g'),
+            '' if row.seconds is None else duration(row.seconds),
+            percent(row.share_own),
+        ]
+        if plain:
+            line.append(percent(row.share_plain))
+        body.append(line)
+    return head, body
+
+
+def pair_columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and body of the table of paired differences."""
+    head = ['distilled', 'against', 'difference in mAP', '95 % interval', 'n', 'verdict', 'why']
+    body = []
+    for pair in summary.pairs:
+        against = f'{pair.reference} ({"own baseline" if pair.own else "start and terms together"})'
+        verdict = pair.verdict
+        if verdict is None:
+            line = [pair.label, against, 'n/a', 'n/a', '0', 'INCONCLUSIVE', 'no pair has finished']
+        else:
+            line = [
+                pair.label,
+                against,
+                f'{verdict.mean:+.1f}',
+                interval(verdict),
+                str(verdict.n),
+                f'**{verdict.word}**' if pair.own else verdict.word,
+                verdict.why,
+            ]
+        body.append(line)
+    return head, body
+
+
+def markdown(summary: Summary) -> str:
+    """The comparison as markdown, readable as plain text too."""
+    seeds = ', '.join(map(str, summary.seeds))
+    parts = [
+        f'mAP and AP50 in points (0-100) on the {summary.split} split, mean ± standard deviation '
+        f'over seeds {seeds}.',
+        _table(*columns(summary)),
+        'Paired differences, same seed against same seed. BEATS: the 95 % interval (paired t) lies '
+        'above 0. WORSE: below. NO GAIN: it contains 0 and ends below the smallest gain of '
+        f'interest, {summary.margin:g}. INCONCLUSIVE: anything else, and always below three seeds.',
+        _table(*pair_columns(summary)),
+    ]
+    if len(summary.seeds) < 3:
+        n = len(summary.seeds)
+        parts.append(f'**n = {n}: this proves nothing.** Three seeds are the least.')
+    parts += ['\n'.join(f'- {note}' for note in summary.notes)] if summary.notes else []
+    return '\n\n'.join(parts) + '\n'
+
+
+def _table(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, *body]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    padded = [[c.ljust(width) for c, width in zip(line, widths, strict=True)] for line in lines]
+    rule = ['-' * width for width in widths]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in (padded[0], rule, *padded[1:]))
