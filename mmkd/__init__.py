@@ -7,6 +7,7 @@ stack.check()
 from . import checkpoint  # noqa: E402
 from .detector import KnowledgeDistillationTwoStageDetector  # noqa: E402
 from .losses import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
+from .resolution import TwoViews  # noqa: E402
 from .runner import DistillationRunner  # noqa: E402
 from .teacher import plain_student  # noqa: E402
 
@@ -17,6 +18,7 @@ __all__ = [
     'HintL2Loss',
     'KnowledgeDistillationTwoStageDetector',
     'TeacherBoundedL2Loss',
+    'TwoViews',
     'WeightedSoftCELoss',
     'plain_student',
 ]

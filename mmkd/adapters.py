@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .resolution import View
 
 
 def build_adapter(guided: Sequence[int], hint: Sequence[int]) -> nn.Module:
@@ -42,19 +45,48 @@ def set_identity(adapter: nn.Module) -> None:
     nn.init.zeros_(adapter.bias)
 
 
-def resample(hint: Tensor, guided: Tensor) -> Tensor:
-    """Bring the teacher's map to the student's grid, where their sizes differ.
+def resample(
+    hint: Tensor,
+    guided: Tensor,
+    strides: tuple[float, float] | None = None,
+    view: View | None = None,
+) -> Tensor:
+    """Bring the teacher's map to the student's grid, where the two differ. The paper pads instead.
 
-    Bilinear, pixel centres aligned (``align_corners=False``): cell (i, j) of both maps then looks
-    at one place of the image. The paper pads instead.
+    Bilinear, at the place in the image of each of the student's cells. Cell i of a map of stride s
+    covers the pixels [s · i, s · (i + 1)) and stands for their middle, as RoIAlign reads it: what
+    is pooled from one RoI agrees if the maps do. A convolution's own middle is s · i + 0.5, but the
+    trained necks that were measured look where RoIAlign does (``benchmarks/hint_alignment.py``).
 
     Args:
         hint: (N, C, H, W).
         guided: (N, C', H', W').
+        strides: pixels of the own image from cell to cell, of the student and of the teacher; None
+            where the maps are not over an image (of a RoI, say): they are then stretched.
+        view: where the teacher's images lie over the student's; None for the same place.
 
     Returns:
-        (N, C, H', W'); ``hint`` itself where the sizes agree.
+        (N, C, H', W'); ``hint`` itself where the two grids are one.
     """
-    if hint.dim() != 4 or hint.shape[2:] == guided.shape[2:]:
+    if hint.dim() != 4:
         return hint
-    return F.interpolate(hint, guided.shape[2:], mode='bilinear', align_corners=False)
+    same_size = hint.shape[2:] == guided.shape[2:]
+    if strides is None:
+        if same_size:
+            return hint
+        return F.interpolate(hint, guided.shape[2:], mode='bilinear', align_corners=False)
+    if view is None and (same_size and strides[0] == strides[1]):
+        return hint
+    axes = []
+    for axis, cells in enumerate(guided.shape[:1:-1]):
+        place = (torch.arange(cells, device=hint.device) + 0.5) * strides[0]
+        place = place.expand(len(hint), -1)
+        if view is not None:
+            place = place * view.scale[:, axis, None] + view.offset[:, axis, None]
+        # -1 and 1 are the outer edges of the first and the last cell.
+        axes.append((2 * place / (strides[1] * hint.size(3 - axis)) - 1).float())
+    x, y = axes[0][:, None, :], axes[1][:, :, None]
+    grid = torch.stack(torch.broadcast_tensors(x, y), -1)
+    return F.grid_sample(
+        hint.float(), grid, mode='bilinear', padding_mode='border', align_corners=False
+    )

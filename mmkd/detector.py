@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from . import wiring
 from .adapters import build_adapter, resample, set_identity
+from .anchors import AnchorMatch
 from .recorder import Question, Record, Recorder
+from .resolution import Resolution, View
 from .schedule import WeightSchedule
 from .start import Start, inherit
 from .startup import startup_table
@@ -37,6 +39,9 @@ LOG_NAMES = {
 # A mixin has no base, but what it is mixed into; a type checker must not look for that here.
 Detector: Any = object
 
+
+DRY_SIZE = 128
+"""Side of the image of a dry run, in pixels: a multiple of every stride."""
 
 SCORED_BY = ('stage', 'x', 'rois')
 """What a RoI head may ask for to score RoIs."""
@@ -69,6 +74,7 @@ class HintPair:
     student: Layer
     teacher: Layer
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    strides: tuple[float, float] | None = None
 
 
 class DistillationMixin(Detector):
@@ -86,7 +92,9 @@ class DistillationMixin(Detector):
         distillation: the recipe, see ``configs/_base_/chen2017.py``: the terms ``rpn_cls``,
             ``rpn_bbox``, ``rcnn_cls``, ``rcnn_bbox`` and ``hint``, each a loss with its weight (a
             constant weight of 0 turns it off: it is not built) and optionally a ``schedule``;
-            ``start='teacher'`` copies the teacher's neck and heads into the student.
+            ``start='teacher'`` copies the teacher's neck and heads into the student;
+            ``resolution=dict(student=(667, 400), teacher=(1333, 800))`` shows the teacher a larger
+            image, see :mod:`mmkd.resolution`.
         student: the arguments of the detector.
 
     Raises:
@@ -113,7 +121,10 @@ class DistillationMixin(Detector):
         start = recipe.pop('start', None)
         if start not in (None, 'teacher'):
             raise ValueError(f"distillation.start={start!r} must be None or 'teacher'")
-        _known('distillation', recipe, [*LOG_NAMES, 'start'])
+        _known('distillation', recipe, [*LOG_NAMES, 'start', 'resolution'])
+        resolution = Resolution.of(recipe.pop('resolution', None))
+        # Where both see one scale there is one image, and nothing to align.
+        self.resolution = resolution if resolution and resolution.ratios != (1, 1) else None
         hint = recipe.get('hint')
         pairs = hint.pop('pairs', ['neck']) if isinstance(hint, dict) else []
         self.terms = {name: term for name in LOG_NAMES if (term := _build_term(recipe, name))}
@@ -123,6 +134,9 @@ class DistillationMixin(Detector):
         self.teacher: Teacher = None  # type: ignore[assignment]
         self.recorder = Recorder()
         self.hints: list[HintPair] = []
+        # None where the two RPNs have the same anchors at the same places.
+        self.anchors: AnchorMatch | None = None
+        self.left_out: dict[str, str] = {}
         self.unproven = set(self.terms)
         if not self.terms and not self.starts_from_teacher:
             return
@@ -160,16 +174,16 @@ class DistillationMixin(Detector):
         """Ask the teacher what the student was asked, and compare the answers."""
         teacher = self.teacher
         teacher.follow(next(self.parameters()))
-        pixels = self.pixels(batch_inputs, batch_data_samples)
+        pixels, view = self.pixels(batch_inputs, batch_data_samples)
         with teacher.recorder() as said:
             features = teacher.extract(pixels, self.asks_neck)
             losses = {}
             if self.asks_rpn:
-                losses.update(self._distil_rpn(heard, teacher.score_anchors(features)))
+                losses.update(self._distil_rpn(heard, teacher.score_anchors(features), view))
             if self.asks_rcnn:
-                losses.update(self._distil_rcnn(heard, features))
+                losses.update(self._distil_rcnn(heard, features, view))
             if 'hint' in self.terms:
-                losses['hint'] = self._distil_hints(heard, said)
+                losses['hint'] = self._distil_hints(heard, said, view)
         if self.unproven:
             self._prove(losses, batch_data_samples)
         # A batch without boxes asks nothing: the term is then a zero that can be logged.
@@ -190,7 +204,9 @@ class DistillationMixin(Detector):
                     f'not heard to classify anything. {_off(name).capitalize()}'
                 )
 
-    def _distil_rpn(self, heard: Record, answers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def _distil_rpn(
+        self, heard: Record, answers: list[tuple[Tensor, Tensor, tuple]], view: View | None
+    ) -> dict[str, Tensor]:
         """L_RPN: equations (2) to (5) over the anchors that the student's RPN sampled."""
         losses: dict[str, Tensor] = {}
         for column, kind in enumerate(('cls', 'bbox')):
@@ -198,15 +214,18 @@ class DistillationMixin(Detector):
             asked = heard.questions.get(('rpn', 0, kind))
             if term is None or not asked:
                 continue
-            _same_rows([q.pred for q in asked], [a[column] for a in answers])
             pred = torch.cat([q.pred for q in asked])
             target = torch.cat([q.target for q in asked])
             weight = torch.cat([q.weight for q in asked])
-            answer = torch.cat([a[column] for a in answers])
             # One in a thousand anchors is sampled; the rest have no weight.
             sampled = (weight if kind == 'cls' else weight.amax(-1)).nonzero().squeeze(1)
+            if self.anchors is None:
+                _same_rows([q.pred for q in asked], [a[column] for a in answers])
+                answer = torch.cat([a[column] for a in answers])[sampled]
+            else:
+                sampled, answer = self._look_up(heard, answers, sampled, kind, view)
             loss_module = getattr(self.rpn_head, f'loss_{kind}')
-            question = (pred[sampled], answer[sampled])
+            question = (pred[sampled], answer)
             if kind == 'cls':
                 sigmoid = self.rpn_head.use_sigmoid_cls
                 value = term.loss(*question, weight[sampled], asked[0].avg_factor, sigmoid)
@@ -215,14 +234,46 @@ class DistillationMixin(Detector):
             losses[f'rpn_{kind}'] = loss_module.loss_weight * value
         return losses
 
-    def _distil_rcnn(self, heard: Record, features: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _look_up(
+        self, heard: Record, answers: list, sampled: Tensor, kind: str, view: View | None
+    ) -> tuple[Tensor, Tensor]:
+        """The sampled anchors that the teacher has too, and its answers, in the student's frame."""
+        match: Any = self.anchors
+        own_coder, coder = self.rpn_head.bbox_coder, self.teacher.network.rpn_head.bbox_coder
+        theirs = torch.cat([a[kind == 'bbox'] for a in answers])
+        sizes = [size for *_, size in answers]
+        # A level of the student has N · H · W · A rows.
+        images = len(heard.questions['rpn', 0, 'cls'][0].pred) // (
+            heard.sizes[0][0] * heard.sizes[0][1] * len(match.boxes[0][0])
+        )
+        kept, found_answers = [], []
+        first = 0
+        for level, size in enumerate(heard.sizes):
+            count = images * size[0] * size[1] * len(match.boxes[0][level])
+            rows = sampled[(sampled >= first) & (sampled < first + count)]
+            found, row, own_box, box = match(level, rows - first, size, sizes, images, view)
+            answer = theirs[row[found]]
+            own_box, box = own_box[found], box[found]
+            if kind == 'bbox':
+                moved = own_coder.encode(own_box, coder.decode(box, answer))
+                same = (own_box == box).all(1, keepdim=True) & _same_coder(own_coder, coder)
+                answer = torch.where(same, answer, moved)
+            kept.append(rows[found])
+            found_answers.append(answer)
+            first += count
+        return torch.cat(kept), torch.cat(found_answers)
+
+    def _distil_rcnn(
+        self, heard: Record, features: Sequence[Tensor], view: View | None
+    ) -> dict[str, Tensor]:
         """L_RCN: equations (2) to (5) over the student's own RoIs, stage by stage."""
         losses: dict[str, Tensor] = {}
         stage_weights = getattr(self.roi_head, 'stage_loss_weights', [1.0])
         for stage in heard.stages('rcnn'):
             head = _stage(self.roi_head.bbox_head, stage)
             asked = heard.questions['rcnn', stage, 'cls'][0]
-            logits, deltas = self.teacher.score_rois(features, asked.rois, stage)
+            rois = asked.rois if view is None else view.rois(asked.rois)
+            logits, deltas = self.teacher.score_rois(features, rois, stage)
             values = {}
             if term := self.terms.get('rcnn_cls'):
                 sigmoid = getattr(head.loss_cls, 'use_sigmoid', False)
@@ -260,14 +311,15 @@ class DistillationMixin(Detector):
             target = head.bbox_coder.encode(rois, target)
         return term.loss(pred, answer, target, boxes.weight, boxes.avg_factor)
 
-    def _distil_hints(self, heard: Record, said: Record) -> Tensor:
+    def _distil_hints(self, heard: Record, said: Record, view: View | None) -> Tensor:
         """L_hint: equation (6), summed over the pairs."""
         loss = self.terms['hint'].loss
         total = 0
         for pair in self.hints:
             guided = heard.feature(pair.student.path, pair.student.index)
             hint = said.feature(pair.teacher.path, pair.teacher.index)
-            total = total + loss(self.kd_adapters[pair.name](guided), resample(hint, guided))
+            hint = resample(hint, guided, pair.strides, view)
+            total = total + loss(self.kd_adapters[pair.name](guided), hint)
         return total
 
     def _hard_weights(self, factors: dict[str, float]) -> dict[str, float]:
@@ -303,6 +355,8 @@ class DistillationMixin(Detector):
         self.asks_rcnn = 'roi_head' in hinted or any(n.startswith('rcnn_') for n in self.terms)
         if self.asks_rpn:
             self._check_rpn(teacher)
+            self.asks_rpn = 'rpn_head' in hinted or any(n.startswith('rpn_') for n in self.terms)
+            self.recorder.listen_sizes(self.rpn_head)
             for kind in ('cls', 'bbox'):
                 self.recorder.listen('rpn', 0, kind, getattr(self.rpn_head, f'loss_{kind}'))
         if self.asks_rcnn:
@@ -319,7 +373,7 @@ class DistillationMixin(Detector):
                 for kind in ('cls', 'bbox'):
                     loss = getattr(_stage(self.roi_head.bbox_head, stage), f'loss_{kind}')
                     self.recorder.listen('rcnn', stage, kind, loss)
-        self.pixels = Pixels(self.data_preprocessor, teacher.data_preprocessor)
+        self.pixels = Pixels(self.data_preprocessor, teacher.data_preprocessor, self.resolution)
         backbone_alone = not (self.asks_rpn or self.asks_rcnn)
         if 'hint' in self.terms:
             self._pair_hints(pairs)
@@ -349,7 +403,8 @@ class DistillationMixin(Detector):
                 if name in self.kd_adapters:
                     name += f'_to_{layer_t.path}_{layer_t.index}'.replace('.', '_')
                 pair = (shapes[0][layer_s], shapes[1][layer_t])
-                self.hints.append(HintPair(name, layer_s, layer_t, pair))
+                strides = _strides(layer_s, layer_t, pair)
+                self.hints.append(HintPair(name, layer_s, layer_t, pair, strides))
                 self.kd_adapters[name] = build_adapter(*pair)
 
     def _check_rpn(self, teacher: nn.Module) -> None:
@@ -362,24 +417,51 @@ class DistillationMixin(Detector):
                         'distilled: ' + _off('rpn_cls', 'rpn_bbox')
                     )
         own, theirs = heads.values()
-        if not _same_anchors(own.prior_generator, theirs.prior_generator):
-            raise ValueError(
-                "the student's anchors are not the teacher's "
-                f'({own.prior_generator} against {theirs.prior_generator}), so the two RPNs do '
-                'not answer one question: ' + _off('rpn_cls', 'rpn_bbox')
-            )
+        terms = [n for n in ('rpn_cls', 'rpn_bbox') if n in self.terms]
+        if self.resolution or not _same_anchors(own.prior_generator, theirs.prior_generator):
+            self._match_anchors(own.prior_generator, theirs.prior_generator, terms)
+        elif not _same_coder(own.bbox_coder, theirs.bbox_coder):
+            self.anchors = AnchorMatch(own.prior_generator, theirs.prior_generator)
+        if not any(n in self.terms for n in terms):
+            return
         if own.cls_out_channels != theirs.cls_out_channels:
             raise ValueError(
                 f'the student RPN has {own.cls_out_channels} logits an anchor, the teacher '
                 f'{theirs.cls_out_channels} (sigmoid against softmax): ' + _off('rpn_cls')
             )
         decoded = own.reg_decoded_bbox or theirs.reg_decoded_bbox
-        if 'rpn_bbox' in self.terms and (
-            decoded or not _same_coder(own.bbox_coder, theirs.bbox_coder)
-        ):
+        if 'rpn_bbox' in self.terms and decoded:
             raise ValueError(
-                'the two RPNs regress in different frames (bbox_coder, reg_decoded_bbox): '
+                'an RPN that regresses boxes, not deltas (reg_decoded_bbox), cannot be distilled: '
                 + _off('rpn_bbox')
+            )
+
+    def _match_anchors(self, own: Any, theirs: Any, terms: Sequence[str]) -> None:
+        ratio = self.resolution.ratio if self.resolution else 1.0
+        generators = f'{own} against {theirs}'
+        if not all(hasattr(g, 'base_anchors') for g in (own, theirs)):
+            raise ValueError(
+                f'one of the two RPNs has no anchors ({generators}), so they do not answer one '
+                'question: ' + _off('rpn_cls', 'rpn_bbox')
+            )
+        self.anchors = AnchorMatch(own, theirs, ratio)
+        if self.anchors.share > 0:
+            return
+        if self.resolution is None:
+            raise ValueError(
+                f"no anchor of the student is one of the teacher's ({generators}), so the two RPNs "
+                'do not answer one question: ' + _off('rpn_cls', 'rpn_bbox')
+            )
+        # A ratio that is no power of two, say: there is no wrong value to mend.
+        for name in terms:
+            del self.terms[name]
+            self.unproven.discard(name)
+            self.left_out[name] = f'no anchor has a counterpart at ratio {ratio:.4g}'
+        if not self.terms:
+            raise ValueError(
+                f'distillation has RPN terms alone, and at ratio {ratio:.4g} no anchor of the '
+                "student is one of the teacher's: add rcnn_cls, rcnn_bbox or hint, or take a ratio "
+                'of 2'
             )
 
     def _check_rcnn(self, teacher: nn.Module) -> None:
@@ -491,6 +573,16 @@ def _same_rows(asked: list[Tensor], answers: list[Tensor]) -> None:
         )
 
 
+def _strides(
+    student: Layer, teacher: Layer, shapes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> tuple[float, float] | None:
+    """Pixels from cell to cell, by the dry run; None for maps that are not over the image."""
+    over_image = not any(layer.path.startswith('roi_head') for layer in (student, teacher))
+    if not over_image or any(len(shape) != 4 for shape in shapes):
+        return None
+    return DRY_SIZE / shapes[0][-1], DRY_SIZE / shapes[1][-1]
+
+
 def _pair(entry: str | dict) -> tuple[str, str]:
     if isinstance(entry, str):
         return entry, entry
@@ -534,7 +626,8 @@ def _shapes(
     network.eval()
     try:
         with recorder() as record:
-            features = network.extract_feat(next(network.parameters()).new_zeros(1, 3, 128, 128))
+            image = next(network.parameters()).new_zeros(1, 3, DRY_SIZE, DRY_SIZE)
+            features = network.extract_feat(image)
             if 'rpn_head' in parts:
                 network.rpn_head(features)
             if 'roi_head' in parts:

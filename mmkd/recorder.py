@@ -52,6 +52,7 @@ class Record:
     )
     features: dict[str, tuple[list[Tensor], list[int]]] = field(default_factory=dict)
     runs: Counter[str] = field(default_factory=Counter)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
 
     def stages(self, head: str) -> list[int]:
         """The stages of ``head`` that were asked to classify."""
@@ -98,6 +99,10 @@ class Recorder:
         """Hear which RoIs an RoI extractor is given."""
         extractor.register_forward_pre_hook(partial(self._hear_rois, stage), with_kwargs=True)
 
+    def listen_sizes(self, rpn_head: nn.Module) -> None:
+        """Hear the height and width of the maps that an RPN scores."""
+        rpn_head.register_forward_hook(self._hear_sizes)
+
     def tap(self, path: str, module: nn.Module) -> None:
         """Hear the output of the layer ``module``, to be found under ``path``."""
         module.register_forward_hook(partial(self._hear_feature, path))
@@ -123,6 +128,10 @@ class Recorder:
     def _hear_rois(self, stage: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self._record is not None:
             self._rois[stage] = kwargs['rois'] if 'rois' in kwargs else args[1]
+
+    def _hear_sizes(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._record is not None:
+            self._record.sizes = [tuple(level.shape[-2:]) for level in output[0]]
 
     def _hear(
         self,

@@ -7,6 +7,7 @@ import os.path as osp
 import re
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -15,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from . import checkpoint as checkpoints
+from .resolution import apply_resolution
 
 _ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
 
@@ -47,6 +49,11 @@ class DistillationRunner(Runner):
         self.resumed_from: str | None = None
         self._resuming: str | None = None
         super().__init__(*args, load_from=load_from, resume=resume, **kwargs)
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> DistillationRunner:
+        """Builds it, the two scales of ``distillation.resolution`` put into the pipelines."""
+        return super().from_cfg(apply_resolution(cfg))
 
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         """Registers the hooks, ours outermost: others see the real objects, the file plain ones."""

@@ -62,13 +62,27 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
             rows.append(
                 ['  weights', f'{teacher.passed_over} adaptation tensors in the file passed over']
             )
-        if student.terms and not student.pixels.same:
+        if student.resolution is not None:
+            small, large = student.resolution.student, student.resolution.teacher
+            rows.append(
+                ['  pixels', f'{large[0]}x{large[1]}, where the student sees {small[0]}x{small[1]}']
+            )
+        elif student.terms and not student.pixels.same:
             rows.append(
                 ['  pixels', 'another normalisation or channel order than the student: converted']
             )
     for name, log_name in LOG_NAMES.items():
         term = student.terms.get(name)
-        rows.append([log_name, _describe(term) if term else 'off'])
+        why = student.left_out.get(name)
+        rows.append([log_name, _describe(term) if term else f'OFF: {why}' if why else 'off'])
+    if student.anchors is not None and ('rpn_cls' in student.terms or 'rpn_bbox' in student.terms):
+        rows.append(
+            [
+                '  anchors',
+                f"{100 * student.anchors.share:.1f} % of the student's are the teacher's too "
+                f'(levels {student.anchors.levels}); the rest is left out',
+            ]
+        )
     for pair in student.hints:
         guided, hint = pair.shapes
         rows.append(['  hint', f'{pair.student} {_chw(guided)} -> {pair.teacher} {_chw(hint)}'])

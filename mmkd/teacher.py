@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.config import Config
@@ -17,6 +19,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from .recorder import Recorder
+from .resolution import Resolution, View, images_and_view
 
 ADAPTER_PREFIX = 'kd_adapters.'
 UNTRAINED = 'random'
@@ -162,17 +165,23 @@ class Teacher:
         return self.network.extract_feat(pixels) if neck else self.network.backbone(pixels)
 
     @torch.no_grad()
-    def score_anchors(self, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def score_anchors(
+        self, features: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor, tuple[int, int]]]:
         """Answer the RPN's question: logits and deltas of every anchor.
 
         Returns:
             For each level (N·H·W·A, C) and (N·H·W·A, 4), rows in the order in which the student's
-            RPN lays them before its loss: image, y, x, anchor.
+            RPN lays them before its loss: image, y, x, anchor; and the map's H, W.
         """
         head = self.network.rpn_head
         logits, deltas = head(features)[:2]
         return [
-            (_rows(cls, head.cls_out_channels), _rows(reg, head.bbox_coder.encode_size))
+            (
+                _rows(cls, head.cls_out_channels),
+                _rows(reg, head.bbox_coder.encode_size),
+                tuple(cls.shape[-2:]),
+            )
             for cls, reg in zip(logits, deltas, strict=True)
         ]
 
@@ -197,23 +206,49 @@ class Teacher:
 
 
 class Pixels:
-    """Gives the teacher the pixels that it was trained on (normalisation, channel order).
+    """Gives the teacher the pixels that it was trained on.
+
+    With one resolution the student's batch is converted (normalisation, channel order), or is the
+    teacher's as it stands. With two, the teacher's own preprocessor takes the images that the
+    training pipeline made for it.
 
     Args:
         student: the student's data preprocessor, which made the batch.
         teacher: the teacher's.
+        resolution: where the two see different scales.
+
+    Raises:
+        ValueError: if the student's batch is changed behind the pipeline (``batch_augments``).
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, resolution: Resolution | None = None
+    ) -> None:
         self.swapped = student._channel_conversion != teacher._channel_conversion
         self.normalised = [_normalisation(student), _normalisation(teacher)]
         same = all(torch.equal(a, b) for a, b in zip(*self.normalised, strict=True))
-        self.same = same and not self.swapped
+        self.resolution = resolution
+        self.same = same and not self.swapped and resolution is None
+        self.preprocessor: Any = teacher
+        for augment in getattr(student, 'batch_augments', None) or ():
+            if resolution is not None and type(augment).__name__ != 'BatchFixedSizePad':
+                raise ValueError(
+                    f"the student's data_preprocessor changes the batch by "
+                    f'{type(augment).__name__}, after the two views were made, so the teacher '
+                    'would see another place: resize in the pipeline (RandomChoiceResize) instead'
+                )
 
-    def __call__(self, inputs: Tensor, data_samples: SampleList) -> Tensor:
-        """Turn the student's batch (N, 3, H, W) into the teacher's; itself where both agree."""
+    def __call__(self, inputs: Tensor, data_samples: SampleList) -> tuple[Tensor, View | None]:
+        """Turn the student's batch (N, 3, H, W) into the teacher's; itself where both agree.
+
+        Returns:
+            The teacher's batch (N, 3, H', W'), and where its images lie over the student's; None
+            where each pixel lies over its own.
+        """
+        if self.resolution is not None:
+            return self._second_view(inputs, data_samples)
         if self.same:
-            return inputs
+            return inputs, None
         (mean_s, std_s), (mean_t, std_t) = [
             [value.to(inputs.device).view(-1, 1, 1) for value in pair] for pair in self.normalised
         ]
@@ -226,7 +261,21 @@ class Pixels:
         for mask, sample in zip(inside, data_samples, strict=True):
             height, width = sample.img_shape[:2]
             mask[:, :height, :width] = 1
-        return (pixels * inside).to(inputs.dtype)
+        return (pixels * inside).to(inputs.dtype), None
+
+    def _second_view(self, inputs: Tensor, data_samples: SampleList) -> tuple[Tensor, View]:
+        images, view = images_and_view(data_samples, inputs.device)
+        pixels = self.preprocessor({'inputs': images}, training=False)['inputs']
+        # Over all of the student's batch, its padding included: each cell has a counterpart.
+        divisor = self.preprocessor.pad_size_divisor
+        canvas = inputs.new_tensor(inputs.shape[:1:-1], dtype=torch.float64)
+        far = (view.scale * canvas + view.offset).amax(0).tolist()[::-1]
+        height, width = (
+            max(math.ceil(round(edge, 6) / divisor) * divisor, size)
+            for edge, size in zip(far, pixels.shape[2:], strict=True)
+        )
+        pixels = F.pad(pixels, (0, width - pixels.size(3), 0, height - pixels.size(2)))
+        return pixels.to(inputs.dtype), view
 
 
 def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
-from mmengine.structures import InstanceData
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,6 +208,17 @@ def batch(
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)
+
+
+def second_view(
+    sample: DetDataSample, image: torch.Tensor, offset: tuple[float, float] = (0.0, 0.0)
+) -> None:
+    """Give a sample the teacher's view of it, (3, H, W), as TwoViews does."""
+    height, width = sample.img_shape
+    view = BaseDataElement(img=image)
+    scale = (image.size(2) / width, image.size(1) / height)
+    view.set_metainfo({'scale': scale, 'offset': offset})
+    sample.set_field(view, 'teacher_view')
 
 
 def losses(model: nn.Module, data: dict | None = None, seed: int = 0) -> dict:

@@ -15,6 +15,8 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from .. import recipe
+from ..resolution import apply_resolution, at_teachers_scale
 from ..teacher import load_config, plain_student
 
 # What decides a training's result. Left out: logging, drawing, folders, the launcher.
@@ -138,7 +140,7 @@ def plan_runs(
         runs = []
         for seed in seeds:
             seeded = [*opts, f'randomness.seed={seed}']
-            cfg = read_config(path, seeded)
+            cfg = apply_resolution(read_config(path, seeded))
             train_key = _train_key(cfg, processes)
             test_cfg = _test_config(cfg, cfg.model, split, path)
             key = _digest([train_key, split, _test_settings(test_cfg)])
@@ -209,21 +211,12 @@ def _load_file(path: str) -> Config:
 
 
 def _terms(model: dict) -> list[str]:
-    distillation = model.get('distillation') or {}
-    return [k for k, v in distillation.items() if isinstance(v, dict) and 'type' in v]
+    return recipe.terms(model.get('distillation') or {})
 
 
 def terms_on(model: dict) -> list[str]:
-    """Names of the terms whose weight is not the constant 0. Equation (2) weights a soft term with
-    1 - hard_weight where no weight is given."""
-    on = []
-    for name in _terms(model):
-        term = model['distillation'][name]
-        default = 1 - term['hard_weight'] if 'hard_weight' in term else 1
-        weight = term.get('loss_weight', default)
-        if isinstance(weight, dict) or weight is None or weight != 0:
-            on.append(name)
-    return on
+    """Names of the terms of a model that are on."""
+    return recipe.terms_on(model.get('distillation') or {})
 
 
 def _labels(paths: Sequence[str]) -> dict[str, str]:
@@ -250,7 +243,7 @@ def _teacher_row(cfg: Config, path: str, split: str, by_key: dict, plan: Plan) -
         return None
     teacher_config = model['teacher_config']
     teacher = _load(teacher_config)
-    test_cfg = _test_config(cfg, teacher.model, split, path)
+    test_cfg = _test_config(at_teachers_scale(cfg), teacher.model, split, path)
     identity = _teacher_identity(model)
     key = _digest([identity, split, _test_settings(test_cfg)])
     if key not in by_key:

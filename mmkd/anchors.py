@@ -1,0 +1,140 @@
+"""Which anchor of the teacher's RPN is an anchor of the student's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .resolution import View
+
+SAME = 0.9
+"""IoU in the teacher's image from which two anchors are one."""
+
+
+class AnchorMatch:
+    """Looks the student's anchors up among the teacher's, by place and size in the image.
+
+    An anchor is a box in an image. Seen ``ratio`` times as large, the student's box of side s is a
+    box of side ratio · s, and the teacher has it only if its generator makes that side, wherever:
+    with FPN (sides and strides double from level to level) and ratio 2, on its next level; with
+    ratio 1 and one generator, the same anchor. What has no counterpart is left out::
+
+        student, level l        teacher, level l + 1, ratio 2
+        +---+---+---+---+       +-------+-------+
+        | x | x | x | x |       |       |       |      x at (i, j) of stride 4 and side 32
+        +---+---+---+---+       |   X   |   X   |      is X at (i, j) of stride 8 and side 64:
+        |   |   |   |   |       |       |       |      each x has its X, for both grids have
+        +---+---+---+---+       +-------+-------+      as many cells over the whole image
+
+    Args:
+        student: the student's anchor generator.
+        teacher: the teacher's.
+        ratio: how many pixels of the teacher's image make one of the student's.
+    """
+
+    def __init__(self, student: Any, teacher: Any, ratio: float = 1.0) -> None:
+        self.ratio = ratio
+        self.boxes = [[base.float() for base in g.base_anchors] for g in (student, teacher)]
+        self.strides = [[torch.tensor(s) for s in g.strides] for g in (student, teacher)]
+        # For each base anchor of the student: level and number of the teacher's, -1 for none.
+        self.kinds = [self._counterparts(level) for level in range(len(self.boxes[0]))]
+
+    @property
+    def share(self) -> float:
+        """Share of the student's anchors that have a counterpart, the edges of images aside."""
+        found = total = 0.0
+        for kinds, stride in zip(self.kinds, self.strides[0], strict=True):
+            cells = 1 / float(stride.prod())
+            found += cells * int((kinds[:, 0] >= 0).sum())
+            total += cells * len(kinds)
+        return found / total
+
+    @property
+    def levels(self) -> str:
+        """Which level answers which, for the start-up table."""
+        pairs = [
+            (level, int(other))
+            for level, kinds in enumerate(self.kinds)
+            for other in kinds[:, 0].unique()
+            if other >= 0
+        ]
+        return ', '.join(f'{level} -> {other}' for level, other in pairs)
+
+    def __call__(
+        self,
+        level: int,
+        rows: Tensor,
+        size: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        images: int,
+        view: View | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Look up some anchors of one level.
+
+        Args:
+            level: the student's.
+            rows: their rows (n,) in the order image, y, x, anchor.
+            size: height and width of the student's map.
+            sizes: of each of the teacher's.
+            images: how many the batch has.
+            view: where the teacher's images lie; None for the same place.
+
+        Returns:
+            Whether each has a counterpart, (n,); the counterpart's row in the teacher's levels one
+            after the other, (n,), 0 where there is none; and both anchors as boxes (n, 4) in the
+            teacher's image.
+        """
+        boxes, strides = self.boxes[0][level].to(rows.device), self.strides[0][level].to(rows)
+        kind = rows % len(boxes)
+        cell = torch.stack([rows // len(boxes) % size[1], rows // len(boxes) // size[1] % size[0]])
+        image = rows // (len(boxes) * size[0] * size[1])
+        own = boxes[kind] + (cell.T * strides).repeat(1, 2)
+        if view is not None:
+            scale, offset = (t.to(own)[image].repeat(1, 2) for t in (view.scale, view.offset))
+            own = own * scale + offset
+        other, number = self.kinds[level].to(rows.device)[kind].unbind(1)
+        answer, theirs = torch.zeros_like(rows), torch.zeros_like(own)
+        found = torch.zeros_like(rows, dtype=torch.bool)
+        first = 0
+        for candidate, (height, width) in enumerate(sizes):
+            bases = self.boxes[1][candidate].to(rows.device)
+            stride = self.strides[1][candidate].to(own)
+            here = (other == candidate).nonzero().squeeze(1)
+            base = bases[number[here]]
+            middle = (own[here, :2] + own[here, 2:] - base[:, :2] - base[:, 2:]) / 2
+            x, y = (middle / stride).round().long().unbind(1)
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            theirs[here] = base + (torch.stack([x, y], 1) * stride).repeat(1, 2)
+            found[here] = inside & (_iou(own[here], theirs[here]) >= SAME)
+            row = ((image[here] * height + y) * width + x) * len(bases) + number[here]
+            answer[here] = torch.where(found[here], first + row, 0)
+            first += images * height * width * len(bases)
+        return found, answer, own, theirs
+
+    def _counterparts(self, level: int) -> Tensor:
+        sides = _sides(self.boxes[0][level]) * self.ratio
+        stride = self.strides[0][level].float() * self.ratio
+        best = torch.full((len(sides), 2), -1)
+        for row, side in enumerate(sides):
+            distance = float('inf')
+            for other, bases in enumerate(self.boxes[1]):
+                common = torch.minimum(_sides(bases), side).prod(1)
+                iou = common / (_sides(bases).prod(1) + side.prod() - common)
+                step = float((self.strides[1][other] / stride).log().abs().sum())
+                if iou.max() >= SAME and step < distance:
+                    distance = step
+                    best[row] = torch.tensor([other, int(iou.argmax())])
+        return best
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    return boxes[:, 2:] - boxes[:, :2]
+
+
+def _iou(own: Tensor, theirs: Tensor) -> Tensor:
+    common = torch.minimum(own[:, 2:], theirs[:, 2:]) - torch.maximum(own[:, :2], theirs[:, :2])
+    overlap = common.clamp(min=0).prod(1)
+    return overlap / (_sides(own).prod(1) + _sides(theirs).prod(1) - overlap)

@@ -1,0 +1,384 @@
+"""The paper's second setting: a teacher that sees more pixels than its student.
+
+A config names the two scales, ``distillation.resolution=dict(student=(667, 400),
+teacher=(1333, 800))``. :func:`apply_resolution` puts the student's into every pipeline, and
+:class:`TwoViews` around the transforms of the training pipeline: of one decoded image, with one set
+of random choices, it makes the student's view (what plain MMDetection makes at that scale) and the
+teacher's.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmcv.transforms.utils import cache_random_params
+from mmdet.registry import TRANSFORMS
+from mmdet.structures import SampleList
+from mmengine.config import Config
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from .recipe import terms_on
+
+VIEW = 'teacher_view'
+"""Field of a data sample: the teacher's image and where it lies over the student's."""
+
+_ONE_SCALE = {'Resize': 'scale', 'FixScaleResize': 'scale'}
+_MORE_SCALES = {'RandomResize': 'scale', 'RandomChoiceResize': 'scales'}
+# Pixels change in place, by draws that mmcv's cache_random_params shares between calls.
+_COLOURS = {
+    'PhotoMetricDistortion', 'YOLOXHSVRandomAug', 'ColorTransform', 'Color', 'Brightness',
+    'Contrast', 'Sharpness', 'Solarize', 'SolarizeAdd', 'Posterize', 'Equalize', 'AutoContrast',
+    'Invert',
+}  # fmt: skip
+_NO_PIXELS = {'LoadAnnotations', 'FilterAnnotations', 'PackDetInputs', 'LoadProposals'}
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The two scales of a pair, each (long edge, short edge) as MMDetection's ``Resize`` has it.
+
+    Args:
+        student: what the student is trained and tested at.
+        teacher: what the teacher sees.
+        reason: why the teacher sees fewer pixels than its student, if it does.
+
+    Raises:
+        ValueError: if a scale is missing, is no pair of sizes, or is larger for the student.
+    """
+
+    student: tuple[int, int]
+    teacher: tuple[int, int]
+    reason: str | None = None
+
+    def __init__(self, student: Any = None, teacher: Any = None, reason: str | None = None):
+        for name, scale in (('student', student), ('teacher', teacher)):
+            if scale is None:
+                raise ValueError(
+                    f'distillation.resolution names no scale for the {name}: give both, as in '
+                    'resolution=dict(student=(667, 400), teacher=(1333, 800))'
+                )
+            if not (
+                isinstance(scale, (list, tuple))
+                and len(scale) == 2
+                and all(type(size) is int and size > 0 for size in scale)
+            ):
+                raise ValueError(
+                    f'distillation.resolution.{name}={scale!r} must be a pair of sizes in pixels, '
+                    'such as (1333, 800)'
+                )
+            object.__setattr__(self, name, (max(scale), min(scale)))
+        object.__setattr__(self, 'reason', reason)
+        if min(self.ratios) < 1 and not reason:
+            raise ValueError(
+                f'distillation.resolution: the teacher sees fewer pixels {self.teacher} than its '
+                f'student {self.student}. Swap the two, or say why: resolution.reason="..."'
+            )
+
+    @classmethod
+    def of(cls, given: dict | None) -> Resolution | None:
+        """From a config; None where none is given."""
+        if given is None:
+            return None
+        if not isinstance(given, dict):
+            raise ValueError(
+                f'distillation.resolution={given!r} must be dict(student=(w, h), teacher=(w, h))'
+            )
+        names = ('student', 'teacher', 'reason')
+        for key in given:
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, 1, 0)
+                raise ValueError(
+                    f'distillation.resolution has no entry {key!r}; did you mean {near[0]}?'
+                )
+        return cls(**given)
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """Teacher over student, long and short edge."""
+        return self.teacher[0] / self.student[0], self.teacher[1] / self.student[1]
+
+    @property
+    def ratio(self) -> float:
+        """Teacher over student by the short edge, which decides for most images."""
+        return self.ratios[1]
+
+    def enlarge(self, scale: Sequence[int] | int) -> tuple[int, int] | int:
+        """The teacher's scale that goes with one of the student's."""
+        if isinstance(scale, int):
+            return round(scale * self.ratio)
+        large, small = (round(s * r) for s, r in zip(sorted(scale)[::-1], self.ratios, strict=True))
+        return (large, small) if scale[0] >= scale[1] else (small, large)
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the teacher's images lie over the student's: x_teacher = scale · x_student + offset.
+
+    Attributes:
+        scale: (N, 2), x and y of each image.
+        offset: (N, 2), in pixels of the teacher's image.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def rois(self, rois: Tensor) -> Tensor:
+        """The student's RoIs (n, 5), image index first, in the teacher's images."""
+        image = rois[:, 0].long()
+        scale, offset = (t.to(rois)[image].repeat(1, 2) for t in (self.scale, self.offset))
+        return torch.cat([rois[:, :1], rois[:, 1:] * scale + offset], 1)
+
+
+def images_and_view(samples: SampleList, device: torch.device) -> tuple[list[Tensor], View]:
+    """The teacher's images (3, H, W) as they were decoded, and their view.
+
+    Raises:
+        RuntimeError: if a sample carries none.
+    """
+    views = [sample.get(VIEW) for sample in samples]
+    if any(view is None for view in views):
+        raise RuntimeError(
+            'the training pipeline made no second view for the teacher, though '
+            "distillation.resolution asks for one. mmkd.DistillationRunner (runner_type of mmkd's "
+            'recipes) puts it in; without it, let mmkd.TwoViews hold what follows the loading of '
+            "the image: dict(type='mmkd.TwoViews', transforms=[...], student=..., teacher=...)"
+        )
+    scale, offset = (
+        torch.tensor([getattr(view, name) for view in views], dtype=torch.float64, device=device)
+        for name in ('scale', 'offset')
+    )
+    return [view.img.to(device, non_blocking=True) for view in views], View(scale, offset)
+
+
+@TRANSFORMS.register_module()
+class TwoViews(BaseTransform):
+    """Transforms one decoded image twice, with the same random choices.
+
+    The student's view is made by the transforms themselves, in their order and with their draws: it
+    is what plain MMDetection makes, to the bit. The teacher's view is made of the same decoded
+    image by the same choices, at its own scale: flips and colours repeat the draw, a drawn scale is
+    multiplied by the ratio, a crop is the same rectangle in its pixels (rounded to whole ones; what
+    rounding leaves is in :attr:`View.offset`). It is the image alone, without annotations.
+
+    Args:
+        transforms: what follows the loading of the image, the packing included.
+        student: the student's scale, (long edge, short edge).
+        teacher: the teacher's.
+
+    Raises:
+        ValueError: if a transform's random choices cannot be shared.
+    """
+
+    def __init__(
+        self, transforms: Sequence[dict], student: tuple[int, int], teacher: tuple[int, int],
+        reason: str | None = None,
+    ) -> None:  # fmt: skip
+        self.resolution = Resolution(student, teacher, reason)
+        self.transforms = []
+        known = {*_ONE_SCALE, *_MORE_SCALES, 'RandomFlip', 'RandomCrop', *_COLOURS, *_NO_PIXELS}
+        for config in transforms:
+            name = _name(config)
+            fixed_pad = name == 'Pad' and config.get('size') is not None
+            if (name not in known and name != 'Pad') or fixed_pad:
+                raise ValueError(
+                    f'TwoViews: the choices of {"Pad(size=...)" if fixed_pad else name} cannot be '
+                    'shared between two views of an image. Those that can: '
+                    + ', '.join(sorted(known | {'Pad(size_divisor=...)'}))
+                )
+            self.transforms.append(TRANSFORMS.build(config))
+
+    def transform(self, results: dict) -> dict | None:
+        """Both views; the packed sample holds the teacher's in the field ``teacher_view``."""
+        large: dict = {'img': results['img'], 'img_shape': results['img'].shape[:2]}
+        # x_teacher = scale · x_student + offset, y first as shapes have it.
+        scale, offset = np.ones(2), np.zeros(2)
+        for transform in self.transforms:
+            before = [np.array(view['img'].shape[:2]) for view in (results, large)]
+            name = type(transform).__name__
+            with cache_random_params(transform):
+                done = transform(results)
+                if done is None:
+                    return None
+                if name == 'PackDetInputs':
+                    view = self._view(large['img'], scale, offset)
+                    done['data_samples'].set_field(view, VIEW)
+                    return done
+                if name == 'RandomCrop':
+                    large, scale, offset = self._crop(transform, done, large, scale, offset)
+                elif hasattr(transform, 'scales') or name in (*_ONE_SCALE, *_MORE_SCALES):
+                    resize = copy.copy(getattr(transform, 'resize', transform))
+                    resize.scale = self.resolution.enlarge(resize.scale)
+                    large = resize(large)
+                    sizes = [np.array(view['img'].shape[:2]) for view in (done, large)]
+                    factors = [new / old for new, old in zip(sizes, before, strict=True)]
+                    scale, offset = scale * factors[1] / factors[0], offset * factors[1]
+                elif name not in _NO_PIXELS:
+                    large = transform(large)
+            if name == 'RandomFlip' and done['flip']:
+                direction = done['flip_direction']
+                turned = np.array([direction != 'horizontal', direction != 'vertical'])
+                height_width = [np.array(view['img'].shape[:2]) for view in (done, large)]
+                offset = np.where(
+                    turned, height_width[1] - scale * height_width[0] - offset, offset
+                )
+            results = done
+        raise RuntimeError('TwoViews: its transforms end without PackDetInputs')
+
+    @staticmethod
+    def _crop(
+        transform: Any, small: dict, large: dict, scale: np.ndarray, offset: np.ndarray
+    ) -> tuple[dict, np.ndarray, np.ndarray]:
+        # Under cache_random_params it answers with what it drew for the student.
+        corner = np.array(transform._rand_offset((0, 0)))
+        exact = scale * corner + offset
+        start = np.maximum(np.rint(exact), 0).astype(int)
+        stop = np.rint(exact + scale * small['img'].shape[:2]).astype(int)
+        large['img'] = large['img'][start[0] : stop[0], start[1] : stop[1]]
+        large['img_shape'] = large['img'].shape[:2]
+        return large, scale, exact - start
+
+    @staticmethod
+    def _view(img: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> BaseDataElement:
+        if img.ndim == 2:
+            img = img[..., None]
+        pixels = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))
+        view = BaseDataElement(img=pixels)
+        view.set_metainfo({'scale': tuple(scale[::-1]), 'offset': tuple(offset[::-1])})
+        return view
+
+    def __repr__(self) -> str:
+        inner = ', '.join(repr(t) for t in self.transforms)
+        return f'{type(self).__name__}({self.resolution}, transforms=[{inner}])'
+
+
+def apply_resolution(cfg: Config) -> Config:
+    """Put the two scales of ``model.distillation.resolution`` into the pipelines.
+
+    Training, validation and test pipelines get the student's scale; where a term is on, the
+    training pipeline makes the teacher's view as well. A pipeline with several scales keeps their
+    proportions, the largest becoming the student's.
+
+    Returns:
+        The config itself where it names no resolution, else a copy; applied again, the same.
+
+    Raises:
+        ValueError: if a pipeline has no resize, or one that cannot be shared.
+    """
+    model = cfg.get('model') or {}
+    distillation = model.get('distillation') or {}
+    resolution = Resolution.of(distillation.get('resolution'))
+    if resolution is None:
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    for split in ('train', 'val', 'test'):
+        for holder in _pipelines(cfg.get(f'{split}_dataloader')):
+            pipeline = holder['pipeline']
+            views = [t for t in pipeline if _name(t) == 'TwoViews']
+            for transform in views:
+                own = Resolution(transform['student'], transform['teacher'], resolution.reason)
+                if (own.student, own.teacher) != (resolution.student, resolution.teacher):
+                    raise ValueError(
+                        f'the {split} pipeline has TwoViews of {own.student} and {own.teacher}, '
+                        f'distillation.resolution says {resolution.student} and '
+                        f'{resolution.teacher}: remove one of the two'
+                    )
+            if views:
+                continue
+            pipeline = [rescale(t, resolution.student) for t in pipeline]
+            if not any(_scales(t) for t in pipeline):
+                raise ValueError(
+                    f'the {split} pipeline has no transform that resizes '
+                    f'({", ".join(map(_name, pipeline))}), so distillation.resolution cannot set '
+                    'its scale: add Resize, RandomResize or RandomChoiceResize'
+                )
+            if split == 'train' and needs_view(distillation):
+                pipeline = _around(pipeline, resolution)
+            holder['pipeline'] = pipeline
+    return cfg
+
+
+def at_teachers_scale(cfg: Config) -> Config:
+    """The config with the pipelines that test the teacher: at the scale that it sees."""
+    cfg = copy.deepcopy(cfg)
+    resolution = (cfg.model.get('distillation') or {}).get('resolution')
+    if resolution is not None:
+        resolution['student'] = resolution['teacher']
+    return apply_resolution(cfg)
+
+
+def needs_view(distillation: dict) -> bool:
+    """Whether the teacher is asked anything, at another scale than its student."""
+    resolution = Resolution.of(distillation.get('resolution'))
+    if resolution is None or resolution.student == resolution.teacher:
+        return False
+    return bool(terms_on(distillation))
+
+
+def rescale(transform: Any, largest: tuple[int, int]) -> Any:
+    """A transform's config with its scales brought to ``largest``, in proportion if it has several.
+
+    Raises:
+        ValueError: if it resizes by a factor, which names no scale.
+    """
+    key = _scales(transform)
+    if key is None:
+        return transform
+    scale = transform.get(key)
+    if scale is None:
+        raise ValueError(
+            f'{_name(transform)} resizes by a factor, not to a scale, so '
+            'distillation.resolution cannot set it: give it scale=(w, h)'
+        )
+    several = isinstance(scale[0], (list, tuple)) if isinstance(scale, (list, tuple)) else False
+    given = [tuple(s) for s in scale] if several else [tuple(scale)]
+    long, short = (max(edge(s) for s in given) for edge in (max, min))
+    new = [(round(max(s) * largest[0] / long), round(min(s) * largest[1] / short)) for s in given]
+    return {**transform, key: new if several else new[0]}
+
+
+def _around(pipeline: list, resolution: Resolution) -> list:
+    loads = [i for i, t in enumerate(pipeline) if _name(t).startswith(('LoadImage', 'LoadMulti'))]
+    if not loads:
+        raise ValueError(
+            f'the train pipeline ({", ".join(map(_name, pipeline))}) loads no image, so there is '
+            'nothing to make two views of'
+        )
+    first = loads[-1] + 1
+    views = {
+        'type': 'mmkd.TwoViews',
+        'student': resolution.student,
+        'teacher': resolution.teacher,
+        'transforms': pipeline[first:],
+    }
+    if resolution.reason:
+        views['reason'] = resolution.reason
+    return [*pipeline[:first], views]
+
+
+def _pipelines(node: Any) -> Iterator[dict]:
+    """Every dict with a pipeline that resizes, data sets in wrappers included."""
+    if isinstance(node, dict):
+        if isinstance(node.get('pipeline'), (list, tuple)):
+            yield node
+        for value in node.values():
+            yield from _pipelines(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _pipelines(value)
+
+
+def _name(transform: Any) -> str:
+    kind = transform.get('type') if isinstance(transform, dict) else type(transform)
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def _scales(transform: Any) -> str | None:
+    return {**_ONE_SCALE, **_MORE_SCALES}.get(_name(transform))
