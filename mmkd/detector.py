@@ -191,18 +191,21 @@ class DistillationMixin(Detector):
 
     def _prove(self, losses: dict[str, Tensor], batch_data_samples: SampleList) -> None:
         """At the first step that can show it: no term is dead, see :mod:`mmkd.wiring`."""
-        own = [p for n, p in self.named_parameters() if not n.startswith(ADAPTER_PREFIX)]
         boxes = sum(len(sample.gt_instances) for sample in batch_data_samples)
         for name in sorted(self.unproven):
             loss = losses.get(name)
             if loss is not None:
-                wiring.prove(LOG_NAMES[name], loss, own)
+                wiring.prove(LOG_NAMES[name], loss, self._own())
                 self.unproven.remove(name)
             elif name.endswith('_cls') and boxes:
                 raise wiring.DeadTermError(
                     f'{LOG_NAMES[name]} is dead: the batch has {boxes} boxes, but the student was '
                     f'not heard to classify anything. {_off(name).capitalize()}'
                 )
+
+    def _own(self) -> list[nn.Parameter]:
+        """The student's parameters, without adaptation layers."""
+        return [p for n, p in self.named_parameters() if not n.startswith(ADAPTER_PREFIX)]
 
     def _distil_rpn(
         self, heard: Record, answers: list[tuple[Tensor, Tensor, tuple]], view: View | None
@@ -314,13 +317,16 @@ class DistillationMixin(Detector):
     def _distil_hints(self, heard: Record, said: Record, view: View | None) -> Tensor:
         """L_hint: equation (6), summed over the pairs."""
         loss = self.terms['hint'].loss
-        total = 0
+        values = []
         for pair in self.hints:
             guided = heard.feature(pair.student.path, pair.student.index)
             hint = said.feature(pair.teacher.path, pair.teacher.index)
             hint = resample(hint, guided, pair.strides, view)
-            total = total + loss(self.kd_adapters[pair.name](guided), hint)
-        return total
+            values.append(loss(self.kd_adapters[pair.name](guided), hint))
+            if 'hint' in self.unproven:
+                # In their sum a dead pair would hide behind a living one.
+                wiring.prove(f'{LOG_NAMES["hint"]} at {pair.student}', values[-1], self._own())
+        return sum(values)
 
     def _hard_weights(self, factors: dict[str, float]) -> dict[str, float]:
         """μ of equation (2), for each head whose classification is distilled; 1 without."""

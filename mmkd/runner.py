@@ -12,7 +12,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from . import checkpoint as checkpoints
@@ -109,8 +109,20 @@ class FromPlainHook(Hook):
             _drop_adapters(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
-        """Logs what is about to be trained."""
-        table = getattr(_unwrap(runner.model), 'startup_table', None)
+        """Logs what is about to be trained.
+
+        Raises:
+            ValueError: A term is scheduled by epochs, and the loop counts none.
+        """
+        model = _unwrap(runner.model)
+        scheduled = [n for n, t in getattr(model, 'terms', {}).items() if t.schedule.by_epoch]
+        if scheduled and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'distillation.{scheduled[0]}.schedule has by_epoch=True, but '
+                f'{type(runner.train_loop).__name__} counts iterations alone, so the term would '
+                'stay where it begins: give begin, warmup and end in iterations, without by_epoch'
+            )
+        table = getattr(model, 'startup_table', None)
         if table is not None:
             resumed = getattr(runner, 'resumed_from', None)
             load_from = None if resumed else runner._load_from

@@ -26,10 +26,10 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
     from .detector import LOG_NAMES
 
     rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
-    if resumed or load_from:
-        rows.append(
-            ['  weights', f'{"resumed" if resumed else "loaded"} from {resumed or load_from}']
-        )
+    if resumed:
+        rows.append(['  weights', f'resumed from {resumed}'])
+    elif load_from:
+        rows.append(['  weights', _loaded(student, load_from)])
     else:
         rows += [['  weights', line] for line in _origins(student)]
     if student.start is not None and not (resumed or load_from):
@@ -121,6 +121,16 @@ def _describe(term) -> str:
 
 def _chw(shape: tuple[int, ...]) -> str:
     return '×'.join(str(size) for size in shape[1:])
+
+
+def _loaded(student: nn.Module, path: str) -> str:
+    """How much of the student is what the file at ``path`` holds."""
+    file = CheckpointLoader.load_checkpoint(path, 'cpu')
+    file = {k.removeprefix('module.'): v for k, v in file.get('state_dict', file).items()}
+    own = {k: v for k, v in student.state_dict().items() if not k.startswith(ADAPTER_PREFIX)}
+    same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
+    rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
+    return f'{same} of {len(own)} tensors loaded from {path}{rest}'
 
 
 def _origins(student: nn.Module) -> list[str]:

@@ -684,7 +684,11 @@ def test_a_hint_in_a_frozen_stage_is_dead_and_named():
     student = pairs.fpn()
     student.backbone.frozen_stages = 1
     model = distil(student, pairs.fpn(8), recipe(hint=dict(pairs=['backbone[0]'])))
-    with pytest.raises(DeadTermError, match='loss_kd_hint is dead: .*frozen_stages'):
+    with pytest.raises(DeadTermError, match=r'hint at backbone\[0\] is dead: .*frozen_stages'):
+        losses(model)
+    # Nor can it hide behind a living one.
+    model = distil(student, pairs.fpn(8), recipe(hint=dict(pairs=['neck', 'backbone[0]'])))
+    with pytest.raises(DeadTermError, match=r'hint at backbone\[0\] is dead'):
         losses(model)
     model = distil(student, pairs.fpn(8), recipe(hint=dict(pairs=['backbone[1]'])))
     losses(model)
@@ -693,7 +697,7 @@ def test_a_hint_in_a_frozen_stage_is_dead_and_named():
 
 @pytest.mark.parametrize(
     ('part', 'term'),
-    [('backbone.conv1', 'hint'), ('rpn_head.rpn_cls', 'rpn_cls'),
+    [('backbone.conv1', 'hint at neck.0.'), ('rpn_head.rpn_cls', 'rpn_cls'),
      ('roi_head.bbox_head.fc_cls', 'cls')],
 )  # fmt: skip
 def test_a_term_that_is_not_finite_stops_the_run_and_is_named(part, term):
@@ -981,7 +985,13 @@ def test_the_startup_table_says_what_is_trained(tmp_path):
     assert rows['loss_kd_hint'].startswith('HintL2Loss loss_weight=0.5, normalize=0')
     for i, side in enumerate((32, 16, 8, 4, 2)):
         assert f'neck[{i}] 8×{side}×{side} -> neck[{i}] 8×{side}×{side}' in table
-    assert 'loaded from here.pth' in model.startup_table(load_from='here.pth')
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_adapters.')}
+    torch.save(own, tmp_path / 'here.pth')
+    here = str(tmp_path / 'here.pth')
+    assert f'{len(own)} of {len(own)} tensors loaded from {here}' in model.startup_table(here)
+    torch.save(dict(list(own.items())[:5]), here)
+    said = f'5 of {len(own)} tensors loaded from {here}; THE OTHER {len(own) - 5} ARE NOT IN IT'
+    assert said in model.startup_table(here)
     assert 'resumed from there.pth' in model.startup_table('here.pth', 'there.pth')
     assert 'RANDOM' in distil(pairs.fpn(), pairs.fpn(8)).startup_table()
     assert 'every term is off' in distil(pairs.fpn(), pairs.fpn(8), off()).startup_table()

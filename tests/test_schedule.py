@@ -1,11 +1,15 @@
 """When a term is in force: the factor at every edge, and by whose count."""
 
+from types import SimpleNamespace
+
 import pairs
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.runner import IterBasedTrainLoop
 from pairs import LOG_NAMES, distil, losses, recipe
 
+from mmkd.runner import FromPlainHook
 from mmkd.schedule import WeightSchedule
 
 
@@ -104,3 +108,13 @@ def test_the_startup_table_shows_the_schedule():
     paper = recipe('hint', hint=dict(schedule=dict(begin=5, warmup=10)))
     table = distil(pairs.fpn(), pairs.fpn(8), paper).startup_table()
     assert 'begin=5, warmup=10, end=None' in table
+
+
+def test_epochs_are_refused_where_the_loop_counts_none():
+    term = SimpleNamespace(schedule=WeightSchedule(begin=1, by_epoch=True))
+    loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
+    runner = SimpleNamespace(model=SimpleNamespace(terms=dict(hint=term)), train_loop=loop)
+    with pytest.raises(ValueError, match='hint.schedule has by_epoch=True.*counts iterations'):
+        FromPlainHook().before_train(runner)
+    term.schedule = WeightSchedule(begin=1)
+    FromPlainHook().before_train(runner)
