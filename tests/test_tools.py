@@ -92,7 +92,7 @@ def finish(*processes: subprocess.Popen) -> list[str]:
     hung = []
     for process in processes:
         try:
-            outputs.append(process.communicate(timeout=5 if hung else 240)[0])
+            outputs.append(process.communicate(timeout=5 if hung else 400)[0])
         except subprocess.TimeoutExpired:
             hung.append(process.args)
             process.kill()
