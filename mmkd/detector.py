@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from . import wiring
 from .adapters import build_adapter, resample, set_identity
 from .anchors import AnchorMatch
+from .classes import Answers, ClassMap
 from .recorder import Question, Record, Recorder
 from .resolution import Resolution, View
 from .schedule import WeightSchedule
 from .start import Start, inherit
 from .startup import startup_table
-from .teacher import ADAPTER_PREFIX, Pixels, Teacher
+from .teacher import ADAPTER_PREFIX, Pixels, Teacher, roi_context
 
 LOG_NAMES = {
     'rpn_cls': 'loss_kd_rpn_cls',
@@ -94,7 +95,9 @@ class DistillationMixin(Detector):
             constant weight of 0 turns it off: it is not built) and optionally a ``schedule``;
             ``start='teacher'`` copies the teacher's neck and heads into the student;
             ``resolution=dict(student=(667, 400), teacher=(1333, 800))`` shows the teacher a larger
-            image, see :mod:`mmkd.resolution`.
+            image, see :mod:`mmkd.resolution`; ``classes=dict(student=[...], teacher=[...],
+            names={'mine': 'theirs'})`` says which class is which where the lists differ
+            (DistillationRunner finds the names itself), see :mod:`mmkd.classes`.
         student: the arguments of the detector.
 
     Raises:
@@ -121,10 +124,14 @@ class DistillationMixin(Detector):
         start = recipe.pop('start', None)
         if start not in (None, 'teacher'):
             raise ValueError(f"distillation.start={start!r} must be None or 'teacher'")
-        _known('distillation', recipe, [*LOG_NAMES, 'start', 'resolution'])
+        _known('distillation', recipe, [*LOG_NAMES, 'start', 'resolution', 'classes'])
         resolution = Resolution.of(recipe.pop('resolution', None))
         # Where both see one scale there is one image, and nothing to align.
         self.resolution = resolution if resolution and resolution.ratios != (1, 1) else None
+        classes = recipe.pop('classes', None)
+        _known('distillation.classes', classes or {}, ['student', 'teacher', 'names'])
+        self.classes = ClassMap(**classes) if classes and 'teacher' in classes else None
+        self.answers: list[Answers] = []
         hint = recipe.get('hint')
         pairs = hint.pop('pairs', ['neck']) if isinstance(hint, dict) else []
         self.terms = {name: term for name in LOG_NAMES if (term := _build_term(recipe, name))}
@@ -222,6 +229,9 @@ class DistillationMixin(Detector):
             weight = torch.cat([q.weight for q in asked])
             # One in a thousand anchors is sampled; the rest have no weight.
             sampled = (weight if kind == 'cls' else weight.amax(-1)).nonzero().squeeze(1)
+            if kind == 'cls':
+                # Of a softmax RPN the foreground is column 0; the difference is its sigmoid logit.
+                answers = [(_binary(a[0], asked[0].pred.size(1)), *a[1:]) for a in answers]
             if self.anchors is None:
                 _same_rows([q.pred for q in asked], [a[column] for a in answers])
                 answer = torch.cat([a[column] for a in answers])[sampled]
@@ -272,17 +282,21 @@ class DistillationMixin(Detector):
         """L_RCN: equations (2) to (5) over the student's own RoIs, stage by stage."""
         losses: dict[str, Tensor] = {}
         stage_weights = getattr(self.roi_head, 'stage_loss_weights', [1.0])
+        context = roi_context(self.teacher.network.roi_head, features)
         for stage in heard.stages('rcnn'):
             head = _stage(self.roi_head.bbox_head, stage)
             asked = heard.questions['rcnn', stage, 'cls'][0]
             rois = asked.rois if view is None else view.rois(asked.rois)
-            logits, deltas = self.teacher.score_rois(features, rois, stage)
+            logits, deltas = self.teacher.score_rois(features, rois, stage, context)
             values = {}
             if term := self.terms.get('rcnn_cls'):
-                sigmoid = getattr(head.loss_cls, 'use_sigmoid', False)
-                background = asked.pred.size(1) > head.num_classes
+                answers = self.answers[stage]
+                pred, answer = answers.student(asked.pred), answers.teacher(logits)
+                known = answers.known(asked.target)
+                weight = asked.weight if known is None else asked.weight * known
+                background = pred.size(1) > head.num_classes
                 values['rcnn_cls'] = head.loss_cls.loss_weight * term.loss(
-                    asked.pred, logits, asked.weight, asked.avg_factor, sigmoid, background
+                    pred, answer, weight, asked.avg_factor, answers.sigmoid, background
                 )
             boxes = heard.questions.get(('rcnn', stage, 'bbox'))
             if boxes and (term := self.terms.get('rcnn_bbox')):
@@ -300,11 +314,14 @@ class DistillationMixin(Detector):
         head = _stage(self.roi_head.bbox_head, stage)
         positive = (asked.target >= 0) & (asked.target < head.num_classes)
         labels, rois = asked.target[positive], asked.rois[positive][:, 1:]
+        answers, weight = self.answers[stage], boxes.weight
+        if (known := answers.known(labels)) is not None:
+            weight = weight * known[:, None]
         teacher_head = self.teacher.box_head(stage)
         answer = deltas[positive]
         if not teacher_head.reg_class_agnostic:
             answer = answer.view(len(answer), -1, 4)[
-                torch.arange(len(labels), device=labels.device), labels
+                torch.arange(len(labels), device=labels.device), answers.columns(labels)
             ]
         if not _same_coder(head.bbox_coder, teacher_head.bbox_coder):
             answer = head.bbox_coder.encode(rois, teacher_head.bbox_coder.decode(rois, answer))
@@ -312,7 +329,7 @@ class DistillationMixin(Detector):
         if head.reg_decoded_bbox:
             pred = head.bbox_coder.encode(rois, pred)
             target = head.bbox_coder.encode(rois, target)
-        return term.loss(pred, answer, target, boxes.weight, boxes.avg_factor)
+        return term.loss(pred, answer, target, weight, boxes.avg_factor)
 
     def _distil_hints(self, heard: Record, said: Record, view: View | None) -> Tensor:
         """L_hint: equation (6), summed over the pairs."""
@@ -342,7 +359,7 @@ class DistillationMixin(Detector):
         """Initialise the student, then let it inherit the teacher's neck and heads if it should."""
         super().init_weights()
         if self.starts_from_teacher and self.start is None:
-            self.start = inherit(self, self.teacher.network)
+            self.start = inherit(self, self.teacher.network, self.classes)
             for adapter in self.kd_adapters.values() if self.hints else ():
                 set_identity(adapter)
             if not self.terms:
@@ -430,11 +447,6 @@ class DistillationMixin(Detector):
             self.anchors = AnchorMatch(own.prior_generator, theirs.prior_generator)
         if not any(n in self.terms for n in terms):
             return
-        if own.cls_out_channels != theirs.cls_out_channels:
-            raise ValueError(
-                f'the student RPN has {own.cls_out_channels} logits an anchor, the teacher '
-                f'{theirs.cls_out_channels} (sigmoid against softmax): ' + _off('rpn_cls')
-            )
         decoded = own.reg_decoded_bbox or theirs.reg_decoded_bbox
         if 'rpn_bbox' in self.terms and decoded:
             raise ValueError(
@@ -484,33 +496,41 @@ class DistillationMixin(Detector):
         roi_head = teacher.roi_head
         asked = inspect.signature(roi_head._bbox_forward).parameters.values()
         needs = [p.name for p in asked if p.default is p.empty and p.name not in SCORED_BY]
-        needs += [f for f in ('with_semantic', 'with_glbctx') if getattr(roi_head, f, False)]
         if needs:
             raise ValueError(
                 f"the teacher's RoI head ({type(roi_head).__name__}) scores RoIs by more than "
                 f'features ({", ".join(needs)}): ' + _off('rcnn_cls', 'rcnn_bbox')
             )
         for who, head in (('student', own), ('teacher', theirs)):
-            if 'rcnn_cls' in self.terms and getattr(head, 'custom_cls_channels', False):
-                raise ValueError(
-                    f'the {who} classifies RoIs by {type(head.loss_cls).__name__}, whose logits '
-                    'are neither softmax nor sigmoid: ' + _off('rcnn_cls')
-                )
             if 'rcnn_bbox' in self.terms and not getattr(head, 'with_reg', True):
                 raise ValueError(f'the {who} regresses no boxes: ' + _off('rcnn_bbox'))
-        if own.num_classes != theirs.num_classes:
-            raise ValueError(
-                f'the teacher {self.teacher.name} has {theirs.num_classes} classes, the student '
-                f'{own.num_classes}: train the teacher on the same classes, or '
-                + _off('rcnn_cls', 'rcnn_bbox')
+        self._check_classes(own.num_classes, theirs.num_classes)
+        stages = range(getattr(self.roi_head, 'num_stages', 1))
+        self.answers = [
+            Answers(
+                _stage(self.roi_head.bbox_head, stage), self.teacher.box_head(stage), self.classes
             )
-        sigmoid = [getattr(head.loss_cls, 'use_sigmoid', False) for head in (own, theirs)]
-        if sigmoid[0] != sigmoid[1]:
-            kinds = ['sigmoid' if s else 'softmax' for s in sigmoid]
-            raise ValueError(
-                f'the student classifies RoIs by {kinds[0]}, the teacher by {kinds[1]}: '
-                + _off('rcnn_cls')
-            )
+            for stage in stages
+        ]
+
+    def _check_classes(self, own: int, theirs: int) -> None:
+        if self.classes is None:
+            if own != theirs:
+                raise ValueError(
+                    f'the teacher {self.teacher.name} has {theirs} classes, the student {own}, and '
+                    'their names are not known: give distillation.classes=dict(student=[...], '
+                    'teacher=[...]) in the order of the heads, or ' + _off('rcnn_cls', 'rcnn_bbox')
+                )
+            return
+        for who, names, count in (
+            ('student', self.classes.student, own),
+            ('teacher', self.classes.teacher, theirs),
+        ):
+            if len(names) != count:
+                raise ValueError(
+                    f'distillation.classes.{who} has {len(names)} names, the {who} '
+                    f'{count} classes (num_classes of its box head)'
+                )
 
 
 @MODELS.register_module()
@@ -568,6 +588,15 @@ def _same_anchors(own: Any, theirs: Any) -> bool:
             torch.equal(a, b) for a, b in zip(own.base_anchors, theirs.base_anchors, strict=True)
         )
     )
+
+
+def _binary(logits: Tensor, columns: int) -> Tensor:
+    """The RPN's logits (n, 1) of a sigmoid or (n, 2) of a softmax, as ``columns`` of them."""
+    if logits.size(1) == columns:
+        return logits
+    if columns == 1:
+        return logits[:, :1] - logits[:, 1:]
+    return torch.cat([logits, torch.zeros_like(logits)], 1)
 
 
 def _same_rows(asked: list[Tensor], answers: list[Tensor]) -> None:
@@ -641,7 +670,8 @@ def _shapes(
                 heads = network.roi_head.bbox_head
                 for stage in range(len(heads)) if isinstance(heads, nn.ModuleList) else [None]:
                     where = () if stage is None else (stage,)
-                    network.roi_head._bbox_forward(*where, features, rois)
+                    context = roi_context(network.roi_head, features)
+                    network.roi_head._bbox_forward(*where, features, rois, **context)
             for path, (tensors, _) in record.features.items():
                 if not all(torch.is_tensor(tensor) for tensor in tensors):
                     raise ValueError(

@@ -16,6 +16,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from . import checkpoint as checkpoints
+from .classes import apply_classes
 from .resolution import apply_resolution
 
 _ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
@@ -52,8 +53,11 @@ class DistillationRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillationRunner:
-        """Builds it, the two scales of ``distillation.resolution`` put into the pipelines."""
-        return super().from_cfg(apply_resolution(cfg))
+        """Builds it, with the scales and class names that the rest of the config tells.
+
+        See :func:`apply_resolution` and :func:`apply_classes`.
+        """
+        return super().from_cfg(apply_classes(apply_resolution(cfg)))
 
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         """Registers the hooks, ours outermost: others see the real objects, the file plain ones."""

@@ -35,6 +35,10 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
     if student.start is not None and not (resumed or load_from):
         taken, left = student.start.taken, student.start.left
         rows.append(['  start', f"{len(taken)} tensors of neck and heads are the teacher's"])
+        rows += [
+            ['  start', f'{key}: {count} classes, by name']
+            for key, count in student.start.by_class.items()
+        ]
         rows += [['  start', f'left: {key}: {why}'] for key, why in list(left.items())[:5]]
         if len(left) > 5:
             rows.append(['  start', f'left: {len(left) - 5} more'])
@@ -62,6 +66,8 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
             rows.append(
                 ['  weights', f'{teacher.passed_over} adaptation tensors in the file passed over']
             )
+        if student.classes is not None and not student.classes.same:
+            rows.append(['  classes', str(student.classes)])
         if student.resolution is not None:
             small, large = student.resolution.student, student.resolution.teacher
             rows.append(

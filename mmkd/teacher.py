@@ -187,7 +187,7 @@ class Teacher:
 
     @torch.no_grad()
     def score_rois(
-        self, features: Sequence[Tensor], rois: Tensor, stage: int
+        self, features: Sequence[Tensor], rois: Tensor, stage: int, context: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """Answer the RoI head's question.
 
@@ -195,14 +195,26 @@ class Teacher:
             features: of :meth:`extract`.
             rois: the student's, (n, 5), image index first.
             stage: the student's stage.
+            context: of :func:`roi_context`.
 
         Returns:
             Logits (n, C + 1), and deltas (n, 4·C) or (n, 4), None where the head regresses none.
         """
         head = self.network.roi_head
         where = (min(stage, self.stages - 1),) if isinstance(head.bbox_head, nn.ModuleList) else ()
-        answer = head._bbox_forward(*where, features, rois)
+        answer = head._bbox_forward(*where, features, rois, **context)
         return answer['cls_score'], answer['bbox_pred']
+
+
+@torch.no_grad()
+def roi_context(roi_head: Any, features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What a RoI head adds to every RoI, from the whole image: HTC and SCNet do; else nothing."""
+    context = {}
+    if getattr(roi_head, 'with_semantic', False):
+        context['semantic_feat'] = roi_head.semantic_head(features)[1]
+    if getattr(roi_head, 'with_glbctx', False):
+        context['glbctx_feat'] = roi_head.glbctx_head(features)[1]
+    return context
 
 
 class Pixels:

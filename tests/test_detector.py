@@ -939,16 +939,6 @@ def test_a_pair_that_cannot_answer_one_question_is_refused():
     del other.rpn_head.bbox_coder['target_means'], other.rpn_head.bbox_coder['target_stds']
     distil(pairs.fpn(), other, recipe('rpn_bbox'))  # the coder's defaults, as a tuple: the same
 
-    other = pairs.fpn()
-    other.rpn_head.loss_cls.use_sigmoid = False
-    refused('sigmoid against softmax', None, other)
-
-    seesaw = pairs.fpn()
-    seesaw.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=3)
-    refused('the teacher classifies RoIs by SeesawLoss.*rcnn_cls', None, seesaw)
-    refused('the student classifies RoIs by SeesawLoss.*rcnn_cls', seesaw, seesaw)
-    distil(pairs.fpn(), seesaw, recipe('rcnn_bbox'))
-
     one_stage = pairs.get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py').model
     one_stage.backbone.init_cfg = None
     refused("the teacher's RPN .* has no loss_cls", None, one_stage)

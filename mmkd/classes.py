@@ -1,0 +1,229 @@
+"""Which of the teacher's classes is which of the student's, and its answers in the student's terms.
+
+Heads differ in what their logits mean (softmax, sigmoid, Seesaw's classes times objectness) and in
+their lists of classes. Where both agree the logits pass untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+
+class ClassMap:
+    """The teacher's class for each class of the student, by name.
+
+    Args:
+        student: the student's class names, in the order of its head.
+        teacher: the teacher's.
+        names: where one class has two names: the student's name to the teacher's.
+
+    Raises:
+        ValueError: if a name in ``names`` is unknown, or the two have no class in common.
+    """
+
+    def __init__(
+        self, student: Sequence[str], teacher: Sequence[str], names: dict[str, str] | None = None
+    ) -> None:
+        names = names or {}
+        for given, known, who in (
+            (names, student, 'student'),
+            (names.values(), teacher, 'teacher'),
+        ):
+            for name in given:
+                if name not in known:
+                    near = difflib.get_close_matches(str(name), list(known), 3, 0)
+                    raise ValueError(
+                        f'distillation.classes.names: the {who} has no class {name!r}; near ones: '
+                        + ', '.join(near)
+                    )
+        self.student, self.teacher = list(student), list(teacher)
+        positions = {name: i for i, name in enumerate(self.teacher)}
+        self.indices = [positions.get(names.get(name, name)) for name in self.student]
+        if all(index is None for index in self.indices):
+            raise ValueError(
+                f'student ({_few(self.student)}) and teacher ({_few(self.teacher)}) have no class '
+                "in common: name those that are the same, distillation.classes.names={'mine': "
+                "'theirs'}, take another teacher, or turn off rcnn_cls and rcnn_bbox by their "
+                'loss_weight=0'
+            )
+
+    @property
+    def same(self) -> bool:
+        """Whether both have the same classes in the same order."""
+        return self.indices == list(range(len(self.teacher)))
+
+    @property
+    def unknown(self) -> list[str]:
+        """The student's classes that the teacher does not know."""
+        return [n for n, index in zip(self.student, self.indices, strict=True) if index is None]
+
+    def __str__(self) -> str:
+        known = len(self.student) - len(self.unknown)
+        text = f"{known} of the student's {len(self.student)} classes are among the teacher's "
+        text += f"{len(self.teacher)}; the teacher's other {len(self.teacher) - known} count as "
+        text += 'background'
+        return text + (f'; it does not know {_few(self.unknown)}' if self.unknown else '')
+
+
+class Answers:
+    """Brings the RoI classification of both networks into one layout.
+
+    What a head's logits mean is what MMDetection makes of them at test time: a softmax, or for
+    Seesaw its classes times objectness. A student with a sigmoid loss is taught each class by
+    itself.
+
+    Args:
+        student: the student's box head.
+        teacher: the teacher's, of the same stage.
+        classes: which class is which; None where the lists are the same.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, classes: ClassMap | None) -> None:
+        self.kinds = [_kind(head) for head in (student, teacher)]
+        self.num_classes = student.num_classes
+        self.classes = classes if classes is not None and not classes.same else None
+        self.indices = self.classes.indices if self.classes else None
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether the student's classes are taught each by itself."""
+        return self.kinds[0] == 'sigmoid'
+
+    def known(self, labels: Tensor) -> Tensor | None:
+        """Of RoIs with these labels, those that the teacher can speak of; None means all."""
+        if self.classes is None or not self.classes.unknown:
+            return None
+        table = torch.tensor([i is not None for i in self.indices or ()] + [True])
+        return table.to(labels.device)[labels]
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """The teacher's class for each label, of known ones."""
+        if self.indices is None:
+            return labels
+        table = torch.tensor([-1 if i is None else i for i in self.indices])
+        return table.to(labels.device)[labels]
+
+    def student(self, logits: Tensor) -> Tensor:
+        """The student's logits, (n, C + 1), background last; with its graph."""
+        return _log_scores(logits, 'seesaw') if self.kinds[0] == 'seesaw' else logits
+
+    def teacher(self, logits: Tensor) -> Tensor:
+        """The teacher's logits in the layout of the student's, (n, C + 1)."""
+        if self.indices is None and self.kinds[0] == self.kinds[1] != 'seesaw':
+            return logits
+        if self.indices is None and not self.sigmoid and self.kinds[1] != 'seesaw':
+            return logits
+        scores = _log_scores(logits, self.kinds[1])
+        if self.indices is not None:
+            taken = [i for i in self.indices if i is not None]
+            others = [i for i in range(scores.size(1)) if i not in set(taken)]
+            background = scores[:, others].logsumexp(1, keepdim=True)
+            # A class that the teacher does not know has none of its probability.
+            nothing = scores.new_full((len(scores), 1), -1e4)
+            columns = [nothing if i is None else scores[:, i : i + 1] for i in self.indices]
+            scores = torch.cat([*columns, background], 1)
+        if self.sigmoid:
+            # The logit of each probability.
+            return scores - torch.log1p(-scores.exp().clamp(max=1 - 1e-6))
+        return scores
+
+
+def _kind(head: Any) -> str:
+    if getattr(head, 'custom_activation', False):
+        return 'seesaw'
+    return 'sigmoid' if getattr(head.loss_cls, 'use_sigmoid', False) else 'softmax'
+
+
+def _log_scores(logits: Tensor, kind: str) -> Tensor:
+    """Logarithm of the scores that MMDetection gives at test time, (n, C + 1)."""
+    logits = logits.float()
+    if kind != 'seesaw':
+        return logits.log_softmax(-1)
+    classes, objectness = logits[:, :-2].log_softmax(-1), logits[:, -2:].log_softmax(-1)
+    return torch.cat([classes + objectness[:, :1], objectness[:, 1:]], 1)
+
+
+def apply_classes(cfg: Config) -> Config:
+    """Put the class names of both networks into ``model.distillation.classes``, if they differ.
+
+    The student's are those of its training data; the teacher's those of its config's, or of its
+    checkpoint's meta. Where either is not to be found the numbers of classes have to agree.
+
+    Returns:
+        The config itself, or a copy with the names.
+    """
+    from .teacher import load_config
+
+    model = cfg.get('model') or {}
+    distillation = model.get('distillation')
+    if not distillation or 'teacher_config' not in model:
+        return cfg
+    given = dict(distillation.get('classes') or {})
+    student = given.get('student') or class_names(cfg)
+    if student is None:
+        return cfg
+    teacher = given.get('teacher')
+    if teacher is None:
+        teacher_cfg = load_config(model['teacher_config'])
+        count = _head_classes(teacher_cfg.model)
+        teacher = _fitting(class_names(teacher_cfg), count)
+        if teacher is None:
+            teacher = _fitting(_names_in(model.get('teacher_ckpt')), count)
+    if teacher is None or list(teacher) == list(student):
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    cfg.model.distillation.classes = dict(given, student=list(student), teacher=list(teacher))
+    return cfg
+
+
+def class_names(cfg: Config) -> list[str] | None:
+    """The classes of a config's training data (or test data, for a config that only tests)."""
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = (cfg.get(key) or {}).get('dataset')
+        while isinstance(dataset, dict) and 'pipeline' not in dataset and 'dataset' in dataset:
+            dataset = dataset['dataset']
+        if not isinstance(dataset, dict):
+            continue
+        if 'classes' in (dataset.get('metainfo') or {}):
+            return _list(dataset['metainfo']['classes'])
+        kind = dataset.get('type')
+        known = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if known is not None and 'classes' in getattr(known, 'METAINFO', {}):
+            return _list(known.METAINFO['classes'])
+    return None
+
+
+def _fitting(names: list[str] | None, count: int | None) -> list[str] | None:
+    # A config that leaves the names to its data set's default may train on others.
+    return names if names is not None and count in (None, len(names)) else None
+
+
+def _names_in(checkpoint: str | None) -> list[str] | None:
+    if checkpoint is None or checkpoint == 'random':
+        return None
+    meta = CheckpointLoader.load_checkpoint(checkpoint, 'cpu').get('meta') or {}
+    names = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
+    return _list(names) if names else None
+
+
+def _head_classes(model: Any) -> int | None:
+    head = (model.get('roi_head') or {}).get('bbox_head')
+    head = head[0] if isinstance(head, (list, tuple)) else head
+    return (head or {}).get('num_classes')
+
+
+def _list(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
