@@ -6,7 +6,7 @@ stack.check()
 
 from . import checkpoint  # noqa: E402
 from .detector import KnowledgeDistillationTwoStageDetector  # noqa: E402
-from .losses import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
+from .losses import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
 from .resolution import TwoViews  # noqa: E402
 from .runner import DistillationRunner  # noqa: E402
 from .teacher import plain_student  # noqa: E402
@@ -15,6 +15,7 @@ checkpoint.install()
 
 __all__ = [
     'DistillationRunner',
+    'HintL1Loss',
     'HintL2Loss',
     'KnowledgeDistillationTwoStageDetector',
     'TeacherBoundedL2Loss',

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from .resolution import View
 
+KINDS = ('conv1x1', 'conv3x3', 'linear', 'identity')
 
-def build_adapter(guided: Sequence[int], hint: Sequence[int]) -> nn.Module:
+
+def build_adapter(guided: Sequence[int], hint: Sequence[int], kind: str | None = None) -> nn.Module:
     """Build the adaptation layer between two features of the given shapes (section 3.4).
 
     The paper puts one even where the shapes agree already; it also matches the norms.
@@ -19,25 +21,45 @@ def build_adapter(guided: Sequence[int], hint: Sequence[int]) -> nn.Module:
     Args:
         guided: shape of the student's feature, (N, C, H, W) or (n, C).
         hint: shape of the teacher's feature.
-
-    Returns:
-        A 1×1 convolution between maps, a linear layer between vectors.
+        kind: 'conv1x1' or 'conv3x3' between maps, 'linear' between vectors, 'identity' for none;
+            None is the paper's, a 1×1 convolution or a linear layer.
 
     Raises:
-        ValueError: if one is a map and the other a vector, or neither.
+        ValueError: if one is a map and the other a vector, or neither, or the kind does not fit.
     """
-    if len(guided) == len(hint) == 4:
-        return nn.Conv2d(guided[1], hint[1], 1)
-    if len(guided) == len(hint) == 2:
+    shapes = f'{tuple(guided)} to {tuple(hint)}'
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f'adapter {kind!r} must be one of {", ".join(KINDS)}')
+    dims = len(guided) if len(guided) == len(hint) else 0
+    if dims not in (2, 4):
+        raise ValueError(
+            f'no adaptation layer leads from shape {shapes}: hints join two maps (N, C, H, W) or '
+            'two vectors (n, C)'
+        )
+    if kind is None:
+        kind = 'conv1x1' if dims == 4 else 'linear'
+    if kind == 'identity':
+        if guided[1] != hint[1]:
+            raise ValueError(
+                f"adapter 'identity' cannot lead from shape {shapes}: the channels differ, so one "
+                'of the other kinds has to map them'
+            )
+        return nn.Identity()
+    if (kind == 'linear') != (dims == 2):
+        raise ValueError(
+            f'adapter {kind!r} cannot lead from shape {shapes}: between maps it is conv1x1 or '
+            'conv3x3, between vectors linear'
+        )
+    if kind == 'linear':
         return nn.Linear(guided[1], hint[1])
-    raise ValueError(
-        f'no adaptation layer leads from shape {tuple(guided)} to {tuple(hint)}: hints join two '
-        'maps (N, C, H, W) or two vectors (n, C)'
-    )
+    size = 3 if kind == 'conv3x3' else 1
+    return nn.Conv2d(guided[1], hint[1], size, padding=size // 2)
 
 
 def set_identity(adapter: nn.Module) -> None:
     """Let ``adapter`` start as the identity, on as many channels as both sides have."""
+    if isinstance(adapter, nn.Identity):
+        return
     if isinstance(adapter, nn.Conv2d):
         nn.init.dirac_(adapter.weight)
     else:

@@ -18,7 +18,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from . import wiring
-from .adapters import build_adapter, resample, set_identity
+from .adapters import KINDS, build_adapter, resample, set_identity
 from .anchors import AnchorMatch
 from .classes import Answers, ClassMap
 from .recorder import Question, Record, Recorder
@@ -408,11 +408,13 @@ class DistillationMixin(Detector):
             raise ValueError("distillation.hint.pairs is empty: name a layer, as in ['neck']")
         wanted = [_pair(entry) for entry in pairs]
         shapes = [
-            _shapes('student', self, self.recorder, [s for s, _ in wanted]),
-            _shapes('teacher', self.teacher.network, self.teacher.recorder, [t for _, t in wanted]),
+            _shapes('student', self, self.recorder, [s for s, *_ in wanted]),
+            _shapes(
+                'teacher', self.teacher.network, self.teacher.recorder, [t for _, t, _ in wanted]
+            ),
         ]
         self.kd_adapters = nn.ModuleDict()
-        for spec_s, spec_t in wanted:
+        for spec_s, spec_t, kind in wanted:
             layers = [
                 _layers(spec, seen) for spec, seen in zip((spec_s, spec_t), shapes, strict=True)
             ]
@@ -428,7 +430,7 @@ class DistillationMixin(Detector):
                 pair = (shapes[0][layer_s], shapes[1][layer_t])
                 strides = _strides(layer_s, layer_t, pair)
                 self.hints.append(HintPair(name, layer_s, layer_t, pair, strides))
-                self.kd_adapters[name] = build_adapter(*pair)
+                self.kd_adapters[name] = build_adapter(*pair, kind)
 
     def _check_rpn(self, teacher: nn.Module) -> None:
         heads = {'student': getattr(self, 'rpn_head', None), 'teacher': _get(teacher, 'rpn_head')}
@@ -618,14 +620,16 @@ def _strides(
     return DRY_SIZE / shapes[0][-1], DRY_SIZE / shapes[1][-1]
 
 
-def _pair(entry: str | dict) -> tuple[str, str]:
+def _pair(entry: str | dict) -> tuple[str, str, str | None]:
+    """Student's layer, teacher's layer and kind of adapter."""
     if isinstance(entry, str):
-        return entry, entry
-    if set(entry) != {'student', 'teacher'}:
+        return entry, entry, None
+    if not {'student', 'teacher'} <= set(entry) <= {'student', 'teacher', 'adapter'}:
         raise ValueError(
-            f"hint pair {dict(entry)} must be a path, or dict(student='...', teacher='...')"
+            f"hint pair {dict(entry)} must be a path, or dict(student='...', teacher='...') and "
+            f"optionally adapter='...', one of {', '.join(KINDS)}"
         )
-    return entry['student'], entry['teacher']
+    return entry['student'], entry['teacher'], entry.get('adapter')
 
 
 _SPEC = re.compile(r'(?P<path>[\w.]+?)(\[(?P<index>\d+)\])?')

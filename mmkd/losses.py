@@ -194,13 +194,17 @@ class HintL2Loss(nn.Module):
         reduction: 'mean' over all elements and images, or 'sum'.
     """
 
+    distance = staticmethod(F.mse_loss)
+
     def __init__(
         self, loss_weight: float = 0.5, normalize: bool = False, reduction: str = 'mean'
     ) -> None:
         super().__init__()
         self.loss_weight = _number(type(self).__name__, 'loss_weight', loss_weight, 0)
         if reduction not in ('mean', 'sum'):
-            raise ValueError(f"HintL2Loss: reduction={reduction!r} must be 'mean' or 'sum'")
+            raise ValueError(
+                f"{type(self).__name__}: reduction={reduction!r} must be 'mean' or 'sum'"
+            )
         self.normalize = normalize
         self.reduction = reduction
 
@@ -225,7 +229,20 @@ class HintL2Loss(nn.Module):
         guided, hint = _full(guided), _full(hint.detach())
         if self.normalize:
             guided, hint = _standardise(guided), _standardise(hint)
-        return self.loss_weight * F.mse_loss(guided, hint, reduction=self.reduction)
+        return self.loss_weight * self.distance(guided, hint, reduction=self.reduction)
+
+
+@MODELS.register_module()
+class HintL1Loss(HintL2Loss):
+    r"""The L1 variant of equation (6), :math:`\|V - Z\|_1`, of section 3.4.
+
+    Args:
+        loss_weight: :math:`\gamma` of equation (1).
+        normalize: as of :class:`HintL2Loss`.
+        reduction: 'mean' or 'sum'.
+    """
+
+    distance = staticmethod(F.l1_loss)
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -998,3 +998,53 @@ def test_the_startup_table_counts_pretrained_tensors(tmp_path):
     table = model.startup_table()
     assert f'{count} of {count} tensors of backbone from {path}' in table
     assert f'{own - count} of {own} tensors initialised at random' in table
+
+
+# ---------------------------------------------------------------- kinds of adapters
+
+
+@pytest.mark.parametrize(
+    ('kind', 'shape'),
+    [
+        ('conv1x1', (8, 8, 1, 1)),
+        ('conv3x3', (8, 8, 3, 3)),
+        ('identity', None),
+        (None, (8, 8, 1, 1)),
+    ],
+)
+def test_a_pair_says_its_adapter(kind, shape):
+    pair = dict(student='neck', teacher='neck')
+    if kind:
+        pair['adapter'] = kind
+    model = distil(
+        pairs.fpn(), pairs.fpn(8), recipe('hint', start='teacher', hint=dict(pairs=[pair]))
+    )
+    shapes = {tuple(a.weight.shape) if list(a.parameters()) else None
+              for a in model.kd_adapters.values()}  # fmt: skip
+    assert shapes == {shape}
+    # From the teacher's start each is the identity.
+    feature = torch.rand(1, 8, 6, 6)
+    assert all(torch.allclose(a(feature), feature) for a in model.kd_adapters.values())
+    pairs.total(model, losses(model)).backward()
+
+
+@pytest.mark.parametrize(
+    ('pair', 'message'),
+    [
+        (dict(adapter='mlp'), "adapter 'mlp' must be one of conv1x1"),
+        (dict(adapter='linear'), "adapter 'linear' cannot lead.*between maps"),
+        (dict(student='backbone[1]', adapter='identity'), 'the channels differ'),
+        (dict(kind='conv1x1'), "optionally adapter='...'"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(pair, message):
+    pair = {'student': 'neck[0]', 'teacher': 'neck[0]', **pair}
+    if 'backbone' in pair['student']:
+        pair['teacher'] = 'neck[1]'
+    with pytest.raises(ValueError, match=message):
+        distil(pairs.fpn(3), pairs.fpn(8), recipe('hint', hint=dict(pairs=[pair])))
+
+
+def test_the_l1_hint_is_a_term_like_the_other():
+    model = distil(pairs.fpn(), pairs.fpn(8), recipe('hint', hint=dict(type='HintL1Loss')))
+    assert losses(model)['loss_kd_hint'] > 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmdet.models.losses import CrossEntropyLoss, L1Loss
 from mmdet.registry import MODELS
 
-from mmkd.losses import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
+from mmkd.losses import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -473,3 +473,13 @@ def test_regression_adds_to_smooth_l1_it_does_not_replace_it():
     bounded = TeacherBoundedL2Loss(loss_weight=0.5, margin=1e6)(student, teacher, targets)
     total = (student - targets).abs().mean() + 0.5 * ((student - targets) ** 2).sum(-1).mean()
     assert (hard + bounded).item() == pytest.approx(total.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_the_l1_hint_is_the_mean_distance_of_elements(reduction):
+    guided, hint = rand(0, 2, 3, 4, 5), rand(1, 2, 3, 4, 5)
+    total = sum(abs(a - b) for a, b in zip(guided.flatten().tolist(), hint.flatten().tolist(),
+                                           strict=True))  # fmt: skip
+    want = 0.25 * total / (guided.numel() if reduction == 'mean' else 1)
+    got = HintL1Loss(loss_weight=0.25, reduction=reduction)(guided, hint)
+    assert got.item() == pytest.approx(want, rel=1e-6)
