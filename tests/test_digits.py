@@ -68,7 +68,7 @@ def test_splits_share_no_scan_and_no_column_of_a_photograph(monkeypatch, tmp_pat
     columns = np.broadcast_to(np.arange(640)[None, :, None], (427, 640, 3))
     seen = {}
 
-    def record(folder, split, count, size, seed, scans, labels, regions):
+    def record(folder, split, count, size, seed, scans, labels, regions, *_):
         seen[split] = (scans, labels, regions)
 
     monkeypatch.setattr(make_digits, 'write_split', record)
@@ -189,6 +189,19 @@ def test_arguments_out_of_range_are_refused(tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
         make_digits.make(tmp_path / 'out', **{**SMALL, **changed})
     assert not (tmp_path / 'out').exists()
+
+
+def test_number_and_height_of_digits_can_be_set(tmp_path):
+    given = dict(SMALL, size=192, train=6, val=1, test=1, digits=(6, 9), heights=(16.0, 24.0))
+    assert make_digits.make(tmp_path / 'out', **given)
+    assert not make_digits.make(tmp_path / 'out', **given)  # it knows its own
+    annotations = json.loads((tmp_path / 'out/train.json').read_text())['annotations']
+    assert 6 * 2 < len(annotations) <= 6 * 9
+    assert max(a['bbox'][3] for a in annotations) <= 24 * 1.6  # turned and stretched
+    with pytest.raises(ValueError, match='--heights 16 100'):
+        make_digits.make(tmp_path / 'other', **{**given, 'heights': (16.0, 100.0)})
+    with pytest.raises(ValueError, match='--digits 9 6'):
+        make_digits.make(tmp_path / 'other', **{**given, 'digits': (9, 6)})
 
 
 def test_student_and_teacher_differ_in_the_backbone_alone():

@@ -31,6 +31,7 @@ MARKER = 'made.json'
 #: a pixel belongs to a digit's box where the pasted stroke is at least this opaque
 VISIBLE = 0.3
 MIN_BOX = 6
+DIGITS = (2, 6)
 
 
 def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -131,7 +132,13 @@ def paste(image: np.ndarray, opacity: np.ndarray, rng: np.random.Generator) -> N
 
 
 def draw(
-    scans: np.ndarray, labels: np.ndarray, regions: list[np.ndarray], size: int, key: list[int]
+    scans: np.ndarray,
+    labels: np.ndarray,
+    regions: list[np.ndarray],
+    size: int,
+    key: list[int],
+    digits: tuple[int, int] = DIGITS,
+    heights: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, list[tuple[int, tuple[int, int, int, int]]]]:
     """One image and its digits.
 
@@ -141,6 +148,8 @@ def draw(
         regions: the split's part of each photograph, uint8 (H, W, 3).
         size: side of the image in pixels.
         key: seed of this image alone, so that an image does not depend on how many there are.
+        digits: fewest and most digits tried.
+        heights: smallest and largest height of a digit in pixels; None: 12 to 0.4 of the image.
 
     Returns:
         The image, uint8 (size, size, 3), and (class, (x, y, w, h)) of each digit.
@@ -148,9 +157,10 @@ def draw(
     rng = np.random.default_rng(key)
     image = background(regions, size, rng)
     objects: list[tuple[int, tuple[int, int, int, int]]] = []
-    for _ in range(int(rng.integers(2, 7))):
+    low, high = heights or (12, 0.4 * size)
+    for _ in range(int(rng.integers(digits[0], digits[1] + 1))):
         number = int(rng.integers(len(scans)))
-        height = float(np.exp(rng.uniform(np.log(12), np.log(0.4 * size))))
+        height = float(np.exp(rng.uniform(np.log(low), np.log(high))))
         small = stroke(scans[number], height, rng)
         x, y = (int(v) for v in rng.integers(-height // 2, size - 1.5 * height, 2))
         opacity = np.zeros((size, size), np.float32)
@@ -185,12 +195,15 @@ def write_split(
     scans: np.ndarray,
     labels: np.ndarray,
     regions: list[np.ndarray],
+    digits: tuple[int, int],
+    heights: tuple[float, float] | None,
 ) -> None:
     """Write ``count`` images to folder/split and their COCO annotations to folder/split.json."""
     (folder / split).mkdir()
     images, annotations = [], []
     for index in range(count):
-        pixels, objects = draw(scans, labels, regions, size, [seed, 1, SPLITS.index(split), index])
+        key = [seed, 1, SPLITS.index(split), index]
+        pixels, objects = draw(scans, labels, regions, size, key, digits, heights)
         name = f'{index:06d}.jpg'
         target = str(folder / split / name)
         if not cv2.imwrite(target, pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]):
@@ -226,7 +239,16 @@ def is_complete(out: Path, parameters: dict) -> bool:
     )
 
 
-def make(out: Path, size: int, train: int, val: int, test: int, seed: int) -> bool:
+def make(
+    out: Path,
+    size: int,
+    train: int,
+    val: int,
+    test: int,
+    seed: int,
+    digits: tuple[int, int] = DIGITS,
+    heights: tuple[float, float] | None = None,
+) -> bool:
     """Write the data set to ``out`` unless it is there already.
 
     It is written beside ``out`` and moved there once it is complete.
@@ -236,6 +258,7 @@ def make(out: Path, size: int, train: int, val: int, test: int, seed: int) -> bo
         size: side of the square images in pixels, 64 at least.
         train, val, test: number of images of each split.
         seed: seed of everything that is drawn.
+        digits, heights: see :func:`draw`.
 
     Returns:
         Whether anything was written.
@@ -248,7 +271,18 @@ def make(out: Path, size: int, train: int, val: int, test: int, seed: int) -> bo
         raise ValueError(f'--size {size}: digits are up to 0.4 of it, so it must be 64 or more')
     if min(train, val, test) < 1:
         raise ValueError(f'--train {train} --val {val} --test {test}: each needs one image or more')
-    parameters = dict(version=VERSION, size=size, train=train, val=val, test=test, seed=seed)
+    if not 1 <= digits[0] <= digits[1]:
+        raise ValueError(f'--digits {digits[0]} {digits[1]}: fewest first, one or more')
+    if heights is not None and not MIN_BOX <= heights[0] <= heights[1] <= size / 2:
+        raise ValueError(
+            f'--heights {heights[0]:g} {heights[1]:g}: smallest first, from {MIN_BOX} pixels to '
+            f'half of --size {size}'
+        )
+    parameters: dict = dict(version=VERSION, size=size, train=train, val=val, test=test, seed=seed)
+    if digits != DIGITS:
+        parameters['digits'] = list(digits)
+    if heights is not None:
+        parameters['heights'] = list(heights)
     if is_complete(out, parameters):
         print(f'{out} is there and complete ({train}/{val}/{test} images of {size}x{size})')
         return False
@@ -262,8 +296,8 @@ def make(out: Path, size: int, train: int, val: int, test: int, seed: int) -> bo
     partial.mkdir(parents=True)
     try:
         print(f'writing {train}/{val}/{test} images of {size}x{size} to {out}', flush=True)
-        digits = load_digits()
-        indices = split_digits(digits.target, seed)
+        scans = load_digits()
+        indices = split_digits(scans.target, seed)
         photos = load_sample_images().images
         for split, count in (('train', train), ('val', val), ('test', test)):
             regions = []
@@ -272,8 +306,9 @@ def make(out: Path, size: int, train: int, val: int, test: int, seed: int) -> bo
                 regions.append(photo[:, left:right])
             own = indices[split]
             write_split(
-                partial, split, count, size, seed, digits.images[own], digits.target[own], regions
-            )
+                partial, split, count, size, seed, scans.images[own], scans.target[own], regions,
+                digits, heights,
+            )  # fmt: skip
         (partial / MARKER).write_text(json.dumps(parameters))
         if out.exists():
             shutil.rmtree(out)
@@ -294,9 +329,19 @@ def main() -> int:
     parser.add_argument('--val', type=int, default=500, help='validation images')
     parser.add_argument('--test', type=int, default=1000, help='test images')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--digits', type=int, nargs=2, default=list(DIGITS), metavar=('FEWEST', 'MOST'),
+        help='digits tried in an image',
+    )  # fmt: skip
+    parser.add_argument(
+        '--heights', type=float, nargs=2, metavar=('LOW', 'HIGH'),
+        help='heights of digits in pixels; default: 12 to 0.4 of the image',
+    )  # fmt: skip
     args = parser.parse_args()
+    heights = tuple(args.heights) if args.heights else None
+    counts = (args.train, args.val, args.test)
     try:
-        make(args.out, args.size, args.train, args.val, args.test, args.seed)
+        make(args.out, args.size, *counts, args.seed, tuple(args.digits), heights)
     except (ValueError, FileExistsError) as error:
         print(f'make_digits: {error}', file=sys.stderr)
         return 1
