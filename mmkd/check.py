@@ -1,0 +1,495 @@
+"""Is this pair worth a training? What can be told in a minute, before any data is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.structures import BaseDataElement, InstanceData
+from terminaltables import AsciiTable
+from torch import Tensor, nn
+
+from .classes import apply_classes, class_names
+from .detector import LOG_NAMES
+from .recipe import terms, terms_on
+from .resolution import VIEW, Resolution, apply_resolution, at_teachers_scale
+from .teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
+
+DWARFS, VANISHES = 10.0, 1e-3
+"""Shares of the hard loss's gradient beyond which a term is warned about."""
+FINDS_NOTHING = 0.25
+"""Recall at IoU 0.5, whatever the class, below which a teacher is taken for broken. Boxes at random
+reach a tenth with 100 detections an image."""
+
+
+@dataclass
+class Report:
+    """What was found: reasons against (the pair cannot train), warnings, and what was printed."""
+
+    against: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    @property
+    def go(self) -> bool:
+        return not self.against
+
+
+def check_pair(
+    cfg: Config,
+    size: tuple[int, int] = (256, 320),
+    image: str | None = None,
+    data: int = 0,
+    download: bool = False,
+    processes: int = 2,
+) -> Report:
+    """Check the pair of a config. Nothing is trained and nothing is written.
+
+    Args:
+        cfg: the config of a distilled student.
+        size: height and width of the image of the trial step, in pixels of the student.
+        image: a picture for it; None makes one.
+        data: on how many images of the validation data the teacher is tried; 0 for none.
+        download: fetch checkpoints by URL instead of leaving them out.
+        processes: how many the trial under DDP takes; 1 for none.
+    """
+    report = Report()
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    try:
+        cfg = _prepare(cfg, report, download)
+        model = _build(cfg.model)
+    except Exception as error:  # whatever a config may raise when it is built
+        report.against.append(f'{type(error).__name__}: {error}')
+        return report
+    report.say(model.startup_table())
+    trained = model.teacher.source != UNTRAINED
+    _sizes(cfg, model, size, report)
+    _trial(model, _batch(cfg, size, image), trained, report)
+    if processes > 1 and report.go:
+        _under_ddp(cfg, processes, report)
+    _epoch(cfg, report)
+    if data and report.go:
+        if trained:
+            _try_teacher(cfg, model.teacher.network, data, report)
+        else:
+            report.warnings.append('the teacher was not loaded, so it was not tried on data')
+    return report
+
+
+def _prepare(cfg: Config, report: Report, download: bool) -> Config:
+    model = cfg.get('model') or {}
+    if 'teacher_config' not in model:
+        raise ValueError(
+            "the config's model has no teacher_config, so there is no pair to check: give the "
+            'config of a distilled student'
+        )
+    distillation = model.get('distillation') or {}
+    if not terms(distillation) or not terms_on(distillation):
+        raise ValueError(
+            'every distillation term has weight 0, so nothing would be distilled: give one a '
+            'loss_weight above 0'
+        )
+    cfg = copy.deepcopy(cfg)
+    checkpoint = cfg.model.get('teacher_ckpt')
+    if not download and checkpoint and '://' in checkpoint and not _cached(checkpoint):
+        report.warnings.append(
+            f'{checkpoint} is not on this machine, so random weights stand in for the teacher and '
+            'shares of gradients mean nothing; --download fetches it'
+        )
+        cfg.model.teacher_ckpt = UNTRAINED
+    if not download and _without_downloads(cfg.model):
+        report.warnings.append(
+            "the student's pretrained backbone is not on this machine and was left random; "
+            '--download fetches it'
+        )
+    return apply_classes(apply_resolution(cfg))
+
+
+def _cached(url: str) -> bool:
+    return (Path(torch.hub.get_dir()) / 'checkpoints' / url.rpartition('/')[2]).is_file()
+
+
+def _without_downloads(node: Any) -> bool:
+    """Takes out every ``init_cfg`` that would download; tells whether there was one."""
+    found = False
+    if isinstance(node, dict):
+        init_cfg = node.get('init_cfg')
+        checkpoint = init_cfg.get('checkpoint', '') if isinstance(init_cfg, dict) else ''
+        if '://' in str(checkpoint) and not _cached(checkpoint):
+            node['init_cfg'] = None
+            found = True
+        for key, value in node.items():
+            if key not in ('teacher_config', 'distillation'):
+                found |= _without_downloads(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            found |= _without_downloads(value)
+    return found
+
+
+def _build(config: dict) -> Any:
+    # Not a line for each tensor that is initialised.
+    MMLogger.get_instance('mmkd check', logger_name='mmengine', log_level='ERROR')
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(config))
+    model.init_weights()
+    return model.train()
+
+
+def _sizes(cfg: Config, model: Any, size: tuple[int, int], report: Report) -> None:
+    rows = [['network', 'parameters (M)', f'GFLOPs at {size[1]}x{size[0]}']]
+    plain = MODELS.build(plain_student(cfg.model))
+    ratio = model.resolution.ratio if model.resolution else 1
+    large = tuple(round(edge * ratio) for edge in size)
+    for name, network, (height, width) in (
+        ('teacher', model.teacher.network, large),
+        ('student', plain.eval(), size),
+    ):
+        parameters = sum(p.numel() for p in network.parameters())
+        rows.append([name, f'{parameters / 1e6:.2f}', _gflops(network, height, width)])
+    report.say(AsciiTable(rows).table)
+    if model.terms and not model.pixels.same and not model.resolution:
+        report.say(
+            'pixels: the teacher expects another normalisation or channel order; its are converted'
+        )
+
+
+def _gflops(network: nn.Module, height: int, width: int) -> str:
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1, 1),
+                      batch_input_shape=(height, width), pad_shape=(height, width))
+    )  # fmt: skip
+    forward = network.forward
+    try:
+        network.forward = lambda inputs: forward(inputs, [sample])
+        info = get_model_complexity_info(
+            network, None, inputs=torch.zeros(1, 3, height, width), show_table=False,
+            show_arch=False,
+        )  # fmt: skip
+        return f'{info["flops"] / 1e9:.2f}'
+    except Exception as error:  # networks that cannot be counted are not wrong
+        return f'not countable ({type(error).__name__})'
+    finally:
+        network.forward = forward
+
+
+def _batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 2) -> dict:
+    """Two images with boxes, as the training pipeline would pack them."""
+    height, width = size
+    draw = np.random.default_rng(0)
+    classes = len(class_names(cfg) or [0])
+    head = (cfg.model.get('roi_head') or {}).get('bbox_head') or {}
+    head = head[0] if isinstance(head, (list, tuple)) else head
+    classes = head.get('num_classes', classes)
+    resolution = Resolution.of((cfg.model.get('distillation') or {}).get('resolution'))
+    inputs, samples = [], []
+    for _ in range(images):
+        pixels = _picture(image, height, width, draw)
+        sides = draw.uniform(0.1, 0.5, (8, 2)) * [width, height]
+        corner = draw.uniform(0, 1, (8, 2)) * ([width, height] - sides)
+        sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1, 1)))
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor(np.concatenate([corner, corner + sides], 1)).float(),
+            labels=torch.tensor(draw.integers(0, classes, 8)),
+        )
+        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
+        if resolution is not None and min(resolution.ratios) != 1:
+            large = [round(edge * resolution.ratio) for edge in size]
+            view = BaseDataElement(
+                img=nn.functional.interpolate(pixels[None].float(), large)[0].byte()
+            )
+            scale = (large[1] / width, large[0] / height)
+            view.set_metainfo({'scale': scale, 'offset': (0.0, 0.0)})
+            sample.set_field(view, VIEW)
+        inputs.append(pixels)
+        samples.append(sample)
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def _picture(path: str | None, height: int, width: int, draw: np.random.Generator) -> Tensor:
+    if path is None:
+        coarse = torch.tensor(draw.integers(0, 256, (1, 3, height // 16, width // 16)))
+        return nn.functional.interpolate(coarse.float(), (height, width), mode='bilinear')[0].byte()
+    import mmcv
+
+    picture = mmcv.imread(path)
+    if picture is None:
+        raise ValueError(f'--image {path} cannot be read')
+    return torch.from_numpy(mmcv.imresize(picture, (width, height))).permute(2, 0, 1).contiguous()
+
+
+def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
+    """One step: values, what each costs, and each term's gradient beside the hard loss's."""
+    costs: dict[str, float] = {}
+    data = model.data_preprocessor(copy.deepcopy(batch), True)
+    try:
+        model(**copy.deepcopy(data), mode='loss')  # warms up
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        with _timed(model.teacher, costs):
+            values = model(**data, mode='loss')
+    except Exception as error:  # a step that stops is the answer
+        report.against.append(f'{type(error).__name__} in the first step: {error}')
+        return
+    forward = time.perf_counter() - start
+    single = {k: sum(v) if isinstance(v, list) else v for k, v in values.items() if 'loss' in k}
+    own = [p for n, p in model.named_parameters()
+           if p.requires_grad and not n.startswith(ADAPTER_PREFIX)]  # fmt: skip
+    hard = sum(v for k, v in single.items() if k not in LOG_NAMES.values())
+    gradient, took = _norm(hard, own)
+    rows = [['loss', 'value', 'gradient at the student', 'share', 'backward, ms']]
+    rows.append(['the student alone', f'{float(hard):.4g}', f'{gradient:.3g}', '', f'{took:.0f}'])
+    for name, term in model.terms.items():
+        value = single[LOG_NAMES[name]]
+        norm, took = _norm(value, own)
+        share = norm / max(gradient, 1e-12)
+        rows.append(
+            [LOG_NAMES[name], f'{float(value):.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}']
+        )
+        weight = term.loss.loss_weight
+        if trained and share > DWARFS:
+            report.warnings.append(
+                f'{LOG_NAMES[name]} dwarfs the hard loss: its gradient is {share:.0f} times as '
+                f'large. Try distillation.{name}.loss_weight={_round(weight / share)}'
+            )
+        elif trained and 0 < share < VANISHES:
+            report.warnings.append(
+                f"{LOG_NAMES[name]} vanishes: {share:.1g} of the hard loss's gradient. Try "
+                f'distillation.{name}.loss_weight={_round(weight * 0.1 / share)}'
+            )
+    report.say(AsciiTable(rows).table)
+    said = ', '.join(f'{name} {1000 * cost:.0f}' for name, cost in costs.items())
+    report.say(f'forward with everything: {1000 * forward:.0f} ms; of these the teacher: {said}')
+    if not trained:
+        report.say('(random weights stand in for the teacher: values and shares mean nothing)')
+
+
+@contextlib.contextmanager
+def _timed(teacher: Any, costs: dict[str, float]) -> Iterator[None]:
+    names = {
+        'extract': 'backbone and neck',
+        'score_anchors': 'anchors',
+        'score_rois': 'RoIs',
+    }
+    originals: dict[str, Callable] = {name: getattr(teacher, name) for name in names}
+
+    def clock(name: str) -> Callable:
+        def call(*args: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return originals[name](*args)
+            finally:
+                costs[names[name]] = costs.get(names[name], 0) + time.perf_counter() - start
+
+        return call
+
+    for name in names:
+        setattr(teacher, name, clock(name))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(teacher, name)
+
+
+def _norm(value: Tensor, parameters: list[nn.Parameter]) -> tuple[float, float]:
+    start = time.perf_counter()
+    if value.grad_fn is None:
+        return 0.0, 0.0
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    total = sum(float(g.double().pow(2).sum()) for g in gradients if g is not None)
+    return total**0.5, 1000 * (time.perf_counter() - start)
+
+
+def _round(value: float) -> str:
+    return f'{value:.1g}'
+
+
+def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
+    """The same step in several processes over gloo, on small images."""
+    import torch.multiprocessing as multiprocessing
+
+    start = time.perf_counter()
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore')  # each process imports everything again
+    try:
+        multiprocessing.spawn(_process, (processes, cfg, os.getpid()), processes)
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        report.against.append(f'the step fails under {processes} processes: {lines[-1]}')
+        return
+    report.say(f'{processes} processes (DDP, gloo): steps in {time.perf_counter() - start:.0f} s')
+
+
+def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
+    import torch.distributed as dist
+    from mmengine.model import MMDistributedDataParallel
+
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    torch.set_num_threads(1)
+    store = dist.FileStore(f'/tmp/mmkd-check-{run}', processes)
+    dist.init_process_group('gloo', store=store, rank=rank, world_size=processes)
+    try:
+        model = MMDistributedDataParallel(
+            _build(cfg.model),
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+        for _ in range(2):  # what the first step left unused is noticed in the second
+            data = model.module.data_preprocessor(_batch(cfg, (128, 128), None, 1), True)
+            model.module.parse_losses(model(**data, mode='loss'))[0].backward()
+    finally:
+        dist.destroy_process_group()
+        if rank == 0:
+            Path(f'/tmp/mmkd-check-{run}').unlink(missing_ok=True)
+
+
+def _epoch(cfg: Config, report: Report) -> None:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    report.say(f'peak memory of this check: {peak:.1f} GiB')
+    loader: Any = cfg.get('train_dataloader') or {}
+    try:
+        images = len(_dataset(loader.dataset))
+    except Exception as error:  # no data set is needed for a check
+        report.say(
+            f'the training data is not here ({type(error).__name__}), so the length of an epoch is '
+            'not told'
+        )
+        return
+    report.say(f'an epoch: {images} images, {images // loader.batch_size} steps on one device')
+
+
+def _dataset(config: dict) -> Any:
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says what it does
+        return DATASETS.build(config)
+
+
+# ------------------------------------------------------------------------- the teacher on data
+
+
+def recall(
+    network: nn.Module, batches: list[dict], indices: list[int | None] | None = None
+) -> tuple[float, float, int]:
+    """How many boxes a detector finds (IoU 0.5, 100 detections an image).
+
+    Args:
+        network: the teacher.
+        batches: of its own test pipeline, with ground truth.
+        indices: the teacher's class for each class of the data; None where they are the same.
+
+    Returns:
+        Recall whatever the class, recall with the right class, number of boxes.
+    """
+    found = right = total = 0
+    for batch in batches:
+        with torch.no_grad():
+            results = network.test_step(copy.deepcopy(batch))
+        for result, sample in zip(results, batch['data_samples'], strict=True):
+            boxes = get_box_tensor(sample.gt_instances.bboxes).float()
+            labels = torch.as_tensor(sample.gt_instances.labels)
+            if indices is not None:
+                table = torch.tensor([-1 if i is None else i for i in indices])
+                boxes, labels = boxes[table[labels] >= 0], table[labels][table[labels] >= 0]
+            total += len(boxes)
+            predicted = result.pred_instances.cpu()
+            predicted = predicted[predicted.scores.argsort(descending=True)[:100]]
+            if len(boxes) == 0 or len(predicted) == 0:
+                continue
+            over = bbox_overlaps(boxes, predicted.bboxes.float()) >= 0.5
+            found += int(over.any(1).sum())
+            right += int((over & (labels[:, None] == predicted.labels)).any(1).sum())
+    return found / max(total, 1), right / max(total, 1), total
+
+
+def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None:
+    cfg = at_teachers_scale(cfg)
+    loader: Any = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+    dataset = _dataset(dict(loader.dataset, indices=images))
+    batches = []
+    for i in range(len(dataset)):
+        # Boxes of a test pipeline are those of the file; detections come back in its pixels.
+        batches.append(pseudo_collate([dataset[i]]))
+    classes = (cfg.model.distillation or {}).get('classes')
+    indices = None
+    if classes and 'teacher' in classes:
+        from .classes import ClassMap
+
+        indices = ClassMap(**classes).indices
+    any_class, right_class, boxes = recall(network, batches, indices)
+    report.say(
+        f'the teacher on {len(batches)} images, {boxes} boxes: finds {100 * any_class:.0f} % '
+        f'(IoU 0.5), {100 * right_class:.0f} % with the right class'
+    )
+    better = _other_pixels(network, batches[:50], indices, right_class)
+    if better:
+        report.against.append(better)
+    elif any_class < FINDS_NOTHING:
+        report.against.append(
+            f'the teacher finds {100 * any_class:.0f} % of the boxes. That usually means a wrong '
+            'checkpoint, a wrong normalisation (mean and std of its data_preprocessor) or data '
+            'that it never saw'
+        )
+    elif right_class < 0.5 * any_class:
+        report.against.append(
+            f'the teacher finds {100 * any_class:.0f} % of the boxes, but only '
+            f'{100 * right_class:.0f} % with the right class. That usually means another order of '
+            'classes: give distillation.classes'
+        )
+
+
+PIXELS = {
+    'RGB, mean [123.675, 116.28, 103.53], std [58.395, 57.12, 57.375]': (
+        True, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    'BGR, mean [103.53, 116.28, 123.675], std [1, 1, 1]': (
+        False, [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
+    'RGB, mean [0, 0, 0], std [255, 255, 255]': (True, [0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
+}  # fmt: skip
+"""The usual ways to prepare pixels: torchvision's, Caffe's, and plain [0, 1]."""
+
+
+def _other_pixels(
+    network: Any, batches: list[dict], indices: list | None, right_class: float
+) -> str | None:
+    """Whether the teacher sees clearly more with other pixels than its config says."""
+    preprocessor = network.data_preprocessor
+    kept = (preprocessor._channel_conversion, preprocessor.mean, preprocessor.std)
+    candidates: dict[str, tuple] = {'the other channel order': (not kept[0], kept[1], kept[2])}
+    for name, (swap, mean, std) in PIXELS.items():
+        values = (kept[1].new_tensor(v).view(-1, 1, 1) for v in (mean, std))
+        candidates[name] = (swap, *values)
+    best, found = 0.0, ''
+    try:
+        for name, (swap, mean, std) in candidates.items():
+            preprocessor._channel_conversion, preprocessor.mean, preprocessor.std = swap, mean, std
+            value = recall(network, batches, indices)[1]
+            if value > best:
+                best, found = value, name
+    finally:
+        preprocessor._channel_conversion, preprocessor.mean, preprocessor.std = kept
+    if best < right_class + 0.05:
+        return None
+    return (
+        f'the teacher finds {100 * right_class:.0f} % of the boxes as its config prepares pixels, '
+        f'and {100 * best:.0f} % with {found}: its data_preprocessor is not the one that it was '
+        'trained with'
+    )

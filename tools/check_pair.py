@@ -1,0 +1,52 @@
+"""Checks a pair before it is trained: GO or NO-GO in a minute, without a data set.
+
+python tools/check_pair.py configs/kd/faster_rcnn_r101_to_r50.py
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+
+from mmkd import launch
+from mmkd.check import check_pair
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of a distilled student')
+    parser.add_argument(
+        '--size', type=int, nargs=2, default=(256, 320), metavar=('H', 'W'),
+        help='size of the image of the trial step (default: %(default)s)',
+    )  # fmt: skip
+    parser.add_argument('--image', help='a picture for the trial step; default: one is made')
+    parser.add_argument(
+        '--data', type=int, nargs='?', const=200, default=0, metavar='N',
+        help='try the teacher on N images of the validation data (default: 200)',
+    )  # fmt: skip
+    parser.add_argument('--download', action='store_true', help='fetch checkpoints by URL')
+    parser.add_argument('--processes', type=int, default=2, help='of the trial under DDP; 1: none')
+    launch.add_shared_arguments(parser)
+    parser.set_defaults(work_dir=None)
+    return launch.parse(parser, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    warnings.simplefilter('ignore')
+    report = check_pair(
+        launch.load_config(args), tuple(args.size), args.image, args.data, args.download,
+        args.processes,
+    )  # fmt: skip
+    for text in report.warnings:
+        print(f'warning: {text}')
+    for text in report.against:
+        print(f'against it: {text}')
+    print('GO' if report.go else 'NO-GO')
+    return 0 if report.go else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

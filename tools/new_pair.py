@@ -1,0 +1,99 @@
+r"""Writes the config of a new pair: ten lines.
+
+    python tools/new_pair.py --teacher mmdet::faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py \
+        --student mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --out my_pair.py
+
+Configs are paths or names of the installed MMDetection; of the latter the published checkpoint is
+known. What is written is not run: `python tools/check_pair.py my_pair.py` does that.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.hub import get_config
+
+from mmkd import launch
+from mmkd.teacher import TeacherError, load_config
+
+BASES = Path(__file__).resolve().parents[1] / 'configs/_base_'
+RECIPES = {'paper': BASES / 'chen2017.py', 'mmkd': BASES / 'mmkd.py'}
+PAIR = """\
+_base_ = [{student!r}, {recipe!r}]
+
+model = dict(
+    type='mmkd.KnowledgeDistillationTwoStageDetector',
+    teacher_config={teacher!r},
+    teacher_ckpt={checkpoint!r},
+    distillation=_base_.distillation,
+)
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--teacher', required=True, help="the teacher's config")
+    parser.add_argument('--student', required=True, help="the student's config")
+    parser.add_argument('--teacher-ckpt', help="the teacher's checkpoint, a path or URL")
+    parser.add_argument('--recipe', choices=RECIPES, default='paper')
+    parser.add_argument('--out', required=True, help='the file to write')
+    return parser.parse_args(argv)
+
+
+def checked(option: str, config: str) -> None:
+    """Stops where there is no such config, or it is none of a detector."""
+    try:
+        load_config(config)
+    except TeacherError as error:
+        launch.stop(f'{option} {config}: {str(error).partition(" cannot be read: ")[2] or error}')
+
+
+def published(config: str) -> str:
+    """The checkpoint that MMDetection publishes for one of its configs."""
+    if '::' not in config:
+        launch.stop(f'--teacher-ckpt is missing: only MMDetection knows that of {config}')
+    try:
+        return get_config(config, pretrained=True).model_path
+    except (AssertionError, AttributeError, ValueError):
+        launch.stop(f'MMDetection publishes no checkpoint of {config}: give --teacher-ckpt')
+
+
+def beside(path: str, folder: Path) -> str:
+    """A path as seen from the folder of the config; names of packages and URLs as they are."""
+    return path if '::' in path or '://' in path else os.path.relpath(path, folder)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    out = Path(args.out).resolve()
+    if out.exists():
+        launch.stop(f'--out {args.out} is there already: move it away or give another name')
+    if not out.parent.is_dir():
+        launch.stop(f'--out {args.out}: there is no folder {out.parent}')
+    checked('--teacher', args.teacher)
+    checked('--student', args.student)
+    checkpoint = args.teacher_ckpt or published(args.teacher)
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
+        launch.stop(f'--teacher-ckpt {checkpoint}: no such file')
+    own = '{{ fileDirname }}/'
+    teacher, checkpoint = (
+        path if '::' in path or '://' in path else own + beside(path, out.parent)
+        for path in (args.teacher, checkpoint)
+    )
+    text = PAIR.format(
+        student=beside(args.student, out.parent),
+        recipe=beside(str(RECIPES[args.recipe]), out.parent),
+        teacher=teacher,
+        checkpoint=checkpoint,
+    )
+    out.write_text(text)
+    print(text)
+    print(f'wrote {args.out}; next: python tools/check_pair.py {args.out}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
