@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,9 @@ def environment(**variables: str) -> dict[str, str]:
     """The environment of a user's shell, with this very interpreter."""
     launched = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
     env = {k: v for k, v in os.environ.items() if k not in launched}
-    return {**env, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **variables}
+    # PyTorch's store looks up the name of each peer: where no name server answers, that must be short.
+    resolver = {'RES_OPTIONS': 'timeout:1 attempts:1'}
+    return {**env, **resolver, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **variables}
 
 
 def free_port() -> str:
@@ -81,22 +84,31 @@ def free_port() -> str:
 
 
 def start(script: str, *args: object, **variables: str) -> subprocess.Popen:
+    """Starts a script; what it prints goes to a file, for a pipe that nobody reads can fill up."""
     command = [str(ROOT / 'tools' / script), *map(str, args)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(command, env=environment(**variables), **pipes)
+    said = tempfile.TemporaryFile('w+')  # noqa: SIM115 (closed by finish)
+    process = subprocess.Popen(
+        command, env=environment(**variables), stdout=said, stderr=subprocess.STDOUT
+    )
+    process.said = said
+    return process
 
 
 def finish(*processes: subprocess.Popen) -> list[str]:
     """What they printed; a process that hangs fails the test with the output of all."""
-    outputs = []
     hung = []
     for process in processes:
         try:
-            outputs.append(process.communicate(timeout=5 if hung else 400)[0])
+            process.wait(timeout=5 if hung else 300)
         except subprocess.TimeoutExpired:
             hung.append(process.args)
             process.kill()
-            outputs.append(process.communicate()[0])
+            process.wait()
+    outputs = []
+    for process in processes:
+        process.said.seek(0)
+        outputs.append(process.said.read())
+        process.said.close()
     said = '\n'.join(f'--- {p.args}\n{o}' for p, o in zip(processes, outputs, strict=True))
     assert not hung, f'{hung} did not end\n{said}'
     assert all(process.returncode == 0 for process in processes), said
