@@ -72,7 +72,7 @@ def environment(**variables: str) -> dict[str, str]:
     """The environment of a user's shell, with this very interpreter."""
     launched = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
     env = {k: v for k, v in os.environ.items() if k not in launched}
-    # PyTorch's store looks up the name of each peer: where no name server answers, that must be short.
+    # PyTorch looks up the name of each peer: where no name server answers, that must be short.
     resolver = {'RES_OPTIONS': 'timeout:1 attempts:1'}
     return {**env, **resolver, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **variables}
 
