@@ -394,8 +394,9 @@ class DistillationMixin(Detector):
                 extractor = _stage(self.roi_head.bbox_roi_extractor, stage)
                 self.recorder.listen_rois(stage, extractor)
                 for kind in ('cls', 'bbox'):
-                    loss = getattr(_stage(self.roi_head.bbox_head, stage), f'loss_{kind}')
-                    self.recorder.listen('rcnn', stage, kind, loss)
+                    loss = _get(_stage(self.roi_head.bbox_head, stage), f'loss_{kind}')
+                    if loss is not None:
+                        self.recorder.listen('rcnn', stage, kind, loss)
         self.pixels = Pixels(self.data_preprocessor, teacher.data_preprocessor, self.resolution)
         backbone_alone = not (self.asks_rpn or self.asks_rcnn)
         if 'hint' in self.terms:
@@ -487,22 +488,32 @@ class DistillationMixin(Detector):
     def _check_rcnn(self, teacher: nn.Module) -> None:
         for who, network in (('student', self), ('teacher', teacher)):
             head = _get(network, 'roi_head')
-            if not hasattr(head, '_bbox_forward') or not hasattr(
-                _stage(_get(head, 'bbox_head'), 0), 'loss_bbox'
-            ):
+            box_head = _stage(_get(head, 'bbox_head'), 0)
+            if not hasattr(head, '_bbox_forward') or not hasattr(box_head, 'loss_cls'):
                 raise ValueError(
-                    f"the {who}'s RoI head ({type(head).__name__}) does not score RoIs by class "
-                    'and deltas, so it cannot be distilled: ' + _off('rcnn_cls', 'rcnn_bbox')
+                    f"the {who}'s RoI head ({type(head).__name__}) does not score RoIs by class, "
+                    'so it cannot be distilled: ' + _off('rcnn_cls', 'rcnn_bbox')
+                )
+            if getattr(box_head, 'num_instance', 1) > 1:
+                raise ValueError(
+                    f"the {who}'s box head ({type(box_head).__name__}) answers each RoI with a set "
+                    'of boxes, so answers cannot be paired: ' + _off('rcnn_cls', 'rcnn_bbox')
+                )
+            if 'rcnn_bbox' in self.terms and not hasattr(box_head, 'loss_bbox'):
+                raise ValueError(
+                    f"the {who}'s box head ({type(box_head).__name__}) regresses no deltas: "
+                    + _off('rcnn_bbox')
                 )
         own, theirs = (_stage(network.roi_head.bbox_head, 0) for network in (self, teacher))
-        roi_head = teacher.roi_head
-        asked = inspect.signature(roi_head._bbox_forward).parameters.values()
-        needs = [p.name for p in asked if p.default is p.empty and p.name not in SCORED_BY]
-        if needs:
-            raise ValueError(
-                f"the teacher's RoI head ({type(roi_head).__name__}) scores RoIs by more than "
-                f'features ({", ".join(needs)}): ' + _off('rcnn_cls', 'rcnn_bbox')
-            )
+        for who, network in (('student', self), ('teacher', teacher)):
+            roi_head = network.roi_head
+            asked = inspect.signature(roi_head._bbox_forward).parameters.values()
+            needs = [p.name for p in asked if p.default is p.empty and p.name not in SCORED_BY]
+            if needs:
+                raise ValueError(
+                    f"the {who}'s RoI head ({type(roi_head).__name__}) scores RoIs by more than "
+                    f'features ({", ".join(needs)}): ' + _off('rcnn_cls', 'rcnn_bbox')
+                )
         for who, head in (('student', own), ('teacher', theirs)):
             if 'rcnn_bbox' in self.terms and not getattr(head, 'with_reg', True):
                 raise ValueError(f'the {who} regresses no boxes: ' + _off('rcnn_bbox'))
