@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from .classes import apply_classes, class_names
 from .detector import LOG_NAMES
+from .launch import leave
 from .recipe import terms, terms_on
 from .resolution import VIEW, Resolution, apply_resolution, at_teachers_scale
 from .teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
@@ -336,6 +338,8 @@ def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
         lines = [line for line in str(error).splitlines() if line.strip()]
         report.against.append(f'the step fails under {processes} processes: {lines[-1]}')
         return
+    finally:
+        Path(_store(os.getpid())).unlink(missing_ok=True)
     report.say(f'{processes} processes (DDP, gloo): steps in {time.perf_counter() - start:.0f} s')
 
 
@@ -345,21 +349,21 @@ def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
 
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     torch.set_num_threads(1)
-    store = dist.FileStore(f'/tmp/mmkd-check-{run}', processes)
+    store = dist.FileStore(_store(run), processes)
     dist.init_process_group('gloo', store=store, rank=rank, world_size=processes)
-    try:
-        model = MMDistributedDataParallel(
-            _build(cfg.model),
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
-        for _ in range(2):  # what the first step left unused is noticed in the second
-            data = model.module.data_preprocessor(_batch(cfg, (128, 128), None, 1), True)
-            model.module.parse_losses(model(**data, mode='loss'))[0].backward()
-    finally:
-        dist.destroy_process_group()
-        if rank == 0:
-            Path(f'/tmp/mmkd-check-{run}').unlink(missing_ok=True)
+    model = MMDistributedDataParallel(
+        _build(cfg.model),
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    for _ in range(2):  # what the first step left unused is noticed in the second
+        data = model.module.data_preprocessor(_batch(cfg, (128, 128), None, 1), True)
+        model.module.parse_losses(model(**data, mode='loss'))[0].backward()
+    leave()
+
+
+def _store(run: int) -> str:
+    return os.path.join(tempfile.gettempdir(), f'mmkd-check-{run}')
 
 
 def _epoch(cfg: Config, report: Report) -> None:

@@ -1,6 +1,7 @@
 """The second setting: two views of one image, and each comparison at one place of it."""
 
 import copy
+import importlib.util
 
 import cv2
 import mmcv
@@ -566,3 +567,25 @@ def test_cv2_aligns_pixels_by_their_middle():
     ramp = np.arange(64, dtype=np.float32)[None].repeat(4, 0)
     half = cv2.resize(ramp, (32, 4))
     assert np.allclose(half[0], np.arange(32) * 2 + 0.5)
+
+
+def test_the_student_is_tested_at_its_own_scale(tmp_path, monkeypatch):
+    """tools/test.py on the distilled config: the teacher is gone, its scale as well."""
+    spec = importlib.util.spec_from_file_location('mmkd_tool_test', ROOT / 'tools/test.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    cfg = config_of(tmp_path, dict(student=(48, 40), teacher=(96, 80)))
+    built = []
+
+    def build(cfg):
+        built.append(cfg)
+        raise SystemExit
+
+    monkeypatch.setattr(tool.launch, 'build_runner', build)
+    weights = tmp_path / 'x.pth'
+    weights.write_bytes(b'')
+    with pytest.raises(SystemExit):
+        tool.main([cfg.filename, str(weights), '--work-dir', str(tmp_path / 'work')])
+    pipeline = built[0].test_dataloader.dataset.pipeline
+    assert [t['scale'] for t in pipeline if 'scale' in t] == [(48, 40)]
+    assert 'distillation' not in built[0].model

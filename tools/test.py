@@ -14,6 +14,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
 
 from mmkd import launch
+from mmkd.resolution import apply_resolution
 from mmkd.teacher import plain_student
 
 
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = launch.load_config(args)
     cfg.load_from = args.checkpoint
     if 'teacher_config' in cfg.model:
+        # The student's scale is part of the distillation, and of the test.
+        cfg = apply_resolution(cfg)
         cfg.model = plain_student(cfg.model)
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()
+    launch.leave()
 
 
 if __name__ == '__main__':

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         apply_auto_scale_lr(cfg)
     apply_resume(cfg, args.resume)
     launch.build_runner(cfg).train()
+    launch.leave()
 
 
 if __name__ == '__main__':
