@@ -27,7 +27,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 
-from .classes import apply_classes, class_names
+from .classes import ClassMap, apply_classes, class_names, head_classes
 from .detector import LOG_NAMES
 from .launch import leave
 from .recipe import terms, terms_on
@@ -198,10 +198,7 @@ def _batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 
     """Two images with boxes, as the training pipeline would pack them."""
     height, width = size
     draw = np.random.default_rng(0)
-    classes = len(class_names(cfg) or [0])
-    head = (cfg.model.get('roi_head') or {}).get('bbox_head') or {}
-    head = head[0] if isinstance(head, (list, tuple)) else head
-    classes = head.get('num_classes', classes)
+    classes = head_classes(cfg.model) or len(class_names(cfg) or [0])
     resolution = Resolution.of((cfg.model.get('distillation') or {}).get('resolution'))
     inputs, samples = [], []
     for _ in range(images):
@@ -436,8 +433,6 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
     classes = (cfg.model.distillation or {}).get('classes')
     indices = None
     if classes and 'teacher' in classes:
-        from .classes import ClassMap
-
         indices = ClassMap(**classes).indices
     any_class, right_class, boxes = recall(network, batches, indices)
     report.say(

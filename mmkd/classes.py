@@ -53,7 +53,7 @@ class ClassMap:
                 f'student ({_few(self.student)}) and teacher ({_few(self.teacher)}) have no class '
                 "in common: name those that are the same, distillation.classes.names={'mine': "
                 "'theirs'}, take another teacher, or turn off rcnn_cls and rcnn_bbox by their "
-                'loss_weight=0'
+                'loss_weight=0 (and start=None)'
             )
 
     @property
@@ -89,7 +89,6 @@ class Answers:
 
     def __init__(self, student: nn.Module, teacher: nn.Module, classes: ClassMap | None) -> None:
         self.kinds = [_kind(head) for head in (student, teacher)]
-        self.num_classes = student.num_classes
         self.classes = classes if classes is not None and not classes.same else None
         self.indices = self.classes.indices if self.classes else None
 
@@ -174,7 +173,7 @@ def apply_classes(cfg: Config) -> Config:
     teacher = given.get('teacher')
     if teacher is None:
         teacher_cfg = load_config(model['teacher_config'])
-        count = _head_classes(teacher_cfg.model)
+        count = head_classes(teacher_cfg.model)
         teacher = _fitting(class_names(teacher_cfg), count)
         if teacher is None:
             teacher = _fitting(_names_in(model.get('teacher_ckpt')), count)
@@ -215,7 +214,8 @@ def _names_in(checkpoint: str | None) -> list[str] | None:
     return _list(names) if names else None
 
 
-def _head_classes(model: Any) -> int | None:
+def head_classes(model: Any) -> int | None:
+    """``num_classes`` of a model config's box head; None where it has none."""
     head = (model.get('roi_head') or {}).get('bbox_head')
     head = head[0] if isinstance(head, (list, tuple)) else head
     return (head or {}).get('num_classes')

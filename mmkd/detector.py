@@ -130,7 +130,7 @@ class DistillationMixin(Detector):
         self.resolution = resolution if resolution and resolution.ratios != (1, 1) else None
         classes = recipe.pop('classes', None)
         _known('distillation.classes', classes or {}, ['student', 'teacher', 'names'])
-        self.classes = ClassMap(**classes) if classes and 'teacher' in classes else None
+        self.classes: ClassMap | None = None
         self.answers: list[Answers] = []
         hint = recipe.get('hint')
         pairs = hint.pop('pairs', ['neck']) if isinstance(hint, dict) else []
@@ -145,6 +145,10 @@ class DistillationMixin(Detector):
         self.anchors: AnchorMatch | None = None
         self.left_out: dict[str, str] = {}
         self.unproven = set(self.terms)
+        # Hints and the RPN know no classes.
+        by_class = start == 'teacher' or any(name.startswith('rcnn_') for name in self.terms)
+        if by_class and classes and 'teacher' in classes:
+            self.classes = ClassMap(**classes)
         if not self.terms and not self.starts_from_teacher:
             return
         # The student draws the same initial weights as it does without a teacher.
@@ -504,19 +508,16 @@ class DistillationMixin(Detector):
                     f"the {who}'s box head ({type(box_head).__name__}) regresses no deltas: "
                     + _off('rcnn_bbox')
                 )
-        own, theirs = (_stage(network.roi_head.bbox_head, 0) for network in (self, teacher))
-        for who, network in (('student', self), ('teacher', teacher)):
-            roi_head = network.roi_head
-            asked = inspect.signature(roi_head._bbox_forward).parameters.values()
+            asked = inspect.signature(head._bbox_forward).parameters.values()
             needs = [p.name for p in asked if p.default is p.empty and p.name not in SCORED_BY]
             if needs:
                 raise ValueError(
-                    f"the {who}'s RoI head ({type(roi_head).__name__}) scores RoIs by more than "
+                    f"the {who}'s RoI head ({type(head).__name__}) scores RoIs by more than "
                     f'features ({", ".join(needs)}): ' + _off('rcnn_cls', 'rcnn_bbox')
                 )
-        for who, head in (('student', own), ('teacher', theirs)):
-            if 'rcnn_bbox' in self.terms and not getattr(head, 'with_reg', True):
+            if 'rcnn_bbox' in self.terms and not getattr(box_head, 'with_reg', True):
                 raise ValueError(f'the {who} regresses no boxes: ' + _off('rcnn_bbox'))
+        own, theirs = (_stage(network.roi_head.bbox_head, 0) for network in (self, teacher))
         self._check_classes(own.num_classes, theirs.num_classes)
         stages = range(getattr(self.roi_head, 'num_stages', 1))
         self.answers = [

@@ -43,7 +43,7 @@ _NO_PIXELS = {'LoadAnnotations', 'FilterAnnotations', 'PackDetInputs', 'LoadProp
 
 @dataclass(frozen=True)
 class Resolution:
-    """The two scales of a pair, each (long edge, short edge) as MMDetection's ``Resize`` has it.
+    """The two scales of a pair, each as MMDetection's ``Resize`` has it, (width, height).
 
     Args:
         student: what the student is trained and tested at.
@@ -74,7 +74,7 @@ class Resolution:
                     f'distillation.resolution.{name}={scale!r} must be a pair of sizes in pixels, '
                     'such as (1333, 800)'
                 )
-            object.__setattr__(self, name, (max(scale), min(scale)))
+            object.__setattr__(self, name, tuple(scale))
         object.__setattr__(self, 'reason', reason)
         if min(self.ratios) < 1 and not reason:
             raise ValueError(
@@ -103,7 +103,10 @@ class Resolution:
     @property
     def ratios(self) -> tuple[float, float]:
         """Teacher over student, long and short edge."""
-        return self.teacher[0] / self.student[0], self.teacher[1] / self.student[1]
+        return (
+            max(self.teacher) / max(self.student),
+            min(self.teacher) / min(self.student),
+        )
 
     @property
     def ratio(self) -> float:
@@ -213,7 +216,7 @@ class TwoViews(BaseTransform):
                     return done
                 if name == 'RandomCrop':
                     large, scale, offset = self._crop(transform, done, large, scale, offset)
-                elif hasattr(transform, 'scales') or name in (*_ONE_SCALE, *_MORE_SCALES):
+                elif name in (*_ONE_SCALE, *_MORE_SCALES):
                     resize = copy.copy(getattr(transform, 'resize', transform))
                     resize.scale = self.resolution.enlarge(resize.scale)
                     large = resize(large)
@@ -326,7 +329,7 @@ def rescale(transform: Any, largest: tuple[int, int]) -> Any:
     """A transform's config with its scales brought to ``largest``, in proportion if it has several.
 
     Raises:
-        ValueError: if it resizes by a factor, which names no scale.
+        ValueError: if it resizes by a factor, which names no scale, or its scales are no pairs.
     """
     key = _scales(transform)
     if key is None:
@@ -337,11 +340,20 @@ def rescale(transform: Any, largest: tuple[int, int]) -> Any:
             f'{_name(transform)} resizes by a factor, not to a scale, so '
             'distillation.resolution cannot set it: give it scale=(w, h)'
         )
-    several = isinstance(scale[0], (list, tuple)) if isinstance(scale, (list, tuple)) else False
-    given = [tuple(s) for s in scale] if several else [tuple(scale)]
-    long, short = (max(edge(s) for s in given) for edge in (max, min))
-    new = [(round(max(s) * largest[0] / long), round(min(s) * largest[1] / short)) for s in given]
-    return {**transform, key: new if several else new[0]}
+    several = key == 'scales' or (not isinstance(scale, int) and not isinstance(scale[0], int))
+    if not several:
+        return {**transform, key: largest}
+    if any(isinstance(one, int) for one in scale):
+        raise ValueError(
+            f'{_name(transform)} has {key}={scale!r}: distillation.resolution needs each as a pair '
+            '(w, h)'
+        )
+    long, short = (max(edge(one) for one in scale) for edge in (max, min))
+    new = [
+        (round(max(one) * max(largest) / long), round(min(one) * min(largest) / short))
+        for one in scale
+    ]
+    return {**transform, key: new}
 
 
 def _around(pipeline: list, resolution: Resolution) -> list:

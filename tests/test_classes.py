@@ -78,6 +78,11 @@ def test_counts_without_names_are_refused():
 
 def test_hints_alone_need_no_common_class():
     distil(net(3), net(5), recipe('hint', 'rpn_cls', 'rpn_bbox'))
+    # Nor where the runner has found the names: the way out that the refusal names leads out.
+    names = dict(student=['a', 'b', 'c'], teacher=['u', 'v', 'w', 'x', 'y'])
+    distil(net(3), net(5), dict(recipe('hint'), classes=names))
+    with pytest.raises(ValueError, match='no class in common.*turn off rcnn_cls and rcnn_bbox'):
+        distil(net(3), net(5), dict(recipe(), classes=names))
 
 
 # ------------------------------------------------------------------------------- answers

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mmkd.adapters import resample
 from mmkd.anchors import SAME, AnchorMatch
 from mmkd.compare import plan_runs
-from mmkd.resolution import Resolution, View, apply_resolution
+from mmkd.resolution import Resolution, View, apply_resolution, rescale
 
 PACK = dict(type='PackDetInputs', meta_keys=('img_shape', 'scale_factor', 'flip'))
 RESIZE = dict(type='Resize', scale=(120, 72), keep_ratio=True)
@@ -158,6 +158,18 @@ def test_a_resolution_that_cannot_be_is_refused(given, message):
     model = pairs.distilled(pairs.fpn(), pairs.fpn(), dict(recipe(), resolution=given))
     with pytest.raises(ValueError, match=message):
         MODELS.build(model)
+
+
+def test_a_scale_keeps_its_order_of_edges():
+    """Without keep_ratio MMDetection's scale is (width, height), upright ones included."""
+    upright = Resolution((40, 64), (80, 128))
+    assert upright.student == (40, 64)
+    assert upright.enlarge((40, 64)) == (80, 128)
+    resize = dict(type='Resize', keep_ratio=False)
+    assert rescale({**resize, 'scale': (64, 64)}, (40, 64))['scale'] == (40, 64)
+    assert rescale({**resize, 'scale': 64}, (40, 64))['scale'] == (40, 64)
+    with pytest.raises(ValueError, match=r'scales=\[480, 512\].*each as a pair'):
+        rescale(dict(type='RandomChoiceResize', scales=[480, 512]), (40, 64))
 
 
 def test_a_reason_allows_fewer_pixels():
