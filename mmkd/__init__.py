@@ -5,7 +5,10 @@ from . import stack
 stack.check()
 
 from . import checkpoint  # noqa: E402
-from .detector import KnowledgeDistillationTwoStageDetector  # noqa: E402
+from .detector import (  # noqa: E402
+    KnowledgeDistillationTridentFasterRCNN,
+    KnowledgeDistillationTwoStageDetector,
+)
 from .losses import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
 from .resolution import TwoViews  # noqa: E402
 from .runner import DistillationRunner  # noqa: E402
@@ -17,6 +20,7 @@ __all__ = [
     'DistillationRunner',
     'HintL1Loss',
     'HintL2Loss',
+    'KnowledgeDistillationTridentFasterRCNN',
     'KnowledgeDistillationTwoStageDetector',
     'TeacherBoundedL2Loss',
     'TwoViews',

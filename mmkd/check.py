@@ -32,6 +32,7 @@ from .detector import LOG_NAMES
 from .launch import leave
 from .recipe import terms, terms_on
 from .resolution import VIEW, Resolution, apply_resolution, at_teachers_scale
+from .share import gradient_norm
 from .teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
 
 DWARFS, VANISHES = 10.0, 1e-3
@@ -265,6 +266,8 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
             [LOG_NAMES[name], f'{float(value):.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}']
         )
         weight = term.loss.loss_weight
+        if term.share is not None:
+            continue  # its weight follows from this very figure
         if trained and share > DWARFS:
             report.warnings.append(
                 f'{LOG_NAMES[name]} dwarfs the hard loss: its gradient is {share:.0f} times as '
@@ -312,11 +315,7 @@ def _timed(teacher: Any, costs: dict[str, float]) -> Iterator[None]:
 
 def _norm(value: Tensor, parameters: list[nn.Parameter]) -> tuple[float, float]:
     start = time.perf_counter()
-    if value.grad_fn is None:
-        return 0.0, 0.0
-    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    total = sum(float(g.double().pow(2).sum()) for g in gradients if g is not None)
-    return total**0.5, 1000 * (time.perf_counter() - start)
+    return float(gradient_norm(value, parameters)), 1000 * (time.perf_counter() - start)
 
 
 def _round(value: float) -> str:

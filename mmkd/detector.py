@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.detectors import TridentFasterRCNN, TwoStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from .classes import Answers, ClassMap
 from .recorder import Question, Record, Recorder
 from .resolution import Resolution, View
 from .schedule import WeightSchedule
+from .share import GradientShare, gradient_norm
 from .start import Start, inherit
 from .startup import startup_table
 from .teacher import ADAPTER_PREFIX, Pixels, Teacher, roi_context
@@ -54,6 +55,12 @@ class Term:
 
     loss: Any
     schedule: WeightSchedule
+    share: GradientShare | None = None
+
+    @property
+    def varies(self) -> bool:
+        """Whether the weight in force is not always the one in the config."""
+        return self.share is not None or self.schedule != WeightSchedule()
 
 
 @dataclass(frozen=True)
@@ -175,9 +182,35 @@ class DistillationMixin(Detector):
         with self.recorder(self._hard_weights(factors)) as heard:
             losses = super().loss(batch_inputs, batch_data_samples)
             terms = self.distil(heard, batch_inputs, batch_data_samples)
-        for name, value in terms.items():
-            losses[LOG_NAMES[name]] = factors[name] * value
+            self._measure(losses, terms, factors)
+        for name, term in self.terms.items():
+            factor = factors[name]
+            if term.share is not None:
+                factor *= term.share.factor(LOG_NAMES[name])
+            losses[LOG_NAMES[name]] = factor * terms[name]
+            if term.varies:
+                log_name = LOG_NAMES[name].replace('loss', 'weight')
+                losses[log_name] = batch_inputs.new_tensor(factor * term.loss.loss_weight)
         return losses
+
+    def _measure(self, losses: dict, terms: dict[str, Tensor], factors: dict[str, float]) -> None:
+        """The first steps of a term whose weight is a share of the gradient, see GradientShare."""
+        wanted = {
+            name: term.share
+            for name, term in self.terms.items()
+            if term.share and factors[name] > 0 and not term.share.done(LOG_NAMES[name])
+        }
+        if not wanted:
+            return
+        own = [p for p in self._own() if p.requires_grad]
+        hard = sum(
+            sum(value) if isinstance(value, list) else value
+            for key, value in losses.items()
+            if 'loss' in key
+        )
+        norm = gradient_norm(hard, own)
+        for name, share in wanted.items():
+            share.measure(LOG_NAMES[name], gradient_norm(terms[name], own), norm)
 
     def distil(
         self, heard: Record, batch_inputs: Tensor, batch_data_samples: SampleList
@@ -190,7 +223,14 @@ class DistillationMixin(Detector):
             features = teacher.extract(pixels, self.asks_neck)
             losses = {}
             if self.asks_rpn:
-                losses.update(self._distil_rpn(heard, teacher.score_anchors(features), view))
+                answers = teacher.score_anchors(features)
+                over = view
+                if self.branches > 1:
+                    answers = [
+                        (*(rows.repeat(self.branches, 1) for rows in a[:2]), a[2]) for a in answers
+                    ]
+                    over = view and view.repeat(self.branches)
+                losses.update(self._distil_rpn(heard, answers, over))
             if self.asks_rcnn:
                 losses.update(self._distil_rcnn(heard, features, view))
             if 'hint' in self.terms:
@@ -213,6 +253,11 @@ class DistillationMixin(Detector):
                     f'{LOG_NAMES[name]} is dead: the batch has {boxes} boxes, but the student was '
                     f'not heard to classify anything. {_off(name).capitalize()}'
                 )
+
+    @property
+    def branches(self) -> int:
+        """How many copies of the batch the heads are trained on, one after the other."""
+        return getattr(self, 'num_branch', 1)
 
     def _own(self) -> list[nn.Parameter]:
         """The student's parameters, without adaptation layers."""
@@ -287,10 +332,15 @@ class DistillationMixin(Detector):
         losses: dict[str, Tensor] = {}
         stage_weights = getattr(self.roi_head, 'stage_loss_weights', [1.0])
         context = roi_context(self.teacher.network.roi_head, features)
+        images = features[0].size(0)
         for stage in heard.stages('rcnn'):
             head = _stage(self.roi_head.bbox_head, stage)
             asked = heard.questions['rcnn', stage, 'cls'][0]
-            rois = asked.rois if view is None else view.rois(asked.rois)
+            rois = asked.rois
+            if self.branches > 1:
+                rois = torch.cat([rois[:, :1] % images, rois[:, 1:]], 1)
+            if view is not None:
+                rois = view.rois(rois)
             logits, deltas = self.teacher.score_rois(features, rois, stage, context)
             values = {}
             if term := self.terms.get('rcnn_cls'):
@@ -342,7 +392,11 @@ class DistillationMixin(Detector):
         for pair in self.hints:
             guided = heard.feature(pair.student.path, pair.student.index)
             hint = said.feature(pair.teacher.path, pair.teacher.index)
-            hint = resample(hint, guided, pair.strides, view)
+            over = view
+            if self.branches > 1 and len(guided) == self.branches * len(hint):
+                hint = hint.repeat(self.branches, *[1] * (hint.dim() - 1))
+                over = view and view.repeat(self.branches)
+            hint = resample(hint, guided, pair.strides, over)
             values.append(loss(self.kd_adapters[pair.name](guided), hint))
             if 'hint' in self.unproven:
                 # In their sum a dead pair would hide behind a living one.
@@ -374,6 +428,11 @@ class DistillationMixin(Detector):
         return startup_table(self, load_from, resumed)
 
     def _listen(self, pairs: Sequence[str | dict]) -> None:
+        if getattr(self.backbone, 'num_branch', 1) != self.branches:
+            raise ValueError(
+                f"the student's {type(self.backbone).__name__} belongs to a TridentFasterRCNN: "
+                "write type='mmkd.KnowledgeDistillationTridentFasterRCNN'"
+            )
         teacher = self.teacher.network
         hinted = {
             _parse(_pair(entry)[1])[0].split('.')[0] for entry in pairs if 'hint' in self.terms
@@ -447,6 +506,13 @@ class DistillationMixin(Detector):
                         'distilled: ' + _off('rpn_cls', 'rpn_bbox')
                     )
         own, theirs = heads.values()
+        generators = [head.prior_generator for head in heads.values()]
+        if not all(hasattr(generator, 'base_anchors') for generator in generators):
+            names = ' against '.join(type(generator).__name__ for generator in generators)
+            raise ValueError(
+                f'one of the two RPNs has no anchors ({names}), so they do not answer one '
+                'question: ' + _off('rpn_cls', 'rpn_bbox')
+            )
         terms = [n for n in ('rpn_cls', 'rpn_bbox') if n in self.terms]
         if self.resolution or not _same_anchors(own.prior_generator, theirs.prior_generator):
             self._match_anchors(own.prior_generator, theirs.prior_generator, terms)
@@ -463,19 +529,13 @@ class DistillationMixin(Detector):
 
     def _match_anchors(self, own: Any, theirs: Any, terms: Sequence[str]) -> None:
         ratio = self.resolution.ratio if self.resolution else 1.0
-        generators = f'{own} against {theirs}'
-        if not all(hasattr(g, 'base_anchors') for g in (own, theirs)):
-            raise ValueError(
-                f'one of the two RPNs has no anchors ({generators}), so they do not answer one '
-                'question: ' + _off('rpn_cls', 'rpn_bbox')
-            )
         self.anchors = AnchorMatch(own, theirs, ratio)
         if self.anchors.share > 0:
             return
         if self.resolution is None:
             raise ValueError(
-                f"no anchor of the student is one of the teacher's ({generators}), so the two RPNs "
-                'do not answer one question: ' + _off('rpn_cls', 'rpn_bbox')
+                f"no anchor of the student ({own}) is one of the teacher's ({theirs}), so the two "
+                'RPNs do not answer one question: ' + _off('rpn_cls', 'rpn_bbox')
             )
         # A ratio that is no power of two, say: there is no wrong value to mend.
         for name in terms:
@@ -552,6 +612,11 @@ class KnowledgeDistillationTwoStageDetector(DistillationMixin, TwoStageDetector)
     """A two-stage detector that learns from a teacher, see :class:`DistillationMixin`."""
 
 
+@MODELS.register_module()
+class KnowledgeDistillationTridentFasterRCNN(DistillationMixin, TridentFasterRCNN):
+    """TridentNet as a student; each of its branches learns from the same answers."""
+
+
 def _build_term(recipe: dict, name: str) -> Term | None:
     if name not in recipe:
         return None
@@ -563,8 +628,14 @@ def _build_term(recipe: dict, name: str) -> Term | None:
     times = config.pop('schedule', {})
     _known(f'distillation.{name}.schedule', times, ['begin', 'warmup', 'end', 'by_epoch'])
     schedule = WeightSchedule(**times)
+    share = config.pop('share', None)
+    if share is not None and not isinstance(share, dict):
+        share = dict(share=share)
+    _known(f'distillation.{name}.share', share or {}, ['share', 'iters'])
     loss = MODELS.build(config)
-    return Term(loss, schedule) if loss.loss_weight != 0 else None
+    if loss.loss_weight == 0:
+        return None
+    return Term(loss, schedule, GradientShare(**share) if share else None)
 
 
 def _known(owner: str, given: dict, names: Sequence[str] | dict) -> None:

@@ -133,6 +133,10 @@ class View:
     scale: Tensor
     offset: Tensor
 
+    def repeat(self, copies: int) -> View:
+        """The view of a batch that is laid down ``copies`` times, one after the other."""
+        return View(self.scale.repeat(copies, 1), self.offset.repeat(copies, 1))
+
     def rois(self, rois: Tensor) -> Tensor:
         """The student's RoIs (n, 5), image index first, in the teacher's images."""
         image = rois[:, 0].long()

@@ -119,6 +119,9 @@ def _describe(term) -> str:
         if hasattr(loss, key)
     }
     text = f'{type(loss).__name__} ' + ', '.join(f'{k}={v:g}' for k, v in values.items())
+    if term.share is not None:
+        text += f"; weight so that its gradient is {term.share.share:g} of the hard losses'"
+        text += f' (measured over {term.share.iters} steps)'
     schedule = term.schedule
     if schedule != type(schedule)():
         text += f'; {schedule}'

@@ -59,7 +59,8 @@ def plain_student(model: dict) -> dict:
     if any(key in model for key in keys):
         for key in keys:
             model.pop(key, None)
-        model['type'] = 'TwoStageDetector'
+        trident = 'Trident' in str(model['type'])
+        model['type'] = 'TridentFasterRCNN' if trident else 'TwoStageDetector'
     return model
 
 

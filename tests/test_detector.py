@@ -6,7 +6,7 @@ import copy
 import pairs
 import pytest
 import torch
-from mmcv.ops import batched_nms
+from mmcv.ops import RoIAlign, batched_nms
 from mmdet.models.dense_heads import rpn_head
 from mmengine.config import Config
 from mmengine.logging import MessageHub
@@ -449,6 +449,62 @@ def test_a_step_under_autocast():
         assert half[name].dtype == torch.float32
     for name in ('loss_kd_cls', 'loss_kd_rpn_cls'):
         assert half[name].item() == pytest.approx(single[name].item(), rel=0.02)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_step_under_autocast_on_a_cpu(dtype, nms_of_any_dtype, monkeypatch):
+    """Where mmcv has its ops in float32 alone; the student and the teacher run in half."""
+    pool = RoIAlign.forward
+    monkeypatch.setattr(
+        RoIAlign, 'forward', lambda self, x, rois: pool(self, x.float(), rois.float()).to(x.dtype)
+    )
+    model = distil(pairs.fpn(), pairs.fpn(8)).eval()
+    calls = pairs.spy(model)
+    single = losses(model)
+    with torch.autocast('cpu', dtype=dtype):
+        half = losses(model)
+    assert [calls['hint'][i][1].dtype for i in (0, -1)] == [torch.float32, dtype]
+    for name in LOG_NAMES.values():
+        assert half[name].dtype == torch.float32
+        assert half[name].isfinite()
+    for name in ('loss_kd_cls', 'loss_kd_rpn_cls', 'loss_kd_hint'):
+        assert half[name].item() == pytest.approx(single[name].item(), rel=0.03)
+        assert half[name].item() != single[name].item()
+    total(model, half).backward()
+    assert all(g.isfinite().all() for g in pairs.gradients(model).values())
+
+
+def test_synchronised_batch_norm_is_the_students_alone():
+    """sync_bn='torch' replaces the layers of what is trained; the hooks on the others stay."""
+    model = distil(pairs.fpn(), pairs.fpn(8)).eval()
+    before = losses(model)
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(synchronised.backbone.bn1, torch.nn.SyncBatchNorm)
+    assert type(synchronised.teacher.network.backbone.bn1) is torch.nn.BatchNorm2d
+    assert equal_losses(before, losses(synchronised))
+
+
+def test_a_hint_at_a_layer_that_is_replaced_later_is_named():
+    model = distil(pairs.fpn(), pairs.fpn(8), recipe('hint', hint=dict(pairs=['backbone.bn1'])))
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.eval())
+    with pytest.raises(RuntimeError, match=r"hint at 'backbone\.bn1': .* was not run in this step"):
+        losses(model)
+
+
+def test_a_compiled_step_is_the_step():
+    """MMEngine's ``compile=True`` compiles forward; hooks and the teacher are traced with it."""
+    grads, values = [], []
+    for compiled in (False, True):
+        model = distil(pairs.c4(), distillation=recipe(hint=dict(pairs=['backbone'])))
+        if compiled:
+            model.forward = torch.compile(model.forward, backend='eager')
+        values.append(losses(model))
+        total(model, values[-1]).backward()
+        grads.append(pairs.gradients(model))
+        assert not model.unproven
+    torch._dynamo.reset()
+    assert equal_losses(*values)
+    assert same(*grads)
 
 
 # ---------------------------------------------------------------- batches

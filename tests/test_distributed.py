@@ -3,30 +3,39 @@
 Run as a script, this file is one of the two processes: ``RANK PORT CASE OUT``.
 """
 
+import faulthandler
 import os
 import socket
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pairs
 import pytest
 import torch
 from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.utils import register_all_modules
+from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 
+from mmkd import launch
+from mmkd.share import GradientShare
+
 WORLD = 2
+LIMIT = 240  # seconds; a process that takes longer says where it is, and ends
 CASES = {
     # the number of boxes on each rank
     'alike': (2, 2),
     'no boxes on one rank': (2, 0),
+    'a weight as a share of the gradient': (2, 1),
 }
 
 
-def student():
+def student(case):
     """All five terms; in eval mode, where BatchNorm does not see how a batch is divided."""
-    return pairs.distil(pairs.fpn(), pairs.fpn(8), pairs.recipe(), seed=1).eval()
+    hint = dict(share=0.2) if 'share' in case else {}
+    return pairs.distil(pairs.fpn(), pairs.fpn(8), pairs.recipe(hint=hint), seed=1).eval()
 
 
 def first_of(self, gallery, num):
@@ -44,7 +53,7 @@ def work(rank, port, case, out):
     torch.distributed.init_process_group(
         'gloo', rank=rank, world_size=WORLD, timeout=timedelta(seconds=120)
     )
-    model = student()
+    model = student(case)
     wrapped = MMDistributedDataParallel(
         model, find_unused_parameters=False, broadcast_buffers=False
     ).eval()
@@ -53,8 +62,9 @@ def work(rank, port, case, out):
         data = model.data_preprocessor(image(case, rank), True)
         values = wrapped(**data, mode='loss')
         pairs.total(model, values).backward()
+    torch.save(GradientShare(1).measured('loss_kd_hint'), ratio_of(Path(out).parent, rank))
     torch.save(pairs.gradients(model), out)
-    torch.distributed.destroy_process_group()
+    launch.leave()
 
 
 def run(tmp_path, case):
@@ -63,6 +73,8 @@ def run(tmp_path, case):
         port = str(s.getsockname()[1])
     outs = [tmp_path / f'{rank}.pth' for rank in range(WORLD)]
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(pairs.ROOT)}
+    # PyTorch looks up the name of each peer: where no name server answers, that must be short.
+    env['RES_OPTIONS'] = 'timeout:1 attempts:1'
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, str(rank), port, case, str(out)],
@@ -72,7 +84,7 @@ def run(tmp_path, case):
     ]  # fmt: skip
     try:
         for worker in workers:
-            _, errors = worker.communicate(timeout=300)
+            _, errors = worker.communicate(timeout=LIMIT + 30)
             assert worker.returncode == 0, errors.decode()[-3000:]
     finally:
         for worker in workers:
@@ -80,8 +92,20 @@ def run(tmp_path, case):
     return [torch.load(out, weights_only=True) for out in outs]
 
 
-def single(data):
-    model = student()
+def ratio_of(folder, rank):
+    """The file with the ratios that a process measured."""
+    return folder / f'ratio_{rank}.pth'
+
+
+def alone_ratio(data, case):
+    pairs.losses(student(case), data)
+    return MessageHub.get_current_instance().runtime_info.pop('mmkd_gradient_shares')[
+        'loss_kd_hint'
+    ][0]
+
+
+def single(data, case):
+    model = student(case)
     pairs.total(model, pairs.losses(model, data)).backward()
     return pairs.gradients(model)
 
@@ -91,7 +115,13 @@ def test_two_processes_give_the_mean_of_their_gradients(tmp_path, monkeypatch, c
     """No parameter is left without a gradient on one rank, so none is waited for in vain."""
     monkeypatch.setattr(RandomSampler, 'random_choice', first_of)
     got = run(tmp_path, case)
-    alone = [single(image(case, rank)) for rank in range(WORLD)]
+    if 'share' in case:
+        # Each process alone would find another factor; all have found the same.
+        own = [alone_ratio(image(case, rank), case) for rank in range(WORLD)]
+        together = [torch.load(ratio_of(tmp_path, rank))[-1] for rank in range(WORLD)]
+        assert min(own) < together[0] == together[1] < max(own)
+        monkeypatch.setattr(GradientShare, 'factor', lambda self, name: self.share / together[0])
+    alone = [single(image(case, rank), case) for rank in range(WORLD)]
     assert got[0].keys() == got[1].keys() == alone[0].keys()
     for name, gradient in got[0].items():
         assert torch.equal(gradient, got[1][name])
@@ -104,11 +134,12 @@ def test_two_processes_give_the_mean_of_their_gradients(tmp_path, monkeypatch, c
     both = image(case, 0)
     for key, value in image(case, 1).items():
         both[key] += value
-    for name, gradient in single(both).items():
+    for name, gradient in single(both, case).items():
         torch.testing.assert_close(got[0][name], gradient, rtol=1e-3, atol=1e-5)
 
 
 if __name__ == '__main__':
+    faulthandler.dump_traceback_later(LIMIT, exit=True)
     torch.set_num_threads(1)
     register_all_modules(init_default_scope=True)
     work(int(sys.argv[1]), *sys.argv[2:])

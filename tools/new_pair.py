@@ -24,7 +24,7 @@ PAIR = """\
 _base_ = [{student!r}, {recipe!r}]
 
 model = dict(
-    type='mmkd.KnowledgeDistillationTwoStageDetector',
+    type='mmkd.{detector}',
     teacher_config={teacher!r},
     teacher_ckpt={checkpoint!r},
     distillation=_base_.distillation,
@@ -44,10 +44,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def checked(option: str, config: str) -> None:
-    """Stops where there is no such config, or it is none of a detector."""
+def checked(option: str, config: str) -> str:
+    """The type of a config's detector; stops where there is no such config, or no detector."""
     try:
-        load_config(config)
+        return load_config(config).model.type
     except TeacherError as error:
         launch.stop(f'{option} {config}: {str(error).partition(" cannot be read: ")[2] or error}')
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not out.parent.is_dir():
         launch.stop(f'--out {args.out}: there is no folder {out.parent}')
     checked('--teacher', args.teacher)
-    checked('--student', args.student)
+    trident = checked('--student', args.student) == 'TridentFasterRCNN'
     checkpoint = args.teacher_ckpt or published(args.teacher)
     if '://' not in checkpoint and not Path(checkpoint).is_file():
         launch.stop(f'--teacher-ckpt {checkpoint}: no such file')
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path in (args.teacher, checkpoint)
     )
     text = PAIR.format(
+        detector=f'KnowledgeDistillation{"TridentFasterRCNN" if trident else "TwoStageDetector"}',
         student=beside(args.student, out.parent),
         recipe=beside(str(RECIPES[args.recipe]), out.parent),
         teacher=teacher,
