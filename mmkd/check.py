@@ -86,7 +86,7 @@ def check_pair(
     report.say(model.startup_table())
     trained = model.teacher.source != UNTRAINED
     _sizes(cfg, model, size, report)
-    _trial(model, _batch(cfg, size, image), trained, report)
+    _trial(model, synthetic_batch(cfg, size, image), trained, report)
     if processes > 1 and report.go:
         _under_ddp(cfg, processes, report)
     _epoch(cfg, report)
@@ -119,7 +119,7 @@ def _prepare(cfg: Config, report: Report, download: bool) -> Config:
             'shares of gradients mean nothing; --download fetches it'
         )
         cfg.model.teacher_ckpt = UNTRAINED
-    if not download and _without_downloads(cfg.model):
+    if not download and without_downloads(cfg.model):
         report.warnings.append(
             "the student's pretrained backbone is not on this machine and was left random; "
             '--download fetches it'
@@ -131,7 +131,7 @@ def _cached(url: str) -> bool:
     return (Path(torch.hub.get_dir()) / 'checkpoints' / url.rpartition('/')[2]).is_file()
 
 
-def _without_downloads(node: Any) -> bool:
+def without_downloads(node: Any) -> bool:
     """Takes out every ``init_cfg`` that would download; tells whether there was one."""
     found = False
     if isinstance(node, dict):
@@ -142,10 +142,10 @@ def _without_downloads(node: Any) -> bool:
             found = True
         for key, value in node.items():
             if key not in ('teacher_config', 'distillation'):
-                found |= _without_downloads(value)
+                found |= without_downloads(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            found |= _without_downloads(value)
+            found |= without_downloads(value)
     return found
 
 
@@ -195,7 +195,7 @@ def _gflops(network: nn.Module, height: int, width: int) -> str:
         network.forward = forward
 
 
-def _batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 2) -> dict:
+def synthetic_batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 2) -> dict:
     """Two images with boxes, as the training pipeline would pack them."""
     height, width = size
     draw = np.random.default_rng(0)
@@ -353,7 +353,7 @@ def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     for _ in range(2):  # what the first step left unused is noticed in the second
-        data = model.module.data_preprocessor(_batch(cfg, (128, 128), None, 1), True)
+        data = model.module.data_preprocessor(synthetic_batch(cfg, (128, 128), None, 1), True)
         model.module.parse_losses(model(**data, mode='loss'))[0].backward()
     leave()
 

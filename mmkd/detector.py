@@ -7,7 +7,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmdet.structures import SampleList
 from torch import Tensor, nn
 
 from . import wiring
+from .accelerate import Acceleration, for_rois
 from .adapters import KINDS, build_adapter, resample, set_identity
 from .anchors import AnchorMatch
 from .classes import Answers, ClassMap
@@ -101,6 +102,8 @@ class DistillationMixin(Detector):
             ``rpn_bbox``, ``rcnn_cls``, ``rcnn_bbox`` and ``hint``, each a loss with its weight (a
             constant weight of 0 turns it off: it is not built) and optionally a ``schedule``;
             ``start='teacher'`` copies the teacher's neck and heads into the student;
+            ``accelerate=dict(dtype='bfloat16')`` runs the teacher cheaper, see
+            :class:`mmkd.accelerate.Acceleration`;
             ``resolution=dict(student=(667, 400), teacher=(1333, 800))`` shows the teacher a larger
             image, see :mod:`mmkd.resolution`; ``classes=dict(student=[...], teacher=[...],
             names={'mine': 'theirs'})`` says which class is which where the lists differ
@@ -131,7 +134,11 @@ class DistillationMixin(Detector):
         start = recipe.pop('start', None)
         if start not in (None, 'teacher'):
             raise ValueError(f"distillation.start={start!r} must be None or 'teacher'")
-        _known('distillation', recipe, [*LOG_NAMES, 'start', 'resolution', 'classes'])
+        settings = ['start', 'resolution', 'classes', 'accelerate']
+        _known('distillation', recipe, [*LOG_NAMES, *settings])
+        accelerate = recipe.pop('accelerate', None) or {}
+        _known('distillation.accelerate', accelerate, [f.name for f in fields(Acceleration)])
+        acceleration = Acceleration(**accelerate)
         resolution = Resolution.of(recipe.pop('resolution', None))
         # Where both see one scale there is one image, and nothing to align.
         self.resolution = resolution if resolution and resolution.ratios != (1, 1) else None
@@ -160,7 +167,7 @@ class DistillationMixin(Detector):
             return
         # The student draws the same initial weights as it does without a teacher.
         with torch.random.fork_rng(devices=[]):
-            self.teacher = Teacher(teacher_config, teacher_ckpt)
+            self.teacher = Teacher(teacher_config, teacher_ckpt, acceleration)
             if self.terms:
                 self._listen(pairs)
 
@@ -330,6 +337,7 @@ class DistillationMixin(Detector):
     ) -> dict[str, Tensor]:
         """L_RCN: equations (2) to (5) over the student's own RoIs, stage by stage."""
         losses: dict[str, Tensor] = {}
+        features = for_rois(features)
         stage_weights = getattr(self.roi_head, 'stage_loss_weights', [1.0])
         context = roi_context(self.teacher.network.roi_head, features)
         images = features[0].size(0)

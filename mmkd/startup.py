@@ -66,6 +66,8 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
             rows.append(
                 ['  weights', f'{teacher.passed_over} adaptation tensors in the file passed over']
             )
+        if teacher.acceleration != type(teacher.acceleration)():
+            rows.append(['  runs', str(teacher.acceleration)])
         if student.classes is not None and not student.classes.same:
             rows.append(['  classes', str(student.classes)])
         if student.resolution is not None:

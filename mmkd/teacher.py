@@ -18,6 +18,7 @@ from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from .accelerate import Acceleration, full
 from .recorder import Recorder
 from .resolution import Resolution, View, images_and_view
 
@@ -73,12 +74,18 @@ class Teacher:
     Args:
         config: the teacher's config, see :func:`load_config`.
         checkpoint: its weights: a path or URL; ``'random'`` leaves it untrained, for tests.
+        acceleration: how it runs; None: exactly.
 
     Raises:
         TeacherError: if the checkpoint does not fill the network completely.
     """
 
-    def __init__(self, config: str | Path | dict, checkpoint: str | None) -> None:
+    def __init__(
+        self,
+        config: str | Path | dict,
+        checkpoint: str | None,
+        acceleration: Acceleration | None = None,
+    ) -> None:
         if checkpoint is None:
             raise TeacherError(
                 'teacher_ckpt is missing, so the teacher would be random noise: name its '
@@ -98,6 +105,8 @@ class Teacher:
             self._load(checkpoint)
         self.network.eval().requires_grad_(False)
         self.recorder = Recorder()
+        self.acceleration = acceleration or Acceleration()
+        self.prepared = False
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
@@ -163,7 +172,13 @@ class Teacher:
             pixels: (N, 3, H, W), normalised as the teacher expects.
             neck: whether what is asked lies beyond the backbone.
         """
-        return self.network.extract_feat(pixels) if neck else self.network.backbone(pixels)
+        if not self.prepared:
+            # Not before: the student may start from this network as its file has it.
+            self.acceleration.prepare(self.network)
+            self.prepared = True
+        pixels = self.acceleration.pixels(pixels)
+        with self.acceleration.autocast(pixels.device):
+            return self.network.extract_feat(pixels) if neck else self.network.backbone(pixels)
 
     @torch.no_grad()
     def score_anchors(
@@ -176,11 +191,12 @@ class Teacher:
             RPN lays them before its loss: image, y, x, anchor; and the map's H, W.
         """
         head = self.network.rpn_head
-        logits, deltas = head(features)[:2]
+        with self.acceleration.autocast(features[0].device):
+            logits, deltas = head(features)[:2]
         return [
             (
-                _rows(cls, head.cls_out_channels),
-                _rows(reg, head.bbox_coder.encode_size),
+                _rows(full(cls), head.cls_out_channels),
+                _rows(full(reg), head.bbox_coder.encode_size),
                 tuple(cls.shape[-2:]),
             )
             for cls, reg in zip(logits, deltas, strict=True)
@@ -203,8 +219,9 @@ class Teacher:
         """
         head = self.network.roi_head
         where = (min(stage, self.stages - 1),) if isinstance(head.bbox_head, nn.ModuleList) else ()
-        answer = head._bbox_forward(*where, features, rois, **context)
-        return answer['cls_score'], answer['bbox_pred']
+        with self.acceleration.autocast(rois.device):
+            answer = head._bbox_forward(*where, features, rois, **context)
+        return full(answer['cls_score']), full(answer['bbox_pred'])
 
 
 @torch.no_grad()

@@ -1,0 +1,324 @@
+"""What a distillation step costs, in forward passes of its teacher.
+
+    python benchmarks/step.py                      # all pairs on 2 cores: a quarter of an hour
+    python benchmarks/step.py digits --terms hint --json step.json
+
+In one process, in turn, medians of
+  a  the plain student's step,
+  b  the teacher's bare fp32 forward of what the enabled terms read: the same images, the same RoIs,
+  c  the distillation step,
+each from the raw batch on (preprocessing) and, for steps, to the optimizer's. The overhead is
+(c - a) / b: 1 plus the terms' own arithmetic means that nothing is wasted. Where MMRazor can be
+imported, its two algorithms take the same pair with the same hints and 1x1 connectors.
+Peak memory is what PyTorch's allocator held beyond what it held before the step, as the profiler
+heard it (on a GPU: the allocator's own maximum).
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
+
+from mmkd.check import synthetic_batch, without_downloads
+from mmkd.recipe import terms
+from mmkd.teacher import load_config, plain_student
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIRS = {
+    'digits': ('digits/paper.py', (96, 96), 16),
+    'r101_to_r50': ('kd/faster_rcnn_r101_to_r50.py', (320, 512), 2),
+    'cascade_r101_to_r50': ('kd/faster_rcnn_r101_to_r50.py', (320, 512), 2),
+}
+CASCADE = 'mmdet::cascade_rcnn/cascade-rcnn_r101_fpn_1x_coco.py'
+TERMS = ('hint', 'all')
+
+
+def config_of(pair: str, chosen: str, accelerate: dict | None) -> Config:
+    """The pair's config with random weights, and of its terms the chosen ones."""
+    cfg = Config.fromfile(ROOT / 'configs' / PAIRS[pair][0])
+    model = cfg.model
+    if pair.startswith('cascade'):
+        model.teacher_config = CASCADE
+    model.teacher_ckpt = 'random'
+    without_downloads(model)
+    if pair == 'digits':
+        model.backbone.init_cfg = None
+    levels = 3 if pair == 'digits' else 4
+    model.distillation.hint.pairs = [f'neck[{i}]' for i in range(levels)]
+    if chosen == 'hint':
+        for name in terms(model.distillation):
+            if name != 'hint':
+                model.distillation[name].loss_weight = 0
+    if accelerate:
+        model.distillation.accelerate = accelerate
+    return cfg
+
+
+def built(model: dict, device: str) -> Any:
+    torch.manual_seed(0)
+    network = MODELS.build(copy.deepcopy(dict(model)))
+    network.init_weights()
+    return network.to(device).train()
+
+
+def stepper(network: Any, data: dict, amp: bool = False) -> Callable[[], None]:
+    """One training step, MMEngine's own."""
+    optimizer = torch.optim.SGD(network.parameters(), 1e-6)
+    if amp:
+        from mmengine.optim import AmpOptimWrapper
+
+        wrapper: OptimWrapper = AmpOptimWrapper(optimizer=optimizer)
+    else:
+        wrapper = OptimWrapper(optimizer)
+
+    def step() -> None:
+        torch.manual_seed(0)  # the same anchors and RoIs each time
+        network.train_step(copy.deepcopy(data), wrapper)
+
+    return step
+
+
+def bare_teacher(model: Any, data: dict) -> Callable[[], None]:
+    """The teacher's forward of what the terms read, and nothing else."""
+    teacher = model.teacher
+    rois: list[tuple] = []
+    score = teacher.score_rois
+    teacher.score_rois = lambda x, r, stage, context: (
+        rois.append((r, stage)) or score(x, r, stage, context)
+    )
+    torch.manual_seed(0)
+    prepared = model.data_preprocessor(copy.deepcopy(data), True)
+    model(**prepared, mode='loss')
+    del teacher.score_rois
+    network = copy.deepcopy(teacher.network).eval()
+    for module in network.modules():
+        module._forward_hooks.clear()
+
+    def forward() -> None:
+        prepared = model.data_preprocessor(copy.deepcopy(data), True)
+        with torch.no_grad():
+            features = network.extract_feat(prepared['inputs'])
+            if model.asks_rpn:
+                network.rpn_head(features)
+            for where, stage in rois:
+                stages = (
+                    (stage,) if isinstance(network.roi_head.bbox_head, torch.nn.ModuleList) else ()
+                )
+                network.roi_head._bbox_forward(*stages, features, where)
+
+    return forward
+
+
+class _Stub(types.ModuleType):
+    def __getattr__(self, name: str) -> type:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def razor(model: dict, algorithm: str, hints: list, device: str) -> Any:
+    """The same pair with the same hints as MMRazor has it."""
+    modules = ('mmrazor.structures.quantization', 'mmrazor.models.quantizers',
+               'mmrazor.models.fake_quants', 'mmrazor.models.observers',
+               'mmrazor.models.algorithms.quantization')  # fmt: skip
+    for name in modules:  # they do not import on this PyTorch, and are not used
+        sys.modules.setdefault(name, _Stub(name))
+    import mmrazor.models
+    import mmrazor.utils
+
+    student = ConfigDict(plain_student(model))
+    student['_scope_'] = 'mmdet'
+    teacher = load_config(model['teacher_config']).model
+    without_downloads(teacher)
+    teacher['_scope_'] = 'mmdet'
+    recorders, connectors, losses, mappings = {}, {}, {}, {}
+    for i, pair in enumerate(hints):
+        name = f'fpn{i}'
+        recorders[name] = dict(type='ModuleOutputs', source=f'neck.fpn_convs.{i}.conv')
+        connectors[f'connect{i}'] = dict(
+            type='ConvModuleConnector', in_channel=pair.shapes[0][1],
+            out_channel=pair.shapes[1][1], act_cfg=None,
+        )  # fmt: skip
+        losses[f'loss_{name}'] = dict(
+            type='L2Loss', loss_weight=0.5, normalize=False, div_element=True
+        )
+        mappings[f'loss_{name}'] = dict(
+            s_feature=dict(from_student=True, recorder=name, connector=f'connect{i}'),
+            t_feature=dict(from_student=False, recorder=name),
+        )
+    from mmrazor.registry import MODELS as RAZOR
+
+    # Its other parts need what the stubs stand for.
+    mmrazor.utils.register_all_modules = lambda *args: None
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmrazor'):
+        network = RAZOR.build(
+            dict(
+                type=algorithm,
+                data_preprocessor=None,
+                architecture=student,
+                teacher=teacher,
+                distiller=dict(
+                    type='ConfigurableDistiller', student_recorders=recorders,
+                    teacher_recorders=copy.deepcopy(recorders), connectors=connectors,
+                    distill_losses=losses, loss_forward_mappings=mappings,
+                ),
+            )
+        )  # fmt: skip
+    network.init_weights()
+    network.to(device)
+    network.train()  # MMRazor's returns nothing
+    return network
+
+
+def peak(action: Callable[[], None], device: str) -> int:
+    """Bytes that the allocator held at most beyond what it held before."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        action()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        action()
+    held = most = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == '[memory]']
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def clock(action: Callable[[], None], device: str) -> float:
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    action()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start)
+
+
+def measure(
+    pair: str, chosen: str, rounds: int, device: str, amp: bool, accelerate: dict | None,
+    size: tuple[int, int] | None, with_razor: bool,
+) -> dict:  # fmt: skip
+    """Medians in milliseconds, the overhead in teacher forwards, and peak memory in MB."""
+    _, own_size, images = PAIRS[pair]
+    cfg = config_of(pair, chosen, accelerate)
+    data = synthetic_batch(cfg, size or own_size, None, images)
+    model = built(cfg.model, device)
+    exact = built(config_of(pair, chosen, None).model, device) if accelerate else model
+    plain = built(plain_student(cfg.model), device)
+    actions = {
+        'plain': stepper(plain, data, amp),
+        'teacher': bare_teacher(exact, data),
+        'distilled': stepper(model, data, amp),
+    }
+    if with_razor and chosen == 'hint':
+        for algorithm in ('SingleTeacherDistill', 'FpnTeacherDistill'):
+            network = razor(cfg.model, algorithm, model.hints, device)
+            actions[algorithm] = stepper(network, data, amp)
+    for action in actions.values():
+        action()
+        action()
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            times[name].append(clock(action, device))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    memory = {name: peak(actions[name], device) for name in ('plain', 'teacher', 'distilled')}
+    adapters = sum(p.numel() for n, p in model.named_parameters() if n.startswith('kd_adapters.'))
+    return dict(
+        pair=pair,
+        terms=chosen,
+        rounds=rounds,
+        milliseconds={k: round(v, 1) for k, v in medians.items()},
+        overhead=round((medians['distilled'] - medians['plain']) / medians['teacher'], 3),
+        memory_mb={k: round(v / 2**20, 1) for k, v in memory.items()},
+        memory_ratio=round(memory['distilled'] / (memory['plain'] + memory['teacher']), 3),
+        adapter_parameters=adapters,
+    )
+
+
+def table(results: list[dict]) -> str:
+    columns = ['pair', 'terms', 'plain (a)', 'teacher (b)', 'distilled (c)', '(c - a) / b',
+               'memory: c over a + b', 'MMRazor Single', 'MMRazor Fpn']  # fmt: skip
+    lines = ['| ' + ' | '.join(columns) + ' |', '| --- ' * len(columns) + '|']
+    for result in results:
+        ms = result['milliseconds']
+        cells = [result['pair'], result['terms']]
+        cells += [f'{ms[k]:.0f} ms' for k in ('plain', 'teacher', 'distilled')]
+        cells += [f'{result["overhead"]:.2f}', f'{result["memory_ratio"]:.2f}']
+        for algorithm in ('SingleTeacherDistill', 'FpnTeacherDistill'):
+            theirs = ms.get(algorithm)
+            cells.append(
+                f'{theirs:.0f} ms (ours: {ms["distilled"] / theirs:.2f})' if theirs else ''
+            )
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('pairs', nargs='*', default=list(PAIRS), metavar='PAIR',
+                        help=f'of {", ".join(PAIRS)}; default: all')  # fmt: skip
+    parser.add_argument('--terms', nargs='+', choices=TERMS, default=list(TERMS))
+    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'))
+    parser.add_argument('--threads', type=int, help='of PyTorch; default: its own')
+    parser.add_argument('--amp', action='store_true', help='steps in mixed precision (GPU)')
+    parser.add_argument('--accelerate', type=json.loads, metavar='JSON',
+                        help='distillation.accelerate of the distilled step')  # fmt: skip
+    parser.add_argument('--mmrazor', action='store_true', help='MMRazor 1.0 beside it')
+    parser.add_argument('--json', type=Path, help='write the figures there too')
+    args = parser.parse_args()
+    warnings.simplefilter('ignore')
+    register_all_modules()
+    MMLogger.get_instance('step', logger_name='mmengine', log_level='ERROR')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    results = []
+    for pair in args.pairs:
+        for chosen in args.terms:
+            results.append(
+                measure(
+                    pair,
+                    chosen,
+                    args.rounds,
+                    device,
+                    args.amp,
+                    args.accelerate,
+                    args.size and tuple(args.size),
+                    args.mmrazor,
+                )  # fmt: skip
+            )
+            print(json.dumps(results[-1]), flush=True)
+    print(table(results))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

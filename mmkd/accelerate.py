@@ -1,0 +1,113 @@
+"""A cheaper forward of the teacher: it is inference, so it may be run as inference is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+
+import torch
+from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
+from torch import Tensor, nn
+
+DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """How the teacher runs; the default is exactly, to the bit.
+
+    Args:
+        fuse_conv_bn: fold BatchNorm into the convolution before it: equal up to float rounding.
+        channels_last: lay feature maps out by pixel: equal up to float rounding.
+        dtype: 'bfloat16' or 'float16': autocast for the teacher alone, which rounds its answers.
+
+    Raises:
+        ValueError: for a value that none of these takes.
+    """
+
+    fuse_conv_bn: bool = False
+    channels_last: bool = False
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('fuse_conv_bn', 'channels_last'):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f'distillation.accelerate: {name}={getattr(self, name)!r} must be True or False'
+                )
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(
+                f'distillation.accelerate: dtype={self.dtype!r} must be None, '
+                + ' or '.join(map(repr, DTYPES))
+            )
+
+    def __str__(self) -> str:
+        said = [
+            f.name if value is True else f'{f.name}={value}'
+            for f in fields(self)
+            if (value := getattr(self, f.name))
+        ]
+        return ', '.join(said) or 'exactly'
+
+    def prepare(self, network: nn.Module) -> None:
+        """Change a teacher's network in place, once its weights are where they belong.
+
+        Raises:
+            ValueError: if it no longer says what it said: BatchNorm does not always belong to the
+                convolution that stands before it.
+        """
+        if self.fuse_conv_bn:
+            _fuse(network)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+
+    def pixels(self, pixels: Tensor) -> Tensor:
+        """Images (N, 3, H, W) as the network now wants them laid out."""
+        return (
+            pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
+        )
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """The context in which the teacher runs; without a dtype of its own it goes along."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=DTYPES[self.dtype])
+
+
+def for_rois(features: Sequence[Tensor]) -> list[Tensor]:
+    """Features as mmcv's RoIAlign wants them: by channel, in half precision on GPUs alone."""
+    return [_full(f, f.is_cuda).contiguous() for f in features]
+
+
+def full(answer: Tensor | None) -> Tensor | None:
+    """An answer in float32, if it is in half precision."""
+    return None if answer is None else _full(answer)
+
+
+def _full(tensor: Tensor, half: bool = False) -> Tensor:
+    halves = (torch.bfloat16,) if half else (torch.bfloat16, torch.float16)
+    return tensor.float() if tensor.dtype in halves else tensor
+
+
+@torch.no_grad()
+def _fuse(network: nn.Module) -> None:
+    parameter = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, 128, 128, generator=generator).to(parameter)
+    before = [f.clone() for f in network.extract_feat(image)]
+    hooks = {name: module._forward_hooks for name, module in network.named_modules()}
+    fuse_conv_bn(network)
+    for name, module in network.named_modules():
+        module._forward_hooks = hooks[name]  # of a layer that an identity has replaced
+        for weight in module.parameters(recurse=False):
+            weight.requires_grad_(False)
+    after = network.extract_feat(image)
+    for old, new in zip(before, after, strict=True):
+        scale = old.abs().amax().clamp(min=1e-6)
+        if not (new - old).abs().amax() <= 1e-3 * scale:
+            raise ValueError(
+                'distillation.accelerate.fuse_conv_bn changes what this teacher says (by '
+                f'{float((new - old).abs().amax() / scale):.1g} of its largest value): in it, '
+                'a BatchNorm does not belong to the convolution before it. Set it to False'
+            )

@@ -1,0 +1,155 @@
+"""A cheaper teacher says the same, as closely as its options promise."""
+
+import pairs
+import pytest
+import torch
+from pairs import LOG_NAMES, distil, recipe
+from torch import nn
+
+from mmkd.accelerate import Acceleration, for_rois
+
+KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'cascade': pairs.cascade}
+
+
+def trained(model):
+    """Gives the teacher's BatchNorm statistics that are not 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.teacher.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.weight.data.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+    return model
+
+
+def answers(kind, accelerate):
+    """What the teacher answered to each term, in one step."""
+    hint = dict(pairs=['neck' if kind != 'c4' else 'backbone'])
+    paper = recipe(hint=hint)
+    paper['accelerate'] = accelerate
+    model = trained(distil(KINDS[kind](), distillation=paper))
+    calls = pairs.spy(model)
+    values = pairs.losses(model)
+    assert all(values[name].isfinite() for name in LOG_NAMES.values())
+    return {name: [call[1].float() for call in given] for name, given in calls.items()}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    ('accelerate', 'tolerance'),
+    [
+        (dict(fuse_conv_bn=True), 1e-4),
+        (dict(channels_last=True), 1e-4),
+        (dict(dtype='bfloat16'), 0.05),
+        (dict(fuse_conv_bn=True, channels_last=True, dtype='bfloat16'), 0.05),
+    ],
+    ids=str,
+)
+def test_the_answers_are_the_exact_ones(kind, accelerate, tolerance):
+    exact, cheap = answers(kind, None), answers(kind, accelerate)
+    assert exact.keys() == cheap.keys() == LOG_NAMES.keys()
+    changed = False
+    for name, rows in exact.items():
+        assert len(rows) == len(cheap[name])
+        for a, b in zip(rows, cheap[name], strict=True):
+            if len(a):
+                assert (a - b).abs().amax() <= tolerance * a.abs().amax(), name
+                changed |= not torch.equal(a, b)
+    assert changed or accelerate == dict(channels_last=True)
+
+
+def test_without_options_the_network_is_left_alone():
+    model = trained(distil(pairs.fpn(), pairs.fpn(8)))
+    before = {k: v.clone() for k, v in model.teacher.network.state_dict().items()}
+    pairs.losses(model)
+    after = model.teacher.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_folding_takes_the_batch_norm_away_and_leaves_nothing_to_train():
+    paper = recipe()
+    paper['accelerate'] = dict(fuse_conv_bn=True)
+    model = trained(distil(pairs.fpn(), pairs.fpn(8), paper))
+    pairs.losses(model)
+    network = model.teacher.network
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def test_the_student_starts_from_the_teacher_as_its_file_has_it():
+    """Folding comes after the copy: the neck's BatchNorm is copied, not an identity."""
+
+    def network(width):
+        config = pairs.fpn(width)
+        config.neck.norm_cfg = dict(type='BN', requires_grad=True)
+        return config
+
+    started = []
+    for accelerate in (None, dict(fuse_conv_bn=True)):
+        paper = recipe('hint', start='teacher')
+        paper['accelerate'] = accelerate
+        started.append(distil(network(4), network(8), paper).neck.state_dict())
+    assert any('running_mean' in key for key in started[0])
+    assert all(torch.equal(started[0][k], started[1][k]) for k in started[0])
+
+
+def test_a_hint_at_a_folded_layer_is_still_heard():
+    values = []
+    for accelerate in (None, dict(fuse_conv_bn=True)):
+        paper = recipe('hint', hint=dict(pairs=['backbone.layer1.0.bn1']))
+        paper['accelerate'] = accelerate
+        values.append(pairs.losses(trained(distil(pairs.fpn(), pairs.fpn(8), paper))))
+    torch.testing.assert_close(values[0]['loss_kd_hint'], values[1]['loss_kd_hint'], rtol=1e-4,
+                               atol=1e-6)  # fmt: skip
+
+
+def test_a_network_that_folding_changes_is_refused():
+    class Crossed(nn.Module):
+        """BatchNorm that is run before the convolution it stands behind."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            self.bn.running_mean.fill_(1.0)
+
+        def extract_feat(self, x):
+            return [self.conv(self.bn(x))]
+
+    with pytest.raises(ValueError, match='fuse_conv_bn changes what this teacher says'):
+        Acceleration(fuse_conv_bn=True).prepare(Crossed().eval())
+
+
+def test_features_for_rois_are_laid_out_by_channel():
+    """RoIAlign reads memory as if they were, whatever the tensor's own strides say."""
+    feature = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    for dtype, expected in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
+        (given,) = for_rois([feature.to(dtype)])
+        assert given.is_contiguous()
+        assert given.dtype == expected
+        assert torch.equal(given, feature.to(dtype).to(expected))
+
+
+@pytest.mark.parametrize(
+    ('accelerate', 'message'),
+    [
+        (dict(dtype='int8'), "dtype='int8' must be None, 'bfloat16' or 'float16'"),
+        (dict(fuse_conv_bn=1), 'fuse_conv_bn=1 must be True or False'),
+        (dict(chanels_last=True), "no entry 'chanels_last'; did you mean channels_last"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(accelerate, message):
+    paper = recipe()
+    paper['accelerate'] = accelerate
+    with pytest.raises(ValueError, match=message):
+        distil(pairs.fpn(), pairs.fpn(8), paper)
+
+
+def test_the_startup_table_says_how_it_runs():
+    paper = recipe()
+    assert ' runs ' not in distil(pairs.fpn(), pairs.fpn(8), paper).startup_table()
+    paper['accelerate'] = dict(fuse_conv_bn=True, dtype='bfloat16')
+    table = distil(pairs.fpn(), pairs.fpn(8), paper).startup_table()
+    assert 'fuse_conv_bn, dtype=bfloat16' in table
