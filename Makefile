@@ -1,9 +1,12 @@
 # make demo · make demo-full · make test · make lint · make setup · make teacher · make backbone
 # Each sets everything up first (tools/setup.sh), once; PYTHON=python3.12 picks the interpreter.
 SHELL := /bin/bash
-PY := .venv/bin/python
+# STACK=onedl takes the maintained fork of requirements-onedl.txt, in an environment of its own.
+STACK := upstream
+VENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
+PY := $(VENV)/bin/python
 # Another pin, another way to set up, or a checkout that has moved: set up again.
-STAMP := .venv/.mmkd-setup-$(shell (pwd; cat requirements.txt tools/setup.sh pyproject.toml) | sha256sum | cut -c -12)
+STAMP := $(VENV)/.mmkd-setup-$(shell (pwd; cat requirements*.txt tools/setup.sh pyproject.toml) | sha256sum | cut -c -12)
 
 .PHONY: demo demo-full teacher backbone test lint setup
 .DEFAULT_GOAL := test
@@ -11,7 +14,7 @@ STAMP := .venv/.mmkd-setup-$(shell (pwd; cat requirements.txt tools/setup.sh pyp
 setup: $(STAMP)
 
 $(STAMP):
-	@$(if $(PYTHON),MMKD_PYTHON=$(PYTHON)) bash tools/setup.sh $(STAMP)
+	@MMKD_STACK=$(STACK) $(if $(PYTHON),MMKD_PYTHON=$(PYTHON)) bash tools/setup.sh $(STAMP)
 
 demo: $(STAMP)
 	$(PY) tools/make_digits.py

@@ -26,14 +26,14 @@ for lack in $LACKS; do
     case "$*" in *"$lack"*) exit 1 ;; esac
 done
 case "$*" in
-*"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+*"-m venv"*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
 *" install "*mmcv==*)
     [[ $PIP_FAILS == mmcv ]] && { echo "ninja: build stopped"; exit 1; }
     echo 2.1.0 >mmcv
     echo "pip got CFLAGS=$CFLAGS MMCV_WITH_OPS=$MMCV_WITH_OPS MAX_JOBS=$MAX_JOBS" >>calls
     if [[ $OPS == always || ($OPS == rebuilt && "$*" == *--force-reinstall*) ]]; then touch ops; fi
     ;;
-*'version("mmcv")'*) cat mmcv ;;
+*'mmcv")'*) cat mmcv ;;
 *is_available*CUDA_HOME* | *is_available*) exit 1 ;;
 -) [[ -e ops ]] || { echo "built without its ops"; exit 1; } ;;
 *'print("%d.%d"'*) echo 3.11 ;;
@@ -47,7 +47,8 @@ def checkout(tmp_path):
     """A copy of what set-up reads, with the stand-in as the interpreter to use."""
     folder = tmp_path / 'checkout'
     (folder / 'tools').mkdir(parents=True)
-    for name in ('Makefile', 'requirements.txt', 'pyproject.toml', 'tools/setup.sh'):
+    requirements = ('requirements.txt', 'requirements-onedl.txt')
+    for name in ('Makefile', *requirements, 'pyproject.toml', 'tools/setup.sh'):
         shutil.copy(ROOT / name, folder / name)
     python = tmp_path / 'python-stand-in'
     python.write_text(STAND_IN)
@@ -126,6 +127,25 @@ def test_no_python_at_all(checkout, tmp_path):
     assert done.returncode == 1
     assert '- Python 3.11 or 3.12 (found: none)' in done.stderr
     assert 'python3 python3-dev python3-venv' in done.stderr
+
+
+def test_the_fork_has_an_environment_of_its_own(checkout):
+    done = checkout('make -s setup STACK=onedl')
+    assert done.returncode == 0, done.stderr
+    assert not (checkout.folder / '.venv').exists()
+    installs = [call for call in calls(checkout) if ' install ' in call]
+    assert ' onedl-mmcv==' in installs[2]
+    assert installs[3].endswith('install -r .venv-onedl/requirements.txt')
+    pinned = (checkout.folder / '.venv-onedl/requirements.txt').read_text()
+    names = {line.split('==')[0] for line in pinned.splitlines() if '==' in line}
+    assert {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'torch', 'pytest'} <= names
+    assert names.isdisjoint({'mmengine', 'mmcv', 'mmdet'})
+
+
+def test_a_stack_that_is_none_is_refused(checkout):
+    done = checkout('make setup STACK=upsteam')
+    assert done.returncode != 0
+    assert 'MMKD_STACK=upsteam: the stacks are upstream and onedl' in done.stderr
 
 
 def test_a_fresh_set_up_builds_mmcv_with_its_ops(checkout):

@@ -4,6 +4,8 @@
 #
 #   tools/setup.sh [STAMP]     STAMP is written at the end, and only if everything was verified
 #
+#   MMKD_STACK=onedl           the fork of requirements-onedl.txt instead of MMDetection's own stack,
+#                              in .venv-onedl
 #   MMKD_PYTHON=python3.12     the interpreter the environment is made from (default: the first of
 #                              python3.11, python3.12 and python3 that fits)
 #   MAX_JOBS=4                 compilers at a time for mmcv (default: by cores and memory)
@@ -11,7 +13,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 STAMP=${1:-}
-VENV=.venv
+STACK=${MMKD_STACK:-upstream}
+case $STACK in
+    upstream) VENV=.venv MMCV=mmcv ;;
+    onedl) VENV=.venv-onedl MMCV=onedl-mmcv ;;
+    *)
+        echo "[setup] MMKD_STACK=$STACK: the stacks are upstream and onedl" >&2
+        exit 1
+        ;;
+esac
 PY=$VENV/bin/python
 LOG=$VENV/setup.log
 MMCV_TIME="4 to 9 minutes on 2 cores that do nothing else"
@@ -23,10 +33,18 @@ die() {
     if (($#)); then printf '        %s\n' "$@" >&2; fi
     exit 1
 }
-pins() { # pins NAME...: their lines in requirements.txt
+requirements() { # the pins of this stack
+    if [[ $STACK == upstream ]]; then
+        cat requirements.txt
+    else
+        grep -vE '^(mmengine|mmcv|mmdet)==' requirements.txt
+        cat requirements-onedl.txt
+    fi
+}
+pins() { # pins NAME...: their lines in the requirements
     local name
     for name in "$@"; do
-        grep -E "^$name==" requirements.txt || die "requirements.txt does not pin $name."
+        requirements | grep -E "^$name==" || die "requirements.txt does not pin $name."
     done
 }
 clock() { printf '%d min %02d s' $(($1 / 60)) $(($1 % 60)); }
@@ -136,7 +154,7 @@ PIP=("$PY" -m pip --no-input --disable-pip-version-check)
 # ---- mmcv -----------------------------------------------------------------------------------
 
 mmcv_version() {
-    "$PY" -c 'from importlib.metadata import version; print(version("mmcv"))' 2>/dev/null || true
+    "$PY" -c 'from importlib.metadata import version; print(version("'$MMCV'"))' 2>/dev/null || true
 }
 
 # Loads the compiled ops alone (mmcv/__init__ wants mmengine, which may not be there yet). An
@@ -180,12 +198,12 @@ jobs() { # compilers at a time: a core each, and 1.5 GB each of what memory is f
 
 install_mmcv() {
     local pin again=()
-    pin=$(pins mmcv)
+    pin=$(pins $MMCV)
     if [[ $(mmcv_version) == "${pin#*==}" ]]; then
         if ops_work >>"$LOG" 2>&1; then return; fi
         say "the mmcv in $VENV has no working ops: it is replaced"
-        again=(--force-reinstall --no-binary mmcv)
-        "${PIP[@]}" cache remove mmcv >>"$LOG" 2>&1 || true # or pip would install the same wheel again
+        again=(--force-reinstall --no-binary $MMCV)
+        "${PIP[@]}" cache remove $MMCV >>"$LOG" 2>&1 || true # or pip would install the same wheel again
     fi
     if "$PY" -W ignore -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null &&
         ! "$PY" -c 'import sys; from torch.utils.cpp_extension import CUDA_HOME; sys.exit(not CUDA_HOME)'; then
@@ -239,7 +257,12 @@ TORCH=$(pins torch)
 step "pip and build tools" "${PIP[@]}" install --upgrade "pip==26.3" $BUILD
 step "PyTorch ($TORCH)" "${PIP[@]}" install "$TORCH"
 install_mmcv
-step "everything else in requirements.txt" "${PIP[@]}" install -r requirements.txt
+FILE=requirements.txt
+if [[ $STACK != upstream ]]; then
+    FILE=$VENV/requirements.txt
+    requirements >"$FILE"
+fi
+step "everything else in $FILE" "${PIP[@]}" install -r "$FILE"
 step "mmkd itself" "${PIP[@]}" install --no-deps --no-build-isolation --editable .
 step "checking that mmcv's ops, mmdet and mmkd are there" "$PY" -c '
 import importlib.metadata
