@@ -29,6 +29,7 @@ from .share import GradientShare, gradient_norm
 from .start import Start, inherit
 from .startup import startup_table
 from .teacher import ADAPTER_PREFIX, Pixels, Teacher, roi_context
+from .watch import require_finite
 
 LOG_NAMES = {
     'rpn_cls': 'loss_kd_rpn_cls',
@@ -199,6 +200,12 @@ class DistillationMixin(Detector):
                 log_name = LOG_NAMES[name].replace('loss', 'weight')
                 losses[log_name] = batch_inputs.new_tensor(factor * term.loss.loss_weight)
         return losses
+
+    def parse_losses(self, losses: dict) -> tuple[Tensor, dict]:
+        """MMEngine's sum; one that is not finite stops here, before it reaches the weights."""
+        parsed = super().parse_losses(losses)
+        require_finite(*parsed)
+        return parsed
 
     def _measure(self, losses: dict, terms: dict[str, Tensor], factors: dict[str, float]) -> None:
         """The first steps of a term whose weight is a share of the gradient, see GradientShare."""

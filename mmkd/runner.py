@@ -18,6 +18,7 @@ from torch import nn
 from . import checkpoint as checkpoints
 from .classes import apply_classes
 from .resolution import apply_resolution
+from .watch import NonFiniteLossError, StepHook, images
 
 _ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
 
@@ -62,8 +63,27 @@ class DistillationRunner(Runner):
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         """Registers the hooks, ours outermost: others see the real objects, the file plain ones."""
         super().register_hooks(default_hooks, custom_hooks)
+        self._steps = StepHook()
+        self.register_hook(self._steps, priority='LOWEST')
         self.register_hook(FromPlainHook(), priority='HIGHEST')
         self.register_hook(ToPlainHook(), priority='LOWEST')
+
+    def train(self) -> nn.Module:
+        """Trains; a step whose loss is not finite is kept before the run stops.
+
+        Raises:
+            NonFiniteLossError: with the losses, the iteration, the images, and how to look at it.
+        """
+        try:
+            return super().train()
+        except NonFiniteLossError as error:
+            path = self._steps.keep(self, _unwrap(self.model))
+            raise NonFiniteLossError(
+                f'{error} at iteration {self.iter + 1} (epoch {self.epoch + 1}), on '
+                f'{images(self._steps.batch)}. No weight was changed by it. The step is kept: '
+                f'python tools/replay.py CONFIG {path} says where it begins. Often it is the '
+                'learning rate, a box without size, or fp16'
+            ) from None
 
     def load_or_resume(self) -> None:
         """Loads or resumes as the constructor's arguments say, once."""

@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Takes the step again that stopped a run because a loss was not finite, and says where it began.
+
+    python tools/replay.py CONFIG work_dirs/RUN/step_1234.pth
+
+The file has the weights, the batch and the random numbers of that step; CONFIG is the run's own.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from mmkd import launch, watch
+from mmkd.checkpoint import CheckpointError
+from mmkd.classes import apply_classes
+from mmkd.resolution import apply_resolution
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help="the run's config")
+    parser.add_argument('step', help='the step_*.pth that it left in its work_dir')
+    launch.add_shared_arguments(parser)
+    parser.set_defaults(work_dir=None)
+    return launch.parse(parser, argv)
+
+
+def first_wrong(networks: dict[str, nn.Module]) -> list[str]:
+    """Where hooks on every module will note those that say something that is not finite."""
+    found: list[str] = []
+
+    def listen(name: str, module: nn.Module) -> None:
+        def heard(module: nn.Module, args: tuple, output: object) -> None:
+            if not _finite(output):
+                given = 'was given finite numbers' if _finite(args) else 'was given such already'
+                found.append(f'{name} ({type(module).__name__}) {given}')
+
+        module.register_forward_hook(heard)
+
+    for owner, network in networks.items():
+        for name, module in network.named_modules():
+            listen(f'{owner}{name}', module)
+    return found
+
+
+def _finite(value: object) -> bool:
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, dict):
+        return all(_finite(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_finite(v) for v in value)
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    cfg = apply_classes(apply_resolution(launch.load_config(args)))
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    try:
+        batch, step = watch.read_step(args.step)
+    except (CheckpointError, OSError) as error:
+        launch.stop(str(error))
+    model = MODELS.build(copy.deepcopy(cfg.model))
+    try:
+        model.load_state_dict(step['state_dict'])
+    except RuntimeError as error:
+        launch.stop(f'{args.step} was left by a run of another config than {args.config}: {error}')
+    model.to('cuda' if torch.cuda.is_available() else 'cpu').train()
+    networks: dict[str, nn.Module] = {'': model}
+    if getattr(model, 'teacher', None) is not None:
+        networks['teacher '] = model.teacher.network
+    wrong = [n for n, p in model.named_parameters() if not _finite(p)]
+    if wrong:
+        print(f'{len(wrong)} weights are not finite before the step (first: {wrong[0]})')
+    for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+        boxes = torch.as_tensor(sample.gt_instances.bboxes)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        odd = int((~boxes.isfinite().all(1) | (sides <= 0).any(1)).sum())
+        print(
+            f'{getattr(sample, "img_path", "?")}: {tuple(image.shape[1:])}, {len(boxes)} boxes'
+            + (f', {odd} OF THEM EMPTY OR NOT FINITE' if odd else '')
+        )
+    if hasattr(model, 'unproven'):
+        model.unproven.clear()  # a term that is not finite would stop here what is to be seen
+    found = first_wrong(networks)
+    watch.set_back(step)
+    values = model(**model.data_preprocessor(batch, True), mode='loss')
+    for name, value in values.items():
+        single = sum(value) if isinstance(value, list) else value
+        print(f'{name}: {float(single):.6g}' + ('' if single.isfinite() else '   <--'))
+    print(f'first to say something that is not finite: {found[0]}' if found else
+          'every module says finite numbers')  # fmt: skip
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
