@@ -17,6 +17,8 @@ from sklearn.datasets import load_digits
 ROOT = Path(__file__).parents[1]
 #: of the shipped teacher on the first 100 validation images (all 500: 0.485)
 TEACHER_MAP = 0.479
+#: of the one on large images (all 250: 0.388)
+LARGE_TEACHER_MAP = 0.392
 SMALL = {'size': 96, 'train': 12, 'val': 5, 'test': 6, 'seed': 3}
 
 
@@ -224,15 +226,27 @@ def test_the_config_expects_what_the_script_writes(small):
         assert (small / dataset.data_prefix.img).is_dir()
 
 
-def test_the_shipped_teacher_is_what_its_config_says(tmp_path):
+@pytest.mark.parametrize(
+    ('name', 'file', 'data', 'expected'),
+    [
+        ('teacher', 'digits_teacher', dict(size=96), TEACHER_MAP),
+        (
+            'large',
+            'digits_large_teacher',
+            dict(size=192, digits=(4, 10), heights=(14.0, 60.0)),
+            LARGE_TEACHER_MAP,
+        ),
+    ],
+)
+def test_a_shipped_teacher_is_what_its_config_says(tmp_path, name, file, data, expected):
     """Every tensor fits, and it scores what it was measured at (100 validation images)."""
-    path = ROOT / 'checkpoints' / 'digits_teacher.pth'
-    assert path.stat().st_size < 16 * 2**20
+    path = ROOT / 'checkpoints' / f'{file}.pth'
+    assert path.stat().st_size < 8 * 2**20
     checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     assert checkpoint['meta']['dataset_meta']['classes'] == make_digits.CLASSES
 
-    make_digits.make(tmp_path / 'data', size=96, train=1, val=100, test=1, seed=0)
-    config = Config.fromfile(ROOT / 'configs/digits/teacher.py')
+    make_digits.make(tmp_path / 'data', train=1, val=100, test=1, seed=0, **data)
+    config = Config.fromfile(ROOT / f'configs/digits/{name}.py')
     config.work_dir = str(tmp_path / 'work')
     config.test_dataloader = config.val_dataloader
     config.test_dataloader.dataset.data_root = str(tmp_path / 'data') + '/'
@@ -241,7 +255,14 @@ def test_the_shipped_teacher_is_what_its_config_says(tmp_path):
     runner = Runner.from_cfg(config)
     runner.model.load_state_dict(checkpoint['state_dict'], strict=True)
     metrics = runner.test()
-    assert metrics['coco/bbox_mAP'] == pytest.approx(TEACHER_MAP, abs=0.01)
+    assert metrics['coco/bbox_mAP'] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_large_data_set_is_the_one_the_makefile_makes():
+    """The options of the test above are those of `make demo-resolution`."""
+    line = next(x for x in (ROOT / 'Makefile').read_text().splitlines() if x.startswith('LARGE'))
+    assert '--size 192' in line
+    assert '--digits 4 10 --heights 14 60' in line
 
 
 def test_the_shipped_backbone_is_what_its_config_says():
