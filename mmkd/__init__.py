@@ -5,6 +5,7 @@ from . import stack
 stack.check()
 
 from . import checkpoint  # noqa: E402
+from .classes import RelabelledTestLoop  # noqa: E402
 from .detector import (  # noqa: E402
     KnowledgeDistillationTridentFasterRCNN,
     KnowledgeDistillationTwoStageDetector,
@@ -22,6 +23,7 @@ __all__ = [
     'HintL2Loss',
     'KnowledgeDistillationTridentFasterRCNN',
     'KnowledgeDistillationTwoStageDetector',
+    'RelabelledTestLoop',
     'TeacherBoundedL2Loss',
     'TwoViews',
     'WeightedSoftCELoss',

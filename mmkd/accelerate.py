@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
@@ -80,9 +81,9 @@ def for_rois(features: Sequence[Tensor]) -> list[Tensor]:
     return [_full(f, f.is_cuda).contiguous() for f in features]
 
 
-def full(answer: Tensor | None) -> Tensor | None:
-    """An answer in float32, if it is in half precision."""
-    return None if answer is None else _full(answer)
+def full(answer: Any) -> Any:
+    """An answer in float32, if it is a tensor in half precision."""
+    return _full(answer) if isinstance(answer, Tensor) else answer
 
 
 def _full(tensor: Tensor, half: bool = False) -> Tensor:

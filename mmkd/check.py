@@ -27,7 +27,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 
-from .classes import ClassMap, apply_classes, class_names, head_classes
+from .classes import ClassMap, apply_classes, check_labels, class_names, head_classes
 from .detector import LOG_NAMES
 from .launch import leave
 from .recipe import terms, terms_on
@@ -369,7 +369,8 @@ def _epoch(cfg: Config, report: Report) -> None:
     report.say(f'peak memory of this check: {peak:.1f} GiB')
     loader: Any = cfg.get('train_dataloader') or {}
     try:
-        images = len(_dataset(loader.dataset))
+        dataset = _dataset(loader.dataset)
+        images = len(dataset)
     except Exception as error:  # no data set is needed for a check
         report.say(
             f'the training data is not here ({type(error).__name__}), so the length of an epoch is '
@@ -377,6 +378,10 @@ def _epoch(cfg: Config, report: Report) -> None:
         )
         return
     report.say(f'an epoch: {images} images, {images // loader.batch_size} steps on one device')
+    try:
+        check_labels(dataset)
+    except ValueError as error:
+        report.against.append(str(error))
 
 
 def _dataset(config: dict) -> Any:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
+import mmap
+import os.path as osp
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.registry import LOOPS
+from mmengine.runner import TestLoop
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
@@ -227,3 +233,72 @@ def _list(names: Any) -> list[str]:
 
 def _few(names: Sequence[str]) -> str:
     return ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
+
+
+def check_labels(dataset: Any) -> None:
+    """Insist that a data set of COCO form numbers its classes in the order of their names.
+
+    MMDetection numbers them in the order of the annotation file's categories, whatever the order in
+    ``metainfo['classes']``; then every name stands for another class, and so would a class map.
+
+    Args:
+        dataset: a data set, or a wrapper round one or several.
+
+    Raises:
+        ValueError: with the order to write.
+    """
+    for part in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
+        if part is not None:
+            check_labels(part)
+    if not isinstance(dataset, CocoDataset) or not osp.isfile(dataset.ann_file):
+        return
+    named = list(dataset.metainfo['classes'])
+    numbered = [name for name in _categories(dataset.ann_file) if name in named]
+    if numbered in (named, []):
+        return
+    missing = [name for name in named if name not in numbered]
+    raise ValueError(
+        f'metainfo=dict(classes=({_few(named)})) does not fit {dataset.ann_file}: '
+        + (
+            f'it has no category {_few(missing)}, so the classes behind it are numbered wrongly'
+            if missing
+            else 'MMDetection numbers classes in the order of the file'
+        )
+        + f'. Write classes=({", ".join(map(repr, numbered))})'
+        + (' and as many num_classes' if missing else '')
+    )
+
+
+def _categories(path: str) -> list[str]:
+    """The names of a COCO file's categories; the file, half a gigabyte of COCO's, is not parsed."""
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(b'"categories"')
+        start = content.find(b'[', at)
+        if at < 0 or start < 0:
+            return []
+        text = content[start : start + 2**22].decode('utf-8', 'ignore')
+    return [category['name'] for category in json.JSONDecoder().raw_decode(text)[0]]
+
+
+@LOOPS.register_module()
+class RelabelledTestLoop(TestLoop):
+    """Tests a teacher among the student's classes: its other detections do not count.
+
+    Args:
+        labels: the teacher's class for each class of the student, None where it has none.
+    """
+
+    def __init__(self, *args: Any, labels: Sequence[int | None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.labels = {theirs: own for own, theirs in enumerate(labels) if theirs is not None}
+        step = self.runner.model.test_step
+        self.runner.model.test_step = lambda data: [self.relabel(s) for s in step(data)]
+
+    def relabel(self, sample: Any) -> Any:
+        """One image's detections, those of known classes, under the student's labels."""
+        found = sample.pred_instances
+        labels = torch.tensor([self.labels.get(i, -1) for i in found.labels.tolist()])
+        labels = labels.to(found.labels).view(-1)
+        sample.pred_instances = found[labels >= 0]
+        sample.pred_instances.labels = labels[labels >= 0]
+        return sample

@@ -16,7 +16,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from . import checkpoint as checkpoints
-from .classes import apply_classes
+from .classes import apply_classes, check_labels
 from .resolution import apply_resolution
 from .watch import NonFiniteLossError, StepHook, images
 
@@ -136,9 +136,12 @@ class FromPlainHook(Hook):
         """Logs what is about to be trained.
 
         Raises:
-            ValueError: A term is scheduled by epochs, and the loop counts none.
+            ValueError: A term is scheduled by epochs, and the loop counts none; the classes of the
+                training data are numbered in another order than their names.
         """
         model = _unwrap(runner.model)
+        if hasattr(model, 'terms'):
+            check_labels(runner.train_dataloader.dataset)
         scheduled = [n for n, t in getattr(model, 'terms', {}).items() if t.schedule.by_epoch]
         if scheduled and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise ValueError(

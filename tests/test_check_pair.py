@@ -208,6 +208,16 @@ def on_data(cfg, **changes):
     return check(cfg, size=(96, 96), data=40)
 
 
+def test_names_in_another_order_than_the_files_are_a_no_go(digits):
+    """MMDetection numbers classes as the file does, so every name would mean another digit."""
+    cfg = copy.deepcopy(digits)
+    order = list(reversed(cfg.train_dataloader.dataset.metainfo.classes))
+    cfg.train_dataloader.dataset.data_root = cfg.val_dataloader.dataset.data_root
+    cfg.train_dataloader.dataset.metainfo.classes = order
+    report = check(cfg, size=(96, 96))
+    assert any('in the order of the file. Write classes=' in text for text in report.against)
+
+
 def test_a_teacher_that_sees_is_a_go(digits, capsys):
     report = on_data(digits)
     assert report.go, report.against

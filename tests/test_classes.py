@@ -1,16 +1,18 @@
 """Whose class is whose: lists that differ, heads whose logits mean other things."""
 
 import math
+from types import SimpleNamespace
 
 import pairs
 import pytest
 import torch
-from mmengine.config import Config
+from mmdet.registry import DATASETS
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from pairs import build, distil, distilled, losses, recipe
 from tiny import CLASSES, tiny_config
 
-from mmkd.classes import Answers, ClassMap, apply_classes, class_names
+from mmkd.classes import Answers, ClassMap, apply_classes, check_labels, class_names
 from mmkd.start import inherit
 
 
@@ -354,3 +356,47 @@ def test_a_one_stage_teacher_gives_hints():
     values = losses(model)
     pairs.total(model, values).backward()
     assert values['loss_kd_hint'] > 0
+
+
+# --------------------------------------------------------------------------------- labels
+
+
+def dataset_of(tmp_path, classes):
+    config = Config.fromfile(tiny_config(tmp_path))
+    config.train_dataloader.dataset.metainfo.classes = classes
+    return DATASETS.build(config.train_dataloader.dataset)
+
+
+def test_mmdetection_numbers_classes_in_the_order_of_the_file(tmp_path):
+    """The reason for the check: the names' own order does not count."""
+    boxes = [
+        [(i.bbox_label, i.bbox) for i in map(ConfigDict, dataset.get_data_info(0)['instances'])]
+        for dataset in (dataset_of(tmp_path, CLASSES), dataset_of(tmp_path, CLASSES[::-1]))
+    ]
+    assert boxes[0] == boxes[1]
+
+
+@pytest.mark.parametrize('wrap', [False, True])
+def test_names_in_another_order_than_the_file_are_refused(tmp_path, wrap):
+    def given(dataset):
+        return SimpleNamespace(datasets=[dataset]) if wrap else dataset
+
+    check_labels(given(dataset_of(tmp_path, CLASSES)))
+    check_labels(given(dataset_of(tmp_path, CLASSES[1:])))
+    order = ', '.join(map(repr, CLASSES))
+    with pytest.raises(ValueError, match='in the order of the file. Write classes=') as error:
+        check_labels(given(dataset_of(tmp_path, CLASSES[::-1])))
+    assert f'({order})' in str(error.value)
+    with pytest.raises(ValueError, match='has no category purple, .* and as many num_classes'):
+        check_labels(given(dataset_of(tmp_path, ('purple', *CLASSES))))
+
+
+def test_a_run_with_such_names_stops_before_its_first_step(tmp_path):
+    plain = tiny_config(tmp_path)
+    config = Config.fromfile(plain)
+    for split in ('train', 'val', 'test'):
+        config[f'{split}_dataloader'].dataset.metainfo.classes = CLASSES[::-1]
+    config.model = distilled(config.model, str(plain), recipe())
+    config.runner_type = 'mmkd.DistillationRunner'
+    with pytest.raises(ValueError, match='in the order of the file'):
+        RUNNERS.build(config).train()

@@ -10,12 +10,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.runner import TestLoop
+from mmengine.structures import InstanceData
+from pairs import ROOT
 from scipy import stats
 from tiny import tiny_config
 
+from mmkd import RelabelledTestLoop
 from mmkd import compare as cmp
 
 TERMS = ('rpn_cls', 'rpn_bbox', 'rcnn_cls', 'rcnn_bbox', 'hint')
@@ -248,6 +255,35 @@ def test_pretrained_weights_count_by_their_bytes(configs, tmp_path):
         path.write_bytes(content)
     assert key(one) == key(other)
     assert key(one) != key(third)
+
+
+def test_a_teacher_of_more_classes_is_tested_among_the_students(monkeypatch):
+    """Its detections of other classes do not count; the rest have the student's labels."""
+    monkeypatch.chdir(ROOT)
+    plan = cmp.plan_runs(['configs/digits/pairs/four_classes.py'], [0])
+    teacher = next(row for row in plan.rows if row.role == 'teacher').runs[0]
+    assert teacher.test_cfg.test_cfg == dict(type='mmkd.RelabelledTestLoop', labels=[3, 5, 6, 8])
+    student = next(row for row in plan.rows if row.role == 'distilled').runs[0]
+    assert student.test_cfg.test_cfg.type == 'TestLoop'
+
+    def step(data):
+        sample = DetDataSample()
+        sample.pred_instances = InstanceData(
+            labels=torch.tensor(data), scores=torch.arange(len(data)) / 10
+        )
+        return [sample]
+
+    runner = SimpleNamespace(model=SimpleNamespace(test_step=step))
+    monkeypatch.setattr(TestLoop, '__init__', lambda self, it: setattr(self, '_runner', it))
+    RelabelledTestLoop(runner, labels=[8, 3, None, 5])
+    for given, labels, scores in (
+        ([5, 0, 8, 6], [3, 0], [0.0, 0.2]),
+        ([1, 2], [], []),
+        ([], [], []),
+    ):
+        (sample,) = runner.model.test_step(given)
+        assert sample.pred_instances.labels.tolist() == labels
+        assert sample.pred_instances.scores.tolist() == pytest.approx(scores)
 
 
 def test_the_teacher_does_not_matter_to_a_baseline_without_a_start(configs):

@@ -16,6 +16,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from .. import recipe
+from ..classes import ClassMap, apply_classes
 from ..resolution import apply_resolution, at_teachers_scale
 from ..teacher import load_config, plain_student
 
@@ -190,6 +191,15 @@ def plan_runs(
     return plan
 
 
+def _labels_of(cfg: Config) -> list[int | None] | None:
+    """The teacher's class for each of the student's, where the lists differ."""
+    classes = (apply_classes(cfg).model.get('distillation') or {}).get('classes')
+    if not classes or 'teacher' not in classes:
+        return None
+    known = ClassMap(**classes)
+    return None if known.same else known.indices
+
+
 def read_config(path: str, options: Sequence[str] = ()) -> Config:
     """``Config.fromfile`` with ``--cfg-options`` strings merged as the tools merge them."""
     cfg = _load(path)
@@ -245,7 +255,11 @@ def _teacher_row(cfg: Config, path: str, split: str, by_key: dict, plan: Plan) -
     teacher = _load(teacher_config)
     test_cfg = _test_config(at_teachers_scale(cfg), teacher.model, split, path)
     identity = _teacher_identity(model)
-    key = _digest([identity, split, _test_settings(test_cfg)])
+    settings = _test_settings(test_cfg)
+    if labels := _labels_of(cfg):
+        test_cfg.test_cfg = dict(type='mmkd.RelabelledTestLoop', labels=labels)
+        settings.append(labels)
+    key = _digest([identity, split, settings])
     if key not in by_key:
         stem = 'as a dict' if isinstance(teacher_config, dict) else Path(str(teacher_config)).stem
         label = 'teacher' if stem == 'teacher' else f'teacher ({stem})'
