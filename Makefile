@@ -11,7 +11,7 @@ STAMP := $(VENV)/.mmkd-setup-$(shell (pwd; cat requirements*.txt tools/setup.sh 
 # Digits in larger photographs, for the teacher that sees more pixels.
 LARGE := --out data/digits_large --size 192 --train 2000 --val 250 --test 500 --digits 4 10 --heights 14 60
 
-.PHONY: demo demo-full demo-resolution teacher large-teacher backbone test lint setup
+.PHONY: demo demo-full demo-resolution teacher large-teacher cascade-teacher backbone test lint setup
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -49,6 +49,14 @@ teacher: $(STAMP)
 	rm -f work_dirs/digits_teacher/digits_teacher-*.pth
 	$(PY) tools/publish_model.py work_dirs/digits_teacher/epoch_16.pth work_dirs/digits_teacher/digits_teacher.pth
 	mv work_dirs/digits_teacher/digits_teacher-*.pth checkpoints/digits_teacher.pth
+
+# Makes checkpoints/digits_cascade_teacher.pth, for configs/digits/pairs/: an hour on one core.
+cascade-teacher: $(STAMP)
+	$(PY) tools/make_digits.py
+	OMP_NUM_THREADS=1 $(PY) tools/train.py configs/digits/pairs/cascade_teacher.py --work-dir work_dirs/digits_cascade_teacher --resume
+	rm -f work_dirs/digits_cascade_teacher/digits_cascade_teacher-*.pth
+	$(PY) tools/publish_model.py work_dirs/digits_cascade_teacher/epoch_16.pth work_dirs/digits_cascade_teacher/digits_cascade_teacher.pth
+	mv work_dirs/digits_cascade_teacher/digits_cascade_teacher-*.pth checkpoints/digits_cascade_teacher.pth
 
 # Makes checkpoints/digits_student_backbone.pth again: four minutes on one core.
 backbone: $(STAMP)

@@ -11,6 +11,7 @@ import re
 import numpy as np
 import pairs
 import torch
+from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
@@ -35,10 +36,13 @@ CONFIGS = {
     'PointRend': 'point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py',
     'HTC': 'htc/htc_r50_fpn_1x_coco.py',
     'SCNet': 'scnet/scnet_r50_fpn_1x_coco.py',
+    'Trident': 'tridentnet/tridentnet_r50-caffe_1x_coco.py',
     'Seesaw': 'seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1.py',
     'Grid': 'grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py',
     'SABL': 'sabl/sabl-faster-rcnn_r50_fpn_1x_coco.py',
     'GA-RPN': 'guided_anchoring/ga-faster-rcnn_r50-caffe_fpn_1x_coco.py',
+    'Cascade RPN': 'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',
+    'FCOS RPN': 'faster_rcnn/faster-rcnn_r50_fpn_fcos-rpn_1x_coco.py',
     'Sparse': 'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py',
     'CrowdDet': 'crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py',
 }
@@ -47,7 +51,7 @@ ONE_STAGE = {
     'FCOS': 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
     'DETR-like (DINO)': 'dino/dino-4scale_r50_8xb2-12e_coco.py',
 }
-WITHOUT_NECK = ('C4', 'DC5')
+WITHOUT_NECK = ('C4', 'DC5', 'Trident')
 ATTENTION = ('Sparse', 'DETR-like (DINO)')
 """Heads whose attention wants their width."""
 TERMS = tuple(LOG_NAMES)
@@ -71,7 +75,14 @@ def tiny(name: str) -> dict:
     backbone.norm_cfg = dict(type='BN', requires_grad=True)
     backbone.update(depth=18, base_channels=4, style='pytorch')
     widths = [4 * 2**i for i in range(4)]
-    if name == 'DC5':
+    if name == 'Trident':
+        backbone.depth = 50  # its branches are bottlenecks
+        # The shared head takes what a full-width backbone gives.
+        del model.roi_head.shared_head
+        model.rpn_head.in_channels = model.roi_head.bbox_head.in_channels = 4 * widths[2]
+        model.roi_head.bbox_roi_extractor.out_channels = 4 * widths[2]
+        model.roi_head.bbox_head.roi_feat_size = 14
+    elif name == 'DC5':
         model.rpn_head.in_channels = model.roi_head.bbox_head.in_channels = widths[3]
         model.roi_head.bbox_roi_extractor.out_channels = widths[3]
     else:
@@ -119,14 +130,30 @@ def recipe_for(student: str, teacher: str, terms: tuple[str, ...] = TERMS) -> di
     return pairs.recipe(*terms, hint=dict(pairs=[pair])) if terms else pairs.off()
 
 
+def pair(student: str, teacher: str, terms: tuple[str, ...] = TERMS) -> torch.nn.Module:
+    """Builds the pair."""
+    model = pairs.distilled(tiny(student), tiny(teacher), recipe_for(student, teacher, terms))
+    if student == 'Trident':
+        model['type'] = 'mmkd.KnowledgeDistillationTridentFasterRCNN'
+    return pairs.build(model)
+
+
+def settle(network: torch.nn.Module) -> None:
+    """Initialise what MMDetection leaves as the memory was."""
+    for module in network.modules():
+        if isinstance(module, TridentConv):
+            torch.nn.init.kaiming_normal_(module.weight)
+
+
 def steps(student: str, teacher: str, terms: tuple[str, ...], count: int = 2) -> dict:
     """Builds the pair and takes optimizer steps.
 
     Returns:
         The losses of the last.
     """
-    model = pairs.distilled(tiny(student), tiny(teacher), recipe_for(student, teacher, terms))
-    model = pairs.build(model)
+    model = pair(student, teacher, terms)
+    settle(model)
+    settle(model.teacher.network)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     for _ in range(count):
         data = model.data_preprocessor(batch(), True)
