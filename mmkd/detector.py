@@ -549,8 +549,8 @@ class DistillationMixin(Detector):
             return
         if self.resolution is None:
             raise ValueError(
-                f"no anchor of the student ({own}) is one of the teacher's ({theirs}), so the two "
-                'RPNs do not answer one question: ' + _off('rpn_cls', 'rpn_bbox')
+                f"no anchor of the student is one of the teacher's ({own} against {theirs}), so "
+                'the two RPNs do not answer one question: ' + _off('rpn_cls', 'rpn_bbox')
             )
         # A ratio that is no power of two, say: there is no wrong value to mend.
         for name in terms:

@@ -113,7 +113,11 @@ def test_the_startup_table_shows_the_schedule():
 def test_epochs_are_refused_where_the_loop_counts_none():
     term = SimpleNamespace(schedule=WeightSchedule(begin=1, by_epoch=True))
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
-    runner = SimpleNamespace(model=SimpleNamespace(terms=dict(hint=term)), train_loop=loop)
+    runner = SimpleNamespace(
+        model=SimpleNamespace(terms=dict(hint=term)),
+        train_loop=loop,
+        train_dataloader=SimpleNamespace(dataset=None),
+    )
     with pytest.raises(ValueError, match='hint.schedule has by_epoch=True.*counts iterations'):
         FromPlainHook().before_train(runner)
     term.schedule = WeightSchedule(begin=1)
