@@ -29,12 +29,12 @@ demo-full: $(STAMP)
 	$(PY) tools/make_digits.py
 	$(PY) tools/compare.py configs/digits/paper.py configs/digits/paper_start.py configs/digits/mmkd.py --plain configs/digits/plain.py --seeds 0 1 2 3 4 --work-dir work_dirs/demo-full
 
-# A teacher on images of twice the size: three seeds, an hour on 2 cores; stopped, it goes on.
+# A teacher on images of twice the size: three seeds; stopped, it goes on.
 demo-resolution: $(STAMP)
 	$(PY) tools/make_digits.py $(LARGE)
 	$(PY) tools/compare.py configs/digits/large_to_half.py --plain configs/digits/half.py --seeds 0 1 2 --work-dir work_dirs/demo-resolution
 
-# Makes checkpoints/digits_large_teacher.pth again: ten minutes on one core.
+# Makes checkpoints/digits_large_teacher.pth again.
 large-teacher: $(STAMP)
 	$(PY) tools/make_digits.py $(LARGE)
 	OMP_NUM_THREADS=1 $(PY) tools/train.py configs/digits/large.py --work-dir work_dirs/digits_large_teacher --resume
@@ -50,7 +50,7 @@ teacher: $(STAMP)
 	$(PY) tools/publish_model.py work_dirs/digits_teacher/epoch_16.pth work_dirs/digits_teacher/digits_teacher.pth
 	mv work_dirs/digits_teacher/digits_teacher-*.pth checkpoints/digits_teacher.pth
 
-# Makes checkpoints/digits_cascade_teacher.pth, for configs/digits/pairs/: an hour on one core.
+# Makes checkpoints/digits_cascade_teacher.pth, for configs/digits/pairs/.
 cascade-teacher: $(STAMP)
 	$(PY) tools/make_digits.py
 	OMP_NUM_THREADS=1 $(PY) tools/train.py configs/digits/pairs/cascade_teacher.py --work-dir work_dirs/digits_cascade_teacher --resume

@@ -1,6 +1,6 @@
 """Which pairs distil: builds tiny versions of every student and teacher, and takes two steps each.
 
-python benchmarks/pair_matrix.py              # half an hour on one core; writes docs/pairs.md
+python benchmarks/pair_matrix.py              # writes docs/pairs.md
 python benchmarks/pair_matrix.py --missing    # only the pairs that it lacks
 """
 

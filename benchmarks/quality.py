@@ -1,7 +1,7 @@
 """How many iterations the distilled student needs for what its own baseline ends with.
 
     python tools/make_digits.py
-    python benchmarks/quality.py      # about half an hour on 2 cores; stopped, it goes on
+    python benchmarks/quality.py   # stopped, it goes on
 
 The baseline is the plain student with the same start on the whole schedule (of the committed
 results). Each point is a training of its own whose schedule ends there. The figure is the shortest
@@ -18,24 +18,13 @@ from mmkd.compare.runs import load_results, perform_all
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = 8  # epochs of the whole schedule, 1,000 iterations each
-CHILD = """\
-_base_ = {config!r}
 
-max_epochs = {epochs}
-train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=max_epochs,
-        eta_min=0.0,
-        begin=0,
-        end=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
-]
-"""
+
+def ending(epochs: int) -> list[str]:
+    """The options by which the schedule ends after so many epochs."""
+    keys = ('train_cfg.max_epochs', 'train_cfg.val_interval', 'param_scheduler.1.T_max',
+            'param_scheduler.1.end')  # fmt: skip
+    return [f'{key}={epochs}' for key in keys]
 
 
 def main() -> int:
@@ -48,22 +37,21 @@ def main() -> int:
     parser.add_argument('--jobs', type=int, default=2)
     parser.add_argument('--table-only', action='store_true')
     parser.add_argument('--results', type=Path, default=ROOT / 'benchmarks/digits')
+    parser.add_argument('--short', type=Path, default=ROOT / 'benchmarks/digits_quality')
     args = parser.parse_args()
     work = ROOT / 'work_dirs/quality'
-    (work / 'configs').mkdir(parents=True, exist_ok=True)
     stem = Path(args.config).stem
-    paths = {}
-    for epochs in args.epochs:
-        path = work / 'configs' / f'{stem}_{epochs}_epochs.py'
-        path.write_text(CHILD.format(config=str(Path(args.config).resolve()), epochs=epochs))
-        paths[epochs] = str(path.relative_to(Path.cwd()))
     full = plan_runs([args.config], args.seeds)
-    short = plan_runs(list(paths.values()), args.seeds)
-    results = load_results(args.results, full)[0] | load_results(args.results, short)[0]
-    runs = [run for run in short.runs if run.role == 'distilled' and run.key not in results]
+    results = load_results(args.results, full)[0]
+    runs, of_epochs = [], {}
+    for epochs in args.epochs:
+        plan = plan_runs([args.config], args.seeds, options=ending(epochs))
+        results |= load_results(args.short, plan)[0]
+        of_epochs[epochs] = plan.comparisons[0].distilled.runs
+        runs += [run for run in of_epochs[epochs] if run.key not in results]
     if runs and not args.table_only:
         progress = Progress([run.name for run in runs], sys.stdout)
-        bench = Bench(work, args.results, args.jobs, 1, [], progress, run_command)
+        bench = Bench(work, args.short, args.jobs, 1, [], progress, run_command)
         done, failures = perform_all(runs, bench)
         results |= done
         for name, message in failures.items():
@@ -71,8 +59,8 @@ def main() -> int:
     baseline = next(row for row in full.rows if row.role == 'baseline')
     distilled = next(row for row in full.rows if row.role == 'distilled')
     rows = {f'{baseline.label}, whole schedule': (FULL, baseline.runs)}
-    for comparison, epochs in zip(short.comparisons, args.epochs, strict=True):
-        rows[f'{stem}, ends after {epochs} epochs'] = (epochs, comparison.distilled.runs)
+    for epochs, of_seeds in of_epochs.items():
+        rows[f'{stem}, ends after {epochs} epochs'] = (epochs, of_seeds)
     rows[f'{stem}, whole schedule'] = (FULL, distilled.runs)
     print('| run | iterations | of the schedule | mAP (test) | n |')
     print('| --- | --- | --- | --- | --- |')

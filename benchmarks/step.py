@@ -1,6 +1,6 @@
 """What a distillation step costs, in forward passes of its teacher.
 
-    python benchmarks/step.py                      # all pairs on 2 cores: a quarter of an hour
+    python benchmarks/step.py                      # all pairs
     python benchmarks/step.py digits --terms hint --json step.json
 
 In one process, in turn, medians of

@@ -1,7 +1,7 @@
 """The whole loop through tools/train.py: distilled, without the terms, and MMDetection's own.
 
     python tools/make_digits.py
-    python benchmarks/train.py                 # five minutes on 2 cores
+    python benchmarks/train.py
 
 One epoch of 1,600 images of the digits pair (batch 8) in each of ROUNDS rounds, in turn, every run
 a process of its own. Medians over the rounds: seconds from the start of the process to the end of

@@ -196,7 +196,7 @@ def _gflops(network: nn.Module, height: int, width: int) -> str:
 
 
 def synthetic_batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 2) -> dict:
-    """Two images with boxes, as the training pipeline would pack them."""
+    """Images with boxes, as the training pipeline would pack them."""
     height, width = size
     draw = np.random.default_rng(0)
     classes = head_classes(cfg.model) or len(class_names(cfg) or [0])
