@@ -32,7 +32,7 @@ demo-full: $(STAMP)
 # A teacher on images of twice the size: three seeds; stopped, it goes on.
 demo-resolution: $(STAMP)
 	$(PY) tools/make_digits.py $(LARGE)
-	$(PY) tools/compare.py configs/digits/large_to_half.py --plain configs/digits/half.py --seeds 0 1 2 --work-dir work_dirs/demo-resolution
+	$(PY) tools/compare.py configs/digits/large_to_half.py --plain configs/digits/half.py configs/digits/large.py --seeds 0 1 2 --work-dir work_dirs/demo-resolution
 
 # Makes checkpoints/digits_large_teacher.pth again.
 large-teacher: $(STAMP)
