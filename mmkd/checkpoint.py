@@ -17,7 +17,6 @@ import os
 import os.path as osp
 import re
 import sys
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,7 +97,7 @@ def read_checkpoint(
 
 
 def _read(path: str, map_location: MapLocation, sha256: str | None, name: str) -> dict:
-    _check_kind(path)
+    _check_kind(path, name)
     try:
         with open(path, 'rb') as file:
             # The one handle, so that what is checked is what is read.
@@ -149,8 +148,8 @@ def _check_hash(file: BinaryIO, sha256: str | None, name: str) -> None:
         if not own.hexdigest().startswith(digits):
             raise CheckpointError(
                 f'is another file than it should be: its SHA-256 is {own.hexdigest()}, and '
-                f'{digits} {"is in its name" if len(digits) == 8 else "was asked for"}. Download or '
-                'copy it again; if it was changed on purpose, rename it or give its own digest'
+                f'{digits} {"is in its name" if len(digits) == 8 else "was asked for"}. Download '
+                'or copy it again; if it was changed on purpose, rename it or give its own digest'
             )
 
 
@@ -183,7 +182,7 @@ def _check_finite(weights: dict) -> None:
                 )
 
 
-def _check_kind(path: str) -> None:
+def _check_kind(path: str, name: str) -> None:
     """Names what is not a checkpoint at all.
 
     Raises:
@@ -194,6 +193,8 @@ def _check_kind(path: str) -> None:
         raise CheckpointError('is a directory: name the file in it')
     with open(path, 'rb') as file:
         head = file.read(512)
+        file.seek(max(0, osp.getsize(path) - 2**16 - 22))  # a zip archive's end, and its comment
+        tail = file.read()
     if not head:
         raise CheckpointError('is empty (0 bytes): download or copy it again')
     if head.startswith(b'version https://git-lfs'):
@@ -206,12 +207,12 @@ def _check_kind(path: str) -> None:
             'download it again and look at the address'
         )
     if head.startswith(b'PK'):
-        if not zipfile.is_zipfile(path):
+        if b'PK\5\6' not in tail:
             raise CheckpointError(
                 f'is cut off: a zip archive without its end ({osp.getsize(path)} bytes are there). '
                 'Download or copy it again'
             )
-    elif not head.startswith(b'\x80'):
+    elif not head.startswith(b'\x80') and not name.endswith('.safetensors'):
         raise CheckpointError(
             f'is no PyTorch checkpoint: it starts with {head[:12]!r}, '
             'which is neither a zip archive nor a pickle'

@@ -13,6 +13,7 @@ import _compat_pickle
 import io
 import json
 import math
+import reprlib
 import struct
 import zlib
 from collections import Counter, OrderedDict
@@ -49,6 +50,9 @@ MAX_VALUES = 10_000_000
 MAX_KEYS = 2**15
 """Keys that are not text: numbers can be chosen so that a dict of them takes quadratic time."""
 _CHUNK = 2**22
+
+show = reprlib.repr
+"""For messages: a small tuple can be endless when written out."""
 
 
 class CheckpointError(ValueError):
@@ -106,7 +110,7 @@ class _Dtype:
         except TypeError:
             dtype = None
         if dtype is None or dtype not in NUMPY_DTYPES:
-            raise CheckpointError(f'holds numpy data of type {code!r:.40}, which is not numeric')
+            raise CheckpointError(f'holds numpy data of type {show(code)}, which is not numeric')
         self.dtype: np.dtype = dtype
 
     def __setstate__(self, state: Any) -> None:
@@ -114,7 +118,7 @@ class _Dtype:
         if type(state) is not tuple or len(state) != 8 or state[2:5] != (None, None, None):
             raise CheckpointError('holds a numpy dtype that is not a plain number')
         if type(state[1]) is not str or state[1] not in ('<', '>', '|', '='):
-            raise CheckpointError(f'holds a numpy dtype of byte order {state[1]!r:.40}')
+            raise CheckpointError(f'holds a numpy dtype of byte order {show(state[1])}')
         order: Any = state[1]
         self.dtype = self.dtype.newbyteorder(order)
 
@@ -139,7 +143,7 @@ class _Array:
             or math.prod(shape) * dtype.dtype.itemsize != len(raw)
         ):
             raise CheckpointError(
-                f'holds a numpy array of {len(raw)} bytes that claims the shape {shape!r:.60}'
+                f'holds a numpy array of {len(raw)} bytes that claims the shape {show(shape)}'
             )
         array = np.frombuffer(raw, dtype.dtype).reshape(shape, order='F' if fortran else 'C')
         return array.copy()
@@ -148,15 +152,15 @@ class _Array:
 def _getattr(owner: Any, name: Any) -> _StatisticsMethod:
     """Stands in for ``getattr``, which a ``HistoryBuffer`` names for its four methods only."""
     if owner is not _HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        owner = 'HistoryBuffer' if owner is _HistoryBuffer else repr(owner)
-        raise CheckpointError(f'calls builtins.getattr({owner:.60}, {name!r:.60})')
+        owner = 'HistoryBuffer' if owner is _HistoryBuffer else show(owner)
+        raise CheckpointError(f'calls builtins.getattr({owner}, {show(name)})')
     return _StatisticsMethod(name)
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
     """Stands in for numpy's function that makes the empty array which the state then fills."""
     if kind is not _Array:
-        raise CheckpointError(f'holds a numpy array of the class {kind!r:.60}')
+        raise CheckpointError(f'holds a numpy array of the class {show(kind)}')
     return _Array()
 
 
@@ -175,12 +179,12 @@ def _bytes() -> bytes:
 def _encode(text: Any, encoding: Any = 'latin1') -> bytes:
     """Stands in for ``codecs.encode``, by which pickle writes bytes."""
     if type(text) is not str or encoding not in ('latin1', 'latin-1'):
-        raise CheckpointError(f'calls codecs.encode(..., {encoding!r:.40})')
+        raise CheckpointError(f'calls codecs.encode(..., {show(encoding)})')
     return text.encode('latin1')
 
 
-def _bytearray(text: Any = '', encoding: Any = 'latin1') -> bytearray:
-    return bytearray(_encode(text, encoding))
+def _bytearray(data: Any = b'', encoding: Any = 'latin1') -> bytearray:
+    return bytearray(data if type(data) is bytes else _encode(data, encoding))
 
 
 def _complex(real: Any, imag: Any) -> complex:
@@ -214,13 +218,13 @@ def _size(sizes: Any = ()) -> torch.Size:
 
 def _layout(name: Any) -> torch.layout:
     if name not in ('torch.strided', 'torch.sparse_coo'):
-        raise CheckpointError(f'holds the memory layout {name!r:.40}')
+        raise CheckpointError(f'holds the memory layout {show(name)}')
     return getattr(torch, name.removeprefix('torch.'))
 
 
 def _device(kind: Any, index: Any = None) -> torch.device:
     if type(kind) is not str or type(index) not in (int, type(None)):
-        raise CheckpointError(f'holds the device {kind!r:.40}')
+        raise CheckpointError(f'holds the device {show(kind)}')
     return torch.device(kind) if index is None else torch.device(kind, index)
 
 
@@ -234,7 +238,7 @@ class _Storage:
 def _sizes(sizes: Any) -> tuple[int, ...]:
     known = type(sizes) in (tuple, torch.Size) and len(sizes) <= 64
     if not known or not all(type(size) is int and 0 <= size < 2**40 for size in sizes):
-        raise CheckpointError(f'holds a tensor of the shape or stride {sizes!r:.60}')
+        raise CheckpointError(f'holds a tensor of the shape or stride {show(sizes)}')
     return tuple(sizes)
 
 
@@ -284,7 +288,7 @@ def _tensor_v3(
     metadata: Any = None,
 ) -> Tensor:
     if type(dtype) is not torch.dtype or dtype not in _DTYPES.values():
-        raise CheckpointError(f'holds a tensor of type {dtype!r:.40}')
+        raise CheckpointError(f'holds a tensor of type {show(dtype)}')
     return _tensor(storage, offset, shape, stride, requires_grad, hooks, metadata, dtype)
 
 
@@ -561,7 +565,7 @@ class _Machine:
             or not 0 <= numel <= self.size
         ):
             raise CheckpointError(
-                f'claims a storage of {numel!r:.40} elements in a file of {self.size} bytes'
+                f'claims a storage of {show(numel)} elements in a file of {self.size} bytes'
             )
         if pid[5:] not in ((), (None,)):
             raise CheckpointError(f'holds a view of a storage, as old PyTorch wrote. {WAY_OUT}')
@@ -652,7 +656,7 @@ def history_buffer(logs: np.ndarray, counts: np.ndarray, max_length: Any) -> His
     if logs.ndim != 1 or logs.shape != counts.shape or type(max_length) is not int:
         raise CheckpointError(
             f'holds a HistoryBuffer with logs of shape {logs.shape}, counts of shape '
-            f'{counts.shape} and max_length {max_length!r:.40}'
+            f'{counts.shape} and max_length {show(max_length)}'
         )
     if not len(logs) <= max_length:
         raise CheckpointError(f'holds a HistoryBuffer of {len(logs)} > max_length {max_length}')
@@ -807,7 +811,7 @@ def _zip_entries(file: BinaryIO, size: int, budget: _Budget) -> dict[str, _Entry
             raise damaged('a part that is encrypted, or none')
         if method or packed != full:
             raise CheckpointError(
-                f'is a zip archive whose part {name!r:.80} is compressed, which torch.save never '
+                f'is a zip archive whose part {show(name)} is compressed, which torch.save never '
                 f'does: a small file could fill the memory. {WAY_OUT}'
             )
         if full == 2**32 - 1 or offset == 2**32 - 1:
@@ -823,9 +827,9 @@ def _zip_entries(file: BinaryIO, size: int, budget: _Budget) -> dict[str, _Entry
         mark, *_, n, extra = at(offset, '<4s5H3I2H')
         begin = offset + 30 + n + extra
         if mark != b'PK\3\4' or packed != full or at(offset + 30, f'{n}s')[0] != name:
-            raise damaged(f'two accounts of {name!r:.80}')
+            raise damaged(f'two accounts of {show(name)}')
         if offset < reached or begin + full > start:
-            raise damaged(f'parts that lie on each other ({name!r:.80})')
+            raise damaged(f'parts that lie on each other ({show(name)})')
         reached = begin + full
         text = name.decode()
         if text in entries:
@@ -935,10 +939,10 @@ def _read_safetensors(file: BinaryIO, size: int, map_location: Any) -> dict[str,
                 dtype = _DTYPES[f'torch.{_SAFETENSORS[code]}']
                 parts.append((a, b, name, dtype, _sizes(tuple(shape))))
             case _:
-                raise refuse(f'{name!r:.80} is described by {entry!r:.80}')
+                raise refuse(f'{show(name)} is described by {show(entry)}')
     for a, b, name, dtype, sizes in sorted(parts, key=lambda part: part[:2]):
         if a != reached or b - a != math.prod(sizes) * dtype.itemsize or b > size - 8 - length:
-            raise refuse(f'{name!r:.80} lies from {a} to {b}, which is not its place')
+            raise refuse(f'{show(name)} lies from {a} to {b}, which is not its place')
         reached = b
         data = _read_bytes(file, _Entry(name, 8 + length + a, b - a, None), dtype)
         data = data.view(dtype) if data.numel() else torch.empty(0, dtype=dtype)
