@@ -10,6 +10,7 @@ memory is taken: sizes, overlaps, CRCs, views beyond their storage.
 from __future__ import annotations
 
 import _compat_pickle
+import codecs
 import io
 import json
 import math
@@ -41,7 +42,10 @@ WAY_OUT = (
 AGAIN = 'Download or copy it again'
 
 BUDGET = 2**27
-"""Bytes that a file's objects may take beyond a quarter of its size; its tensors count apart."""
+"""Bytes that a file's objects may take beyond the pickle's size and a quarter of the file's.
+
+With the tensors' that makes 1.25 times the file, and this.
+"""
 _STEP, _CONTAINER, _CALL = 80, 256, 1024  # what one instruction can take, at most
 MAX_DEPTH = 100
 """Containers in containers; a training checkpoint has some ten."""
@@ -49,7 +53,7 @@ MAX_VALUES = 10_000_000
 """Values in a file whose shared containers are counted wherever they appear."""
 MAX_KEYS = 2**15
 """Keys that are not text: numbers can be chosen so that a dict of them takes quadratic time."""
-_CHUNK = 2**22
+_CHUNK, _LONG = 2**22, 2**16
 
 show = reprlib.repr
 """For messages: a small tuple can be endless when written out."""
@@ -60,8 +64,8 @@ class CheckpointError(ValueError):
 
 
 class _Budget:
-    def __init__(self, size: int) -> None:
-        self.left = BUDGET + size // 4
+    def __init__(self, size: int, pickled: int) -> None:
+        self.left = BUDGET + size // 4 + pickled
 
     def spend(self, nbytes: int) -> None:
         self.left -= nbytes
@@ -78,6 +82,17 @@ class _StatisticsMethod(str):
     """Stands in for ``getattr(HistoryBuffer, name)``, one of the four methods it is saved with."""
 
 
+class _LongText:
+    """A text of letters up to U+00FF, kept as latin1: most are an array's bytes and stay such."""
+
+    def __init__(self, raw: bytes, budget: _Budget) -> None:
+        self.raw, self.budget = raw, budget
+
+    def real(self) -> str:
+        self.budget.spend(len(self.raw))
+        return self.raw.decode('latin1')
+
+
 class _HistoryBuffer:
     """Stands in for MMEngine's, whose ``__setstate__`` writes the file's methods to the class."""
 
@@ -91,6 +106,11 @@ class _HistoryBuffer:
             raise CheckpointError(
                 'holds a HistoryBuffer with statistics_methods other than its own four'
             )
+        for value in state.values():
+            if type(value) is _Array:
+                if value.owned:
+                    raise CheckpointError('holds two HistoryBuffers of one array')
+                value.owned = True
         self.state = state
 
     def real(self) -> HistoryBuffer:
@@ -98,7 +118,8 @@ class _HistoryBuffer:
         logs, counts = (state.get(key) for key in ('_log_history', '_count_history'))
         if type(logs) is not _Array or type(counts) is not _Array:
             raise CheckpointError('holds a HistoryBuffer whose histories are not numpy arrays')
-        return history_buffer(logs.real(), counts.real(), state.get('max_length'))
+        # It copies them.
+        return history_buffer(logs.view(), counts.view(), state.get('max_length'))
 
 
 class _Dtype:
@@ -124,7 +145,9 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for ``numpy.ndarray``."""
+    """Stands in for ``numpy.ndarray``; one in a HistoryBuffer is nowhere else."""
+
+    owned = False
 
     def __setstate__(self, state: Any) -> None:
         # (version, shape, dtype, is Fortran order, bytes)
@@ -133,6 +156,11 @@ class _Array:
         self.state = state
 
     def real(self) -> np.ndarray:
+        if self.owned:
+            raise CheckpointError('holds an array of a HistoryBuffer outside of it')
+        return self.view().copy()
+
+    def view(self) -> np.ndarray:
         _, shape, dtype, fortran, raw = getattr(self, 'state', (None,) * 5)
         if type(dtype) is not _Dtype or type(raw) is not bytes:
             raise CheckpointError('holds a numpy array that is not made of numbers')
@@ -145,8 +173,7 @@ class _Array:
             raise CheckpointError(
                 f'holds a numpy array of {len(raw)} bytes that claims the shape {show(shape)}'
             )
-        array = np.frombuffer(raw, dtype.dtype).reshape(shape, order='F' if fortran else 'C')
-        return array.copy()
+        return np.frombuffer(raw, dtype.dtype).reshape(shape, order='F' if fortran else 'C')
 
 
 def _getattr(owner: Any, name: Any) -> _StatisticsMethod:
@@ -178,9 +205,9 @@ def _bytes() -> bytes:
 
 def _encode(text: Any, encoding: Any = 'latin1') -> bytes:
     """Stands in for ``codecs.encode``, by which pickle writes bytes."""
-    if type(text) is not str or encoding not in ('latin1', 'latin-1'):
+    if type(text) not in (str, _LongText) or encoding not in ('latin1', 'latin-1'):
         raise CheckpointError(f'calls codecs.encode(..., {show(encoding)})')
-    return text.encode('latin1')
+    return text.raw if type(text) is _LongText else text.encode('latin1')
 
 
 def _bytearray(data: Any = b'', encoding: Any = 'latin1') -> bytearray:
@@ -448,12 +475,25 @@ class _Machine:
         return struct.unpack(form, self.read(struct.calcsize(form)))[0]
 
     def text(self, count: int) -> None:
+        if count > _LONG and (raw := self.latin1(count)) is not None:
+            self.stack.append(_LongText(raw, self.budget))
+            return
+        self.budget.spend(4 * count)  # one wide letter makes all of them wide
+        self.stack.append(self.read(count).decode('utf-8', 'surrogatepass'))
+
+    def latin1(self, count: int) -> bytes | None:
+        """A text in latin1, in parts, so that only one form of it is there; None: it is not."""
         self.budget.spend(count)
-        raw = self.read(count)
-        # One letter beyond latin1 makes a whole text wide.
-        if count > 2**16 and not raw.isascii() and raw.translate(None, bytes(range(0xC4))):
-            self.budget.spend(4 * count)
-        self.stack.append(raw.decode('utf-8', 'surrogatepass'))
+        start, result = self.file.tell(), io.BytesIO()
+        decoder = codecs.getincrementaldecoder('utf-8')('surrogatepass')
+        for left in range(count, 0, -_CHUNK):
+            part = decoder.decode(self.read(min(left, _CHUNK)), final=left <= _CHUNK)
+            try:
+                result.write(part.encode('latin1'))
+            except UnicodeEncodeError:
+                self.file.seek(start)
+                return None
+        return result.getvalue()
 
     def line(self) -> str:
         line = self.file.readline(512)
@@ -543,10 +583,7 @@ class _Machine:
             vars(target).update(state)
         elif type(target) in (_HistoryBuffer, _Dtype, _Array):
             target.__setstate__(state)
-            values = state.values() if type(state) is dict else state
-            self.charge(values)
-            for part in values:  # a HistoryBuffer's arrays are copied
-                self.charge(getattr(part, 'state', ()) if type(part) is _Array else ())
+            self.charge(state.values() if type(state) is dict else state)
         else:
             raise CheckpointError(
                 f'cannot be read as tensors: it sets the state of a {type(target).__name__}'
@@ -648,7 +685,7 @@ def _children(obj: Any) -> Iterator[Any]:
 
 def real(obj: Any) -> Any:
     """The real value behind a stand-in."""
-    return obj.real() if isinstance(obj, _Array | _HistoryBuffer) else obj
+    return obj.real() if isinstance(obj, _Array | _HistoryBuffer | _LongText) else obj
 
 
 def history_buffer(logs: np.ndarray, counts: np.ndarray, max_length: Any) -> HistoryBuffer:
@@ -716,6 +753,7 @@ def _read_bytes(file: BinaryIO, entry: _Entry, dtype: torch.dtype | None) -> Ten
     """An entry's bytes, (size,) of uint8, straight into the memory of their tensor."""
     data = torch.empty(entry.size, dtype=torch.uint8)
     memory = memoryview(data.numpy())
+    here = file.tell()
     file.seek(entry.offset)
     crc = 0
     for start in range(0, entry.size, _CHUNK):
@@ -724,6 +762,7 @@ def _read_bytes(file: BinaryIO, entry: _Entry, dtype: torch.dtype | None) -> Ten
             raise _cut_off()
         if entry.crc is not None:
             crc = zlib.crc32(part, crc)
+    file.seek(here)
     if entry.crc is not None and crc != entry.crc:
         raise CheckpointError(f'is damaged: the CRC of {entry.name} does not fit. {AGAIN}')
     if dtype is torch.bool and entry.size and int(data.max()) > 1:
@@ -731,9 +770,20 @@ def _read_bytes(file: BinaryIO, entry: _Entry, dtype: torch.dtype | None) -> Ten
     return data
 
 
+def _check_crc(file: BinaryIO, entry: _Entry) -> None:
+    """Insists on the CRC of what is read bit by bit."""
+    if entry.crc is None:
+        return
+    file.seek(entry.offset)
+    crc = 0
+    for left in range(entry.size, 0, -_CHUNK):
+        crc = zlib.crc32(file.read(min(left, _CHUNK)), crc)
+    if crc != entry.crc:
+        raise CheckpointError(f'is damaged: the CRC of {entry.name} does not fit. {AGAIN}')
+
+
 def _read_zip(file: BinaryIO, size: int, map_location: Any) -> Any:
-    budget = _Budget(size)
-    entries = _zip_entries(file, size, budget)
+    entries = _zip_entries(file, size, _Budget(size, 0))
     roots = [name.removesuffix('data.pkl') for name in entries if name.endswith('/data.pkl')]
     if len(roots) != 1 or not all(name.startswith(roots[0]) for name in entries):
         raise CheckpointError(
@@ -752,9 +802,14 @@ def _read_zip(file: BinaryIO, size: int, map_location: Any) -> Any:
     order = entries.get(f'{root}byteorder')
     if order and (order.size > 6 or _read_bytes(file, order, None).numpy().tobytes() != b'little'):
         raise CheckpointError(f'was written on a big-endian machine. {WAY_OUT}')
-    pickled = io.BytesIO(memoryview(_read_bytes(file, entries[f'{root}data.pkl'], None).numpy()))
+    pickled = entries[f'{root}data.pkl']
+    _check_crc(file, pickled)
+    file.seek(pickled.offset)
     storage = _storage_reader(file, map_location, find)
-    return _Machine(pickled, size, budget, storage).run()
+    result = _Machine(file, size, _Budget(size, pickled.size), storage).run()
+    if file.tell() > pickled.offset + pickled.size:
+        raise _cut_off()
+    return result
 
 
 def _zip_entries(file: BinaryIO, size: int, budget: _Budget) -> dict[str, _Entry]:
@@ -856,8 +911,8 @@ def _zip64(extra: bytes, packed: int, full: int, offset: int) -> tuple[int, int,
 def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
     """PyTorch's format before 1.6: pickles, then the storages one behind the other."""
 
-    def pickled(storage: Callable) -> Any:
-        return _Machine(file, size, _Budget(size), storage).run()
+    def pickled(storage: Callable, length: int = size) -> Any:
+        return _Machine(file, size, _Budget(size, length), storage).run()
 
     def none(*_: Any) -> Any:
         raise CheckpointError('cannot be read as tensors: it has a storage before its beginning')
@@ -880,6 +935,7 @@ def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
         raise CheckpointError(f'was written on a big-endian machine. {WAY_OUT}')
     start = file.tell()
     pickled(claim)  # looks only: where the storages lie is behind them
+    length = file.tell() - start
     keys = pickled(none)
     if type(keys) is not list or not all(type(key) is str for key in keys):
         raise CheckpointError('cannot be read as tensors: its list of storages is none')
@@ -899,10 +955,7 @@ def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
     if offset != size:
         raise CheckpointError(f'is damaged: {size - offset} bytes lie behind its end. {AGAIN}')
     file.seek(start)
-    # Its own handle: the pickle is read while the storages are.
-    with open(file.name, 'rb') as storages:
-        storage = _storage_reader(storages, map_location, entries.__getitem__)
-        return pickled(storage)
+    return pickled(_storage_reader(file, map_location, entries.__getitem__), length)
 
 
 _SAFETENSORS = {

@@ -473,15 +473,24 @@ BOMBS = {
             name('collections.Counter') + b'h\0\x85R',
         ),
     ),
-    'copies of a text': _raw(
+    'copies of bytes': _raw(
         'bomb', r'far more memory',
-        _copies(text('a' * 10**6) + b'q\0', name('_codecs.encode') + b'h\0\x85R', 2000),
+        _copies(
+            call('_codecs.encode', text('a' * 10**6)) + b'q\0',
+            name('builtins.bytearray') + b'h\0\x85R', 2000,
+        ),
+    ),
+    'texts': _raw(
+        'bomb', r'far more memory',
+        _copies(text('\u4e2d' * 10000), text('\u4e2d' * 10000), 2000),
     ),
     'arrays of one text': _raw(
         'bomb', r'far more memory',
         _copies(call('_codecs.encode', text('a' * 10**6)) + b'q\0', _array(10**6), 2000),
     ),
-    'logs of one array': Hostile('bomb', r'far more memory', lambda m: checkpoint(_history(m))),
+    'logs of one array': Hostile(
+        'bomb', r'two HistoryBuffers of one array', lambda m: checkpoint(_history(m))
+    ),
     'header of 50 MB': Hostile(
         'bomb', r'header claims', lambda m: safetensors(b'[' + b'[],' * 2**24 + b'0]'),
         'x.safetensors',

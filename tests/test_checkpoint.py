@@ -224,6 +224,16 @@ def test_a_training_checkpoint_with_an_average_and_adam(tmp_path):
     assert same(read_checkpoint(tmp_path / 'x.pth'), checkpoint)
 
 
+def test_a_long_training_s_log_is_read(tmp_path):
+    """A run of 700,000 iterations on a small model; its log is nearly all of the file."""
+    log = np.random.default_rng(0).standard_normal(700_000)
+    scalars = OrderedDict((f'loss_{i}', HistoryBuffer(log, log.astype(int))) for i in range(6))
+    checkpoint = {'state_dict': {}, 'message_hub': {'log_scalars': scalars}, 'text': 'ä' * 70000}
+    checkpoint['wide'], checkpoint['raw'] = '\u4e2d' * 30000, b'\xff' * 70000
+    torch.save(checkpoint, tmp_path / 'x.pth')
+    assert same(read_checkpoint(tmp_path / 'x.pth'), checkpoint)
+
+
 def safetensors_of(tensors: dict[str, torch.Tensor]) -> bytes:
     """As the safetensors library writes it."""
     codes = {torch.float32: 'F32', torch.bfloat16: 'BF16', torch.int64: 'I64', torch.bool: 'BOOL'}
