@@ -40,7 +40,7 @@ from mmengine.runner.checkpoint import (
 from torch import Tensor, nn
 
 from . import safe_read
-from .safe_read import NUMPY_DTYPES, WAY_OUT, CheckpointError, history_buffer
+from .safe_read import NUMPY_DTYPES, WAY_OUT, CheckpointError, checked_key, history_buffer, show
 
 TAG = '__mmkd__'
 """Key that marks the plain form of something that is not plain, see :func:`to_plain`."""
@@ -252,9 +252,9 @@ def _replace(obj: Any, convert: Callable[[Any], Any], memo: dict[int, tuple[Any,
             raise CheckpointError('holds a container that contains itself')
         return memo[id(obj)][1]
     kind, result = type(obj), obj
-    if kind in (dict, OrderedDict, list, tuple):
+    if kind in (dict, OrderedDict, Counter, list, tuple):
         memo[id(obj)] = (obj, memo)  # open; the object is kept, so that its id stays its own
-    if kind in (dict, OrderedDict):
+    if kind in (dict, OrderedDict, Counter):
         for key, value in obj.items():
             obj[key] = _replace(value, convert, memo)
         if kind is OrderedDict:  # a state_dict's _metadata
@@ -426,7 +426,7 @@ def from_plain(checkpoint: dict) -> dict:
 
 def _from_tagged(obj: Any) -> Any:
     form = {key: value for key, value in obj.items() if key != TAG}
-    match obj[TAG], form:
+    match obj[TAG] if type(obj[TAG]) is str else None, form:
         case 'HistoryBuffer', {
             'log_history': Tensor() as logs,
             'count_history': Tensor() as counts,
@@ -442,8 +442,8 @@ def _from_tagged(obj: Any) -> Any:
         case 'dict', {'items': list(items)} if len(form) == 1 and all(
             type(item) is tuple and len(item) == 2 for item in items
         ):
-            return dict(items)
-    raise CheckpointError(f'the checkpoint holds an unknown plain form {obj[TAG]!r:.60}')
+            return {checked_key(key): value for key, value in items}
+    raise CheckpointError(f'the checkpoint holds an unknown plain form {show(obj[TAG])}')
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -224,7 +224,7 @@ def _ordered_dict(items: Any = ()) -> OrderedDict:
     pairs = list(items) if type(items) in (list, tuple) else None
     if pairs is None or not all(type(p) in (list, tuple) and len(p) == 2 for p in pairs):
         raise CheckpointError('holds an OrderedDict that is not made of pairs')
-    return OrderedDict((_key(key), value) for key, value in pairs)
+    return OrderedDict((checked_key(key), value) for key, value in pairs)
 
 
 def _counter(items: Any = None) -> Counter:
@@ -236,7 +236,7 @@ def _counter(items: Any = None) -> Counter:
 def _set(items: Any = ()) -> set:
     if type(items) not in (list, tuple) or len(items) > MAX_KEYS:
         raise CheckpointError('holds a set that is not made of a short list')
-    return {_key(item) for item in items}
+    return {checked_key(item) for item in items}
 
 
 def _size(sizes: Any = ()) -> torch.Size:
@@ -416,7 +416,7 @@ def _named(module: str, name: str) -> Any:
 _KEYS = (str, int, float, bool, type(None), bytes, complex, torch.dtype, torch.device)
 
 
-def _key(key: Any) -> Any:
+def checked_key(key: Any) -> Any:
     """A dict's key; the hash of a tuple of tuples could take forever."""
     parts = key if type(key) is tuple and len(key) <= 16 else (key,)
     if not all(type(part) in _KEYS for part in parts):
@@ -544,7 +544,7 @@ class _Machine:
         if type(target) not in (dict, OrderedDict, Counter) or len(items) % 2:
             raise CheckpointError('cannot be read as tensors: it fills what is no dict')
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self.keys += type(_key(key)) is not str
+            self.keys += type(checked_key(key)) is not str
             target[key] = value
         if self.keys > MAX_KEYS:
             raise CheckpointError(f'holds more than {MAX_KEYS} keys that are not text')

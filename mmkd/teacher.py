@@ -76,7 +76,8 @@ class Teacher:
         config: the teacher's config, see :func:`load_config`.
         checkpoint: its weights: a path or URL; ``'random'`` leaves it untrained, for tests.
         acceleration: how it runs; None: exactly.
-        sha256: the checkpoint's SHA-256, 64 hex digits; None: it may be any file.
+        sha256: the checkpoint's SHA-256, 64 hex digits; None: it may be any file. ``'random'`` has
+            none.
 
     Raises:
         TeacherError: if the checkpoint does not fill the network completely.

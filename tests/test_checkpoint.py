@@ -560,6 +560,8 @@ def test_somebody_elses_dict_with_our_mark_survives():
     [
         {TAG: 'eval', 'value': 'x'},
         {TAG: 'ndarray', 'value': [1]},
+        {TAG: np.zeros(2), 'value': [1]},
+        {TAG: 'dict', 'items': [([], 1)]},
         {TAG: 'scalar', 'value': torch.zeros(2)},
         {TAG: 'ndarray', 'value': torch.zeros(2, dtype=torch.bfloat16)},
         {TAG: 'HistoryBuffer', 'log_history': torch.zeros(2), 'count_history': torch.zeros(3),

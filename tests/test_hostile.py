@@ -1,7 +1,10 @@
 """Hostile files are refused by name, run nothing, and cost no more than their size allows."""
 
+import contextlib
 import hashlib
+import importlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -119,6 +122,22 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
             assert list(read) == list(expected)
             assert all(torch.equal(read[key], expected[key]) for key in expected)
     assert refused > 50
+
+
+def test_mutated_files_give_nothing_but_refusals(tmp_path, monkeypatch):
+    """The first few hundred cases of benchmarks/reliability/fuzz.py."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks' / 'reliability')
+    monkeypatch.setitem(sys.modules, 'hostile', hostile)
+    fuzz = importlib.import_module('fuzz')
+    rng, seeds, read = random.Random(0), fuzz.genuine(), 0
+    for _ in range(500):
+        form, data = rng.choice(seeds)
+        path = tmp_path / ('x.safetensors' if form == 'safetensors' else 'x.pth')
+        path.write_bytes(fuzz.mutate((form, data), rng))
+        with contextlib.suppress(CheckpointError):
+            fuzz.touch(from_plain(read_checkpoint(path)))
+            read += 1
+    assert 0 < read < 250
 
 
 def test_a_file_written_without_crcs_is_read(tmp_path):

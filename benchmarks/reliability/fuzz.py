@@ -185,8 +185,8 @@ def mutate_pickle_in_legacy(data: bytes, rng: random.Random) -> bytes:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def seeds() -> list[list[tuple[str, bytes]]]:
-    """What is mutated: small files of all formats, and the smaller hostile ones."""
+def genuine() -> list[tuple[str, bytes]]:
+    """Small files of all formats: (form, bytes)."""
     import hostile
     import torch
     from test_checkpoint import every_tensor, safetensors_of, training_checkpoint
@@ -196,18 +196,24 @@ def seeds() -> list[list[tuple[str, bytes]]]:
     small = {'a': torch.ones(3), 'b': torch.tensor([True, False]), 'c': torch.zeros(2, 2)}
     values = [hostile.weights(), training_checkpoint(), to_plain(training_checkpoint())]
     values.append(every_tensor())
-    found = [('zip', hostile.saved(value)) for value in values] * 4
-    found += [
-        ('legacy', hostile.saved(value, _use_new_zipfile_serialization=False)) for value in values
-    ] * 2
-    found += [('safetensors', safetensors_of(small))] * 2
-    wild = []
-    for case in hostile.HOSTILE.values():
-        if case.kind in ('code', 'memory', 'bomb') and case.file == 'x.pth':
-            data = case.make('/nonexistent/marker')
-            if len(data) < 20000 and data[:2] == b'PK':
-                wild.append(('zip', data))
-    return [found, wild]
+    old = dict(_use_new_zipfile_serialization=False)
+    return [
+        *[('zip', hostile.saved(value)) for value in values] * 4,
+        *[('legacy', hostile.saved(value, **old)) for value in values] * 2,
+        *[('safetensors', safetensors_of(small))] * 2,
+    ]
+
+
+def wild() -> list[tuple[str, bytes]]:
+    """The smaller hostile files."""
+    import hostile
+
+    made = [
+        case.make('/nonexistent/marker')
+        for case in hostile.HOSTILE.values()
+        if case.kind in ('code', 'memory', 'bomb') and case.file == 'x.pth'
+    ]
+    return [('zip', data) for data in made if len(data) < 20000 and data[:2] == b'PK']
 
 
 def child(folder: Path, seed: int, seconds: float) -> None:
@@ -219,7 +225,7 @@ def child(folder: Path, seed: int, seconds: float) -> None:
 
     rng = random.Random(seed)
     torch.manual_seed(0)
-    known = seeds()
+    known = genuine(), wild()
     counts = dict(tried=0, refused=0, read=0)
     lost: list[str] = []
 
