@@ -191,6 +191,8 @@ def _check_kind(path: str, name: str) -> None:
     """
     if osp.isdir(path):
         raise CheckpointError('is a directory: name the file in it')
+    if not osp.isfile(path):
+        raise CheckpointError('is no regular file')
     with open(path, 'rb') as file:
         head = file.read(512)
         file.seek(max(0, osp.getsize(path) - 2**16 - 22))  # a zip archive's end, and its comment

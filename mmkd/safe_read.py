@@ -224,7 +224,9 @@ def _ordered_dict(items: Any = ()) -> OrderedDict:
     pairs = list(items) if type(items) in (list, tuple) else None
     if pairs is None or not all(type(p) in (list, tuple) and len(p) == 2 for p in pairs):
         raise CheckpointError('holds an OrderedDict that is not made of pairs')
-    return OrderedDict((checked_key(key), value) for key, value in pairs)
+    if not all(type(key) is str for key, _ in pairs):
+        raise CheckpointError('holds an OrderedDict of keys that are not text')
+    return OrderedDict(pairs)
 
 
 def _counter(items: Any = None) -> Counter:
@@ -234,7 +236,7 @@ def _counter(items: Any = None) -> Counter:
 
 
 def _set(items: Any = ()) -> set:
-    if type(items) not in (list, tuple) or len(items) > MAX_KEYS:
+    if type(items) not in (list, tuple) or len(items) > 1000:
         raise CheckpointError('holds a set that is not made of a short list')
     return {checked_key(item) for item in items}
 
@@ -314,7 +316,8 @@ def _tensor_v3(
     dtype: Any,
     metadata: Any = None,
 ) -> Tensor:
-    if type(dtype) is not torch.dtype or dtype not in _DTYPES.values():
+    # It is for types without a storage of their own; a storage of booleans is checked as such.
+    if type(dtype) is not torch.dtype or dtype not in _DTYPES.values() or dtype is torch.bool:
         raise CheckpointError(f'holds a tensor of type {show(dtype)}')
     return _tensor(storage, offset, shape, stride, requires_grad, hooks, metadata, dtype)
 
@@ -743,8 +746,10 @@ def _storage_reader(file: BinaryIO, map_location: Any, find: Callable[[str], _En
             )
         if key not in known:
             data = _read_bytes(file, entry, dtype)
-            known[key] = restore(data.untyped_storage(), location)
-        return known[key]
+            known[key] = restore(data.untyped_storage(), location), dtype
+        if known[key][1] is not dtype:
+            raise CheckpointError(f'holds tensors of two types in the storage {key}')
+        return known[key][0]
 
     return storage
 
@@ -908,6 +913,10 @@ def _zip64(extra: bytes, packed: int, full: int, offset: int) -> tuple[int, int,
     return packed, full, offset
 
 
+def _little_endian(system: Any) -> bool:
+    return type(system) is dict and system.get('little_endian') is True
+
+
 def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
     """PyTorch's format before 1.6: pickles, then the storages one behind the other."""
 
@@ -930,8 +939,7 @@ def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
         )
     if pickled(none) != 1001:
         raise CheckpointError('cannot be read as tensors: it is of an unknown version')
-    system = pickled(none)
-    if type(system) is not dict or system.get('little_endian') is not True:
+    if not _little_endian(pickled(none)):
         raise CheckpointError(f'was written on a big-endian machine. {WAY_OUT}')
     start = file.tell()
     pickled(claim)  # looks only: where the storages lie is behind them

@@ -525,6 +525,16 @@ MEMORY = {
         'memory', r'of which the file has 16',
         b'(' + tensor() + tensor(of=storage(kind='Double')) + b't', s0=FOUR,
     ),
+    'bytes as booleans': _raw(
+        'memory', r'two types in the storage',
+        b'}' + text('x') + tensor(of=storage(kind='Byte')) + b's'
+        + text('y') + tensor(of=storage(kind='Bool')) + b's', s0=b'\7\7\7\7',
+    ),
+    'untyped booleans': _raw(
+        'memory', r'holds a tensor of type',
+        x(call('torch._utils._rebuild_tensor_v3', storage(kind='Untyped'), b'K\0', numbers(4),
+               numbers(1), b'\x89', b'N', name('torch.bool'))), s0=b'\7\7\7\7',
+    ),
     'no storage': _raw('memory', r'without a storage', x(tensor(of=b'N'))),
     'storage that is not there': _raw('memory', r'lacks the storage', x(tensor()), s1=FOUR),
     'storage elsewhere': _raw(
