@@ -1,8 +1,8 @@
 """Checkpoints: read without running what is in them, written so that plain PyTorch reads them.
 
 MMEngine's training checkpoints hold more than tensors: the log's ``HistoryBuffer`` objects, numpy
-arrays and scalars. :func:`read_checkpoint` answers the few names that these need with inert
-stand-ins of our own, so that nothing real is ever allowlisted; any other name is refused.
+arrays and scalars. :func:`read_checkpoint` reads them with the machine of :mod:`mmkd.safe_read`,
+for which a file is data.
 :func:`to_plain` and :func:`from_plain` keep such objects out of the files that mmkd writes.
 :func:`install` puts the reader behind every door of MMEngine and makes its writes atomic.
 """
@@ -10,20 +10,17 @@ stand-ins of our own, so that nothing real is ever allowlisted; any other name i
 from __future__ import annotations
 
 import difflib
+import hashlib
 import http.client
 import logging
-import math
 import os
 import os.path as osp
 import re
 import sys
-import threading
-import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import mmengine
 import numpy as np
@@ -42,212 +39,150 @@ from mmengine.runner.checkpoint import (
 )
 from torch import Tensor, nn
 
+from . import safe_read
+from .safe_read import NUMPY_DTYPES, WAY_OUT, CheckpointError, checked_key, history_buffer, show
+
 TAG = '__mmkd__'
 """Key that marks the plain form of something that is not plain, see :func:`to_plain`."""
-
-NUMPY_DTYPES = frozenset(
-    np.dtype(code)
-    for code in (
-        *('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'),
-        *('f2', 'f4', 'f8', 'c8', 'c16'),
-    )
-)
-"""The element types of arrays that are read and written: those that a tensor can hold."""
-
-WAY_OUT = (
-    'Ask its author for a file with tensors only, or re-save it where it was trained: '
-    'torch.save(model.state_dict(), path)'
-)
 
 MapLocation: TypeAlias = str | torch.device | Callable | dict | None
 
 
-class CheckpointError(ValueError):
-    """A checkpoint is refused, damaged or not to be had: the message says which, and what to do."""
+# --- Reading --------------------------------------------------------------------------------------
 
 
-# --- Reading: inert stand-ins for the names in a training checkpoint ------------------------------
-
-
-class _StatisticsMethod(str):
-    """Stands in for ``getattr(HistoryBuffer, name)``, one of the four methods it is saved with."""
-
-
-class _HistoryBuffer:
-    """Stands in for MMEngine's, whose ``__setstate__`` writes the file's methods to the class."""
-
-    def __setstate__(self, state: Any) -> None:
-        if type(state) is not dict or not all(type(key) is str for key in state):
-            raise CheckpointError('holds a HistoryBuffer whose state is not a dict of its fields')
-        methods = state.get('statistics_methods', {})
-        if type(methods) is not dict or not all(
-            type(method) is _StatisticsMethod for method in methods.values()
-        ):
-            raise CheckpointError(
-                'holds a HistoryBuffer with statistics_methods other than its own four'
-            )
-        self.state = state
-
-    def real(self) -> HistoryBuffer:
-        state = getattr(self, 'state', {})
-        logs, counts = (state.get(key) for key in ('_log_history', '_count_history'))
-        if type(logs) is not _Array or type(counts) is not _Array:
-            raise CheckpointError('holds a HistoryBuffer whose histories are not numpy arrays')
-        return _history_buffer(logs.real(), counts.real(), state.get('max_length'))
-
-
-class _Dtype:
-    """Stands in for ``numpy.dtype``; a crafted real one can crash the process."""
-
-    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
-        try:
-            dtype = np.dtype(code) if type(code) is str and len(code) < 4 else None
-        except TypeError:
-            dtype = None
-        if dtype is None or dtype not in NUMPY_DTYPES:
-            raise CheckpointError(f'holds numpy data of type {code!r:.40}, which is not numeric')
-        self.dtype: np.dtype = dtype
-
-    def __setstate__(self, state: Any) -> None:
-        # (version, byte order, subarray, names, fields, item size, alignment, flags)
-        if type(state) is not tuple or len(state) != 8 or state[2:5] != (None, None, None):
-            raise CheckpointError('holds a numpy dtype that is not a plain number')
-        if type(state[1]) is not str or state[1] not in ('<', '>', '|', '='):
-            raise CheckpointError(f'holds a numpy dtype of byte order {state[1]!r:.40}')
-        order: Any = state[1]
-        self.dtype = self.dtype.newbyteorder(order)
-
-
-class _Array:
-    """Stands in for ``numpy.ndarray``."""
-
-    def __setstate__(self, state: Any) -> None:
-        # (version, shape, dtype, is Fortran order, bytes)
-        if type(state) is not tuple or len(state) != 5:
-            raise CheckpointError('holds a numpy array of an unknown form')
-        self.state = state
-
-    def real(self) -> np.ndarray:
-        _, shape, dtype, fortran, raw = getattr(self, 'state', (None,) * 5)
-        if type(dtype) is not _Dtype or type(raw) is not bytes:
-            raise CheckpointError('holds a numpy array that is not made of numbers')
-        if (
-            type(shape) is not tuple
-            or len(shape) > 32
-            or not all(type(size) is int and size >= 0 for size in shape)
-            or math.prod(shape) * dtype.dtype.itemsize != len(raw)
-        ):
-            raise CheckpointError(
-                f'holds a numpy array of {len(raw)} bytes that claims the shape {shape!r:.60}'
-            )
-        array = np.frombuffer(raw, dtype.dtype).reshape(shape, order='F' if fortran else 'C')
-        return array.copy()
-
-
-def _getattr(owner: Any, name: Any) -> _StatisticsMethod:
-    """Stands in for ``getattr``, which a ``HistoryBuffer`` names for its four methods only."""
-    if owner is not _HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        owner = 'HistoryBuffer' if owner is _HistoryBuffer else repr(owner)
-        raise CheckpointError(f'calls builtins.getattr({owner:.60}, {name!r:.60})')
-    return _StatisticsMethod(name)
-
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-    """Stands in for numpy's function that makes the empty array which the state then fills."""
-    if kind is not _Array:
-        raise CheckpointError(f'holds a numpy array of the class {kind!r:.60}')
-    return _Array()
-
-
-def _scalar(dtype: Any, raw: Any) -> np.generic:
-    """Stands in for numpy's function that makes a scalar from bytes."""
-    if type(dtype) is not _Dtype or type(raw) is not bytes or len(raw) != dtype.dtype.itemsize:
-        raise CheckpointError('holds a numpy scalar that is not a number')
-    return np.frombuffer(raw, dtype.dtype)[0]
-
-
-def _bytes() -> bytes:
-    """Stands in for ``bytes``, by which pickle writes empty ones: those of an empty array."""
-    return b''
-
-
-STAND_INS: list[tuple[Callable, str]] = [
-    (_bytes, 'builtins.bytes'),
-    (_getattr, 'builtins.getattr'),
-    (_HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-    (_Array, 'numpy.ndarray'),
-    (_Dtype, 'numpy.dtype'),
-    (_reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (_reconstruct, 'numpy._core.multiarray._reconstruct'),
-    (_scalar, 'numpy.core.multiarray.scalar'),
-    (_scalar, 'numpy._core.multiarray.scalar'),
-]
-"""What answers which name of a file. torch's own list has the rest (OrderedDict, codecs.encode)."""
-
-_STAND_IN_OBJECTS = {function for function, _ in STAND_INS}
-_STAND_IN_LOCK = threading.Lock()
-
-
-@contextmanager
-def _only_stand_ins() -> Iterator[None]:
-    """Allowlists the stand-ins, and for that time nothing that others have allowlisted.
-
-    Without the latter, an ``add_safe_globals([getattr])`` somewhere in the process, the advice that
-    is usually given, would hand the real ``getattr`` to every file.
-    """
-    with _STAND_IN_LOCK:
-        others = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(STAND_INS)
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(others)
-
-
-def read_checkpoint(path: str | os.PathLike, map_location: MapLocation = 'cpu') -> dict:
-    """Reads a checkpoint file without running anything that is in it.
+def read_checkpoint(
+    path: str | os.PathLike,
+    map_location: MapLocation = 'cpu',
+    sha256: str | None = None,
+    finite: bool = True,
+) -> dict:
+    """Reads a checkpoint file without running anything that is in it, see :mod:`mmkd.safe_read`.
 
     Tensors and plain containers come back as they are; ``HistoryBuffer`` objects and numpy data of
     a training checkpoint as real ones, built from their numbers. The text of a config is left out
     (``meta.config``, ``meta.cfg`` and ``message_hub.runtime_info.cfg``): ``Runner.resume`` and the
-    inferencer run it as Python. What :func:`to_plain` put in plain form stays so.
+    inferencer run it as Python. What :func:`to_plain` put in plain form stays so. A file named
+    ``.safetensors`` gives its tensors by name.
 
     Args:
-        path: a local file.
+        path: a local file. Where its name ends in 8 digits of its SHA-256, as OpenMMLab's
+            published files do (``name-1a2b3c4d.pth``), they have to fit.
         map_location: as for ``torch.load``.
+        sha256: the file's SHA-256, 64 hex digits.
+        finite: whether weights that are NaN or infinite are refused.
 
     Raises:
         FileNotFoundError: There is no such file.
         CheckpointError: The file names something that is neither tensor nor plain container, or is
-            no checkpoint (empty, a git-LFS pointer, a web page), or is cut off or damaged.
+            no checkpoint (empty, a git-LFS pointer, a web page), or is cut off or damaged, or would
+            take far more memory than its size, or is another one than ``sha256`` says.
     """
     path = osp.expanduser(os.fspath(path))
     if not osp.exists(path):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        _check_kind(path)
-        with _only_stand_ins():
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = _read(path, map_location, sha256, osp.basename(path))
+        if finite:
+            _check_weights(checkpoint)
+        config_left_out = _drop_config_text(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f'checkpoint {path} {error}') from None
+    if config_left_out:
+        print_log(
+            f'the config text in checkpoint {path} is left out: resuming would run it',
+            logger='current',
+        )
+    return checkpoint
+
+
+def _read(path: str, map_location: MapLocation, sha256: str | None, name: str) -> dict:
+    _check_kind(path, name)
+    try:
+        with open(path, 'rb') as file:
+            # The one handle, so that what is checked is what is read.
+            _check_hash(file, sha256, name)
+            size = os.fstat(file.fileno()).st_size
+            checkpoint = safe_read.read(file, size, map_location, name.endswith('.safetensors'))
         if not isinstance(checkpoint, dict):
             raise CheckpointError(
                 f'holds one {type(checkpoint).__name__} instead of a dict of tensors. {WAY_OUT}'
             )
-        checkpoint = _replace(checkpoint, _real, {})
-    except CheckpointError as error:
-        message = str(error)
-    except Exception as error:  # torch's readers raise almost anything on a damaged file
-        message = _reason(error)
-    else:
-        _drop_config_text(checkpoint, path)
-        return checkpoint
-    # Outside of the handler: torch's message advises to turn the safety off, so it must not be
-    # shown as the cause either.
-    raise CheckpointError(f'checkpoint {path} {message}')
+        return _replace(checkpoint, safe_read.real, {})
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged file can be wrong in any way
+        text = str(error).split('\n')[0].split('. ')[0]
+        raise CheckpointError(
+            f'cannot be read as tensors and plain containers ({type(error).__name__}'
+            f'{": " if text else ""}{text:.200}): it is damaged, cut off or not a checkpoint. '
+            f'{WAY_OUT}'
+        ) from None
 
 
-def _check_kind(path: str) -> None:
+# A date is no hash, although its digits could be one.
+_DIGITS = re.compile(r'-(?!(?:19|20)\d\d[01]\d[0-3]\d)([0-9a-f]{8})\.pth$')
+
+
+def _check_hash(file: BinaryIO, sha256: str | None, name: str) -> None:
+    """Leaves the file at its beginning.
+
+    Raises:
+        CheckpointError: It is another file than ``sha256``, or its name, says.
+    """
+    if sha256 is not None and not re.fullmatch('[0-9a-fA-F]{64}', str(sha256)):
+        raise CheckpointError(
+            f'cannot be told by the SHA-256 {sha256!r}: give the 64 hex digits that `sha256sum` '
+            'prints'
+        )
+    in_name = _DIGITS.search(name)
+    if sha256 is None and in_name is None:
+        return
+    own = hashlib.sha256()
+    while part := file.read(2**20):
+        own.update(part)
+    file.seek(0)
+    wanted = [sha256.lower()] if sha256 is not None else []
+    wanted += [in_name[1]] if in_name else []
+    for digits in wanted:
+        if not own.hexdigest().startswith(digits):
+            raise CheckpointError(
+                f'is another file than it should be: its SHA-256 is {own.hexdigest()}, and '
+                f'{digits} {"is in its name" if len(digits) == 8 else "was asked for"}. Download '
+                'or copy it again; if it was changed on purpose, rename it or give its own digest'
+            )
+
+
+def _check_weights(checkpoint: dict) -> None:
+    """Weights have names and are numbers.
+
+    Raises:
+        CheckpointError: with the name of the first tensor that is not finite.
+    """
+    for part in ('state_dict', 'ema_state_dict'):
+        weights = checkpoint.get(part, {})
+        if not isinstance(weights, dict) or not all(type(key) is str for key in weights):
+            raise CheckpointError(f'holds a {part} that is no dict of tensors by name')
+        _check_finite(weights)
+    if 'state_dict' not in checkpoint:
+        _check_finite(checkpoint)
+
+
+def _check_finite(weights: dict) -> None:
+    for key, value in weights.items():
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            continue
+        # In parts: the answer takes as much memory as what it is asked of.
+        for part in value.detach().reshape(-1).split(2**20):
+            part = part.float() if part.element_size() == 1 else part
+            if not part.isfinite().all():
+                raise CheckpointError(
+                    f'holds weights that are NaN or infinite, first in {key}: the training that '
+                    'wrote it had failed. Take an earlier checkpoint'
+                )
+
+
+def _check_kind(path: str, name: str) -> None:
     """Names what is not a checkpoint at all.
 
     Raises:
@@ -256,8 +191,12 @@ def _check_kind(path: str) -> None:
     """
     if osp.isdir(path):
         raise CheckpointError('is a directory: name the file in it')
+    if not osp.isfile(path):
+        raise CheckpointError('is no regular file')
     with open(path, 'rb') as file:
         head = file.read(512)
+        file.seek(max(0, osp.getsize(path) - 2**16 - 22))  # a zip archive's end, and its comment
+        tail = file.read()
     if not head:
         raise CheckpointError('is empty (0 bytes): download or copy it again')
     if head.startswith(b'version https://git-lfs'):
@@ -270,52 +209,38 @@ def _check_kind(path: str) -> None:
             'download it again and look at the address'
         )
     if head.startswith(b'PK'):
-        if not zipfile.is_zipfile(path):
+        if b'PK\5\6' not in tail:
             raise CheckpointError(
                 f'is cut off: a zip archive without its end ({osp.getsize(path)} bytes are there). '
                 'Download or copy it again'
             )
-    elif not head.startswith(b'\x80'):
+    elif not head.startswith(b'\x80') and not name.endswith('.safetensors'):
         raise CheckpointError(
             f'is no PyTorch checkpoint: it starts with {head[:12]!r}, '
             'which is neither a zip archive nor a pickle'
         )
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong with a file, from torch's message less its advice."""
-    text = str(error)
-    if match := re.search(r'GLOBAL (\S+) (?:was not an allowed|whose module)', text):
-        name = match[1] if '.' in match[1] else f'builtins.{match[1]}'
-        return (
-            f'names {name}, which is neither a tensor nor a plain container: '
-            f'reading it could run code, so it is refused. {WAY_OUT}'
-        )
-    if 'weights_only' in text:
-        match = re.search(r'(?:Unpickler error:|\n\n)\s*(.+?)\s*(?:\n\nCheck|$)', text, re.DOTALL)
-        text = match[1] if match else ''
-    text = text.strip().split('\n')[0].split('. ')[0]
-    if 'weights_only' in text or 'safe_globals' in text:
-        text = ''
-    return (
-        f'cannot be read as tensors and plain containers ({type(error).__name__}'
-        f'{": " if text else ""}{text}): it is damaged, cut off or not a checkpoint. {WAY_OUT}'
-    )
+def _drop_config_text(checkpoint: dict) -> bool:
+    """Removes the configs that MMEngine would run as Python: on resume, or in an inferencer.
 
+    Returns:
+        Whether there was one that resuming would have run.
 
-def _drop_config_text(checkpoint: dict, path: str) -> None:
-    """Removes the configs that MMEngine would run as Python: on resume, or in an inferencer."""
+    Raises:
+        CheckpointError: What holds them is in plain form, from which they would come back.
+    """
     meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
     info = hub.get('runtime_info') if isinstance(hub, dict) else None
-    if isinstance(meta, dict):
-        meta.pop('cfg', None)
-        if meta.pop('config', None) is not None:
-            print_log(
-                f'the config text in checkpoint {path} is left out: resuming would run it',
-                logger='current',
-            )
+    for name, part in (('meta', meta), ('message_hub', hub), ('runtime_info', info)):
+        if isinstance(part, dict) and TAG in part:
+            raise CheckpointError(f'hides its {name} in a plain form, which mmkd never writes')
     if isinstance(info, dict):
         info.pop('cfg', None)
+    if not isinstance(meta, dict):
+        return False
+    meta.pop('cfg', None)
+    return meta.pop('config', None) is not None
 
 
 def _replace(obj: Any, convert: Callable[[Any], Any], memo: dict[int, tuple[Any, Any]]) -> Any:
@@ -329,9 +254,9 @@ def _replace(obj: Any, convert: Callable[[Any], Any], memo: dict[int, tuple[Any,
             raise CheckpointError('holds a container that contains itself')
         return memo[id(obj)][1]
     kind, result = type(obj), obj
-    if kind in (dict, OrderedDict, list, tuple):
+    if kind in (dict, OrderedDict, Counter, list, tuple):
         memo[id(obj)] = (obj, memo)  # open; the object is kept, so that its id stays its own
-    if kind in (dict, OrderedDict):
+    if kind in (dict, OrderedDict, Counter):
         for key, value in obj.items():
             obj[key] = _replace(value, convert, memo)
         if kind is OrderedDict:  # a state_dict's _metadata
@@ -344,28 +269,6 @@ def _replace(obj: Any, convert: Callable[[Any], Any], memo: dict[int, tuple[Any,
     result = convert(result)
     memo[id(obj)] = (obj, result)
     return result
-
-
-def _real(obj: Any) -> Any:
-    """The real value behind a stand-in."""
-    if isinstance(obj, _Array | _HistoryBuffer):
-        return obj.real()
-    if isinstance(obj, _Dtype | _StatisticsMethod) or (
-        callable(obj) and any(obj is stand_in for stand_in in _STAND_IN_OBJECTS)
-    ):
-        raise CheckpointError('holds a piece of a HistoryBuffer or of numpy data outside of one')
-    return obj
-
-
-def _history_buffer(logs: np.ndarray, counts: np.ndarray, max_length: Any) -> HistoryBuffer:
-    if logs.ndim != 1 or logs.shape != counts.shape or type(max_length) is not int:
-        raise CheckpointError(
-            f'holds a HistoryBuffer with logs of shape {logs.shape}, counts of shape '
-            f'{counts.shape} and max_length {max_length!r:.40}'
-        )
-    if not len(logs) <= max_length:
-        raise CheckpointError(f'holds a HistoryBuffer of {len(logs)} > max_length {max_length}')
-    return HistoryBuffer(logs, counts, max_length)
 
 
 # --- Writing: plain form and back -----------------------------------------------------------------
@@ -506,20 +409,32 @@ def from_plain(checkpoint: dict) -> dict:
     Raises:
         CheckpointError: Something is marked as a plain form and is none.
     """
-    return _replace(checkpoint, _from_tagged, {})
+    seen: set[int] = set()
+
+    def convert(obj: Any) -> Any:
+        if type(obj) is not dict or TAG not in obj:
+            return obj
+        for tensor in obj.values():
+            # Each form has its own: a thousand copies of one tensor would be a thousand times it.
+            if isinstance(tensor, Tensor) and tensor.numel():
+                memory = tensor.untyped_storage().data_ptr()
+                if memory in seen:
+                    raise CheckpointError('the checkpoint holds plain forms that share a tensor')
+                seen.add(memory)
+        return _from_tagged(obj)
+
+    return _replace(checkpoint, convert, {})
 
 
 def _from_tagged(obj: Any) -> Any:
-    if type(obj) is not dict or TAG not in obj:
-        return obj
     form = {key: value for key, value in obj.items() if key != TAG}
-    match obj[TAG], form:
+    match obj[TAG] if type(obj[TAG]) is str else None, form:
         case 'HistoryBuffer', {
             'log_history': Tensor() as logs,
             'count_history': Tensor() as counts,
             'max_length': max_length,
         } if len(form) == 3:
-            return _history_buffer(_array(logs), _array(counts), max_length)
+            return history_buffer(_array(logs), _array(counts), max_length)
         case 'ndarray', {'value': Tensor() as value} if len(form) == 1:
             return _array(value)
         case 'scalar', {'value': Tensor() as value} if len(form) == 1 and value.ndim == 0:
@@ -529,8 +444,8 @@ def _from_tagged(obj: Any) -> Any:
         case 'dict', {'items': list(items)} if len(form) == 1 and all(
             type(item) is tuple and len(item) == 2 for item in items
         ):
-            return dict(items)
-    raise CheckpointError(f'the checkpoint holds an unknown plain form {obj[TAG]!r:.60}')
+            return {checked_key(key): value for key, value in items}
+    raise CheckpointError(f'the checkpoint holds an unknown plain form {show(obj[TAG])}')
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -567,6 +482,25 @@ class AtomicLocalBackend(LocalBackend):
         self.put(obj.replace('\n', os.linesep).encode(encoding), filepath)
 
 
+def load_verified(filename: str, sha256: str, map_location: MapLocation = 'cpu') -> dict:
+    """Reads a checkpoint that has to be the one of this SHA-256 (64 hex digits).
+
+    Args:
+        filename: a local file, a URL, or a name of a zoo (``torchvision://resnet50``).
+        sha256: 64 hex digits.
+        map_location: as for ``torch.load``.
+
+    Raises:
+        CheckpointError: It is another file, or it is refused.
+    """
+    scheme = filename.partition('://')[0] if '://' in filename else ''
+    if scheme not in _LOCATE:
+        raise CheckpointError(
+            f'{filename}: no SHA-256 is checked for {scheme}://. Download it and give its path'
+        )
+    return read_checkpoint(_LOCATE[scheme](filename), map_location, sha256)
+
+
 def load_from_local(filename: str, map_location: MapLocation = None) -> dict:
     """Reads a local file, see :func:`read_checkpoint`."""
     return read_checkpoint(filename, map_location)
@@ -585,12 +519,17 @@ def load_from_http(
     Raises:
         CheckpointError: The URL cannot be downloaded, or what came is refused.
     """
+    return read_checkpoint(_fetch(filename, model_dir), map_location)
+
+
+def _fetch(url: str, model_dir: str | None = None) -> str:
+    """The local path of a URL, downloaded by the first rank; all ranks have to call it."""
     model_dir = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
     rank, world_size = get_dist_info()
     failure: list[str | None] = [None]
     if rank == 0:
         try:
-            _download(filename, model_dir)
+            _download(url, model_dir)
         except CheckpointError as error:
             failure = [str(error)]
     if world_size > 1:
@@ -598,7 +537,7 @@ def load_from_http(
         broadcast_object_list(failure, src=0)
     if failure[0] is not None:
         raise CheckpointError(failure[0])
-    return read_checkpoint(_download(filename, model_dir), map_location)  # other machines' ranks
+    return _download(url, model_dir)  # other machines' ranks
 
 
 def _download(url: str, model_dir: str) -> str:
@@ -613,8 +552,7 @@ def _download(url: str, model_dir: str) -> str:
     if osp.isfile(target):
         return target
     way_out = f'Download it by hand and give the local path instead (or put it at {target})'
-    # A date is no hash, although its digits could be one.
-    digits = re.search(r'-(?!(?:19|20)\d\d[01]\d[0-3]\d)([0-9a-f]{8})\.pth$', name)
+    digits = _DIGITS.search(name)
     temporary = f'{target}.{os.getpid()}.download'
     try:
         os.makedirs(model_dir, exist_ok=True)
@@ -622,7 +560,8 @@ def _download(url: str, model_dir: str) -> str:
         torch.hub.download_url_to_file(
             url, temporary, digits and digits[1], progress=sys.stderr.isatty()
         )
-        _check_kind(temporary)
+        # As a whole: what is cut off must not stay, and not every format has an end to look for.
+        _read(temporary, 'cpu', None, name)
         os.replace(temporary, target)
     except CheckpointError as error:
         raise CheckpointError(f'what {url} gave {error}. {way_out}') from None
@@ -638,6 +577,10 @@ def _download(url: str, model_dir: str) -> str:
 
 def load_from_torchvision(filename: str, map_location: MapLocation = None) -> dict:
     """Reads ``torchvision://name`` by MMEngine's list of URLs; torchvision need not be there."""
+    return read_checkpoint(_torchvision_file(filename), map_location)
+
+
+def _torchvision_file(filename: str) -> str:
     name = filename.split('://', 1)[1]
     urls = mmengine.load(osp.join(mmengine.__path__[0], 'hub', 'torchvision_0.12.json'))
     if name not in urls:
@@ -645,23 +588,39 @@ def load_from_torchvision(filename: str, map_location: MapLocation = None) -> di
             urls = get_torchvision_models()
         except ImportError:
             print_log(f'torchvision is not installed, and {name} is not among its old names')
-    return load_from_http(_entry(urls, name, filename), map_location)
+    return _fetch(_entry(urls, name, filename))
 
 
 def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> dict:
     """Reads ``open-mmlab://name`` by the list of URLs in MMEngine."""
+    return read_checkpoint(_openmmlab_file(filename), map_location)
+
+
+def _openmmlab_file(filename: str) -> str:
     name = filename.split('://', 1)[1]
     name = get_deprecated_model_names().get(name, name)
     source = _entry(get_external_models(), name, filename)
     if source.startswith(('http://', 'https://')):
-        return load_from_http(source, map_location)
-    return read_checkpoint(osp.join(_get_mmengine_home(), source), map_location)
+        return _fetch(source)
+    return osp.join(_get_mmengine_home(), source)
 
 
 def load_from_mmcls(filename: str, map_location: MapLocation = None) -> dict:
     """Reads the backbone of ``mmcls://name`` by the list of URLs in MMEngine."""
     source = _entry(get_mmcls_models(), filename.split('://', 1)[1], filename)
     return _process_mmcls_checkpoint(load_from_http(source, map_location))
+
+
+_LOCATE: dict[str, Callable[[str], str]] = {
+    '': str,
+    'http': _fetch,
+    'https': _fetch,
+    'torchvision': _torchvision_file,
+    'modelzoo': _torchvision_file,
+    'open-mmlab': _openmmlab_file,
+    'openmmlab': _openmmlab_file,
+}
+"""How the file behind a name of each scheme is found."""
 
 
 def _entry(urls: Mapping[str, str], name: str, filename: str) -> str:

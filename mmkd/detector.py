@@ -98,6 +98,7 @@ class DistillationMixin(Detector):
     Args:
         teacher_config: path of the teacher's config, an ``mmdet::...`` name, or a dict.
         teacher_ckpt: the teacher's checkpoint, a path or URL; ``'random'`` for an untrained one.
+        teacher_sha256: the checkpoint's SHA-256, 64 hex digits; another file is refused.
         eval_teacher: only True; the name is MMDetection's.
         distillation: the recipe, see ``configs/_base_/chen2017.py``: the terms ``rpn_cls``,
             ``rpn_bbox``, ``rcnn_cls``, ``rcnn_bbox`` and ``hint``, each a loss with its weight (a
@@ -122,6 +123,7 @@ class DistillationMixin(Detector):
         teacher_config: str | Path | dict,
         distillation: dict,
         teacher_ckpt: str | None = None,
+        teacher_sha256: str | None = None,
         eval_teacher: bool = True,
         **student: Any,
     ) -> None:
@@ -168,7 +170,7 @@ class DistillationMixin(Detector):
             return
         # The student draws the same initial weights as it does without a teacher.
         with torch.random.fork_rng(devices=[]):
-            self.teacher = Teacher(teacher_config, teacher_ckpt, acceleration)
+            self.teacher = Teacher(teacher_config, teacher_ckpt, acceleration, teacher_sha256)
             if self.terms:
                 self._listen(pairs)
 

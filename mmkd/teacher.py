@@ -19,6 +19,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from .accelerate import Acceleration, full
+from .checkpoint import load_verified
 from .recorder import Recorder
 from .resolution import Resolution, View, images_and_view
 
@@ -56,7 +57,7 @@ def plain_student(model: dict) -> dict:
     A config that distils nothing comes back as it is, in a copy.
     """
     model = copy.deepcopy(model)
-    keys = ('teacher_config', 'teacher_ckpt', 'eval_teacher', 'distillation')
+    keys = ('teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher', 'distillation')
     if any(key in model for key in keys):
         for key in keys:
             model.pop(key, None)
@@ -75,9 +76,12 @@ class Teacher:
         config: the teacher's config, see :func:`load_config`.
         checkpoint: its weights: a path or URL; ``'random'`` leaves it untrained, for tests.
         acceleration: how it runs; None: exactly.
+        sha256: the checkpoint's SHA-256, 64 hex digits; None: it may be any file. ``'random'`` has
+            none.
 
     Raises:
         TeacherError: if the checkpoint does not fill the network completely.
+        CheckpointError: if it is refused, or is another file than ``sha256`` says.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Teacher:
         config: str | Path | dict,
         checkpoint: str | None,
         acceleration: Acceleration | None = None,
+        sha256: str | None = None,
     ) -> None:
         if checkpoint is None:
             raise TeacherError(
@@ -102,7 +107,7 @@ class Teacher:
             if isinstance(self.network, BaseModule):
                 _without_pretrained(self.network).init_weights()
         else:
-            self._load(checkpoint)
+            self._load(checkpoint, sha256)
         self.network.eval().requires_grad_(False)
         self.recorder = Recorder()
         self.acceleration = acceleration or Acceleration()
@@ -111,8 +116,11 @@ class Teacher:
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
 
-    def _load(self, checkpoint: str) -> None:
-        state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    def _load(self, checkpoint: str, sha256: str | None) -> None:
+        if sha256 is None:
+            state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+        else:
+            state = load_verified(checkpoint, sha256)
         state = state.get('state_dict', state)
         state = {key.removeprefix('module.'): value for key, value in state.items()}
         own = {k: v for k, v in state.items() if not k.startswith(ADAPTER_PREFIX)}

@@ -103,7 +103,8 @@ def read_step(path: str) -> tuple[dict, dict]:
     Raises:
         CheckpointError: the file is none, or is damaged.
     """
-    step = checkpoints.from_plain(checkpoints.read_checkpoint(path))
+    # The step of a loss that was not finite may hold what made it so.
+    step = checkpoints.from_plain(checkpoints.read_checkpoint(path, finite=False))
     if STEP not in step:
         raise checkpoints.CheckpointError(
             f'{path} is no step: name the step_*.pth that a stopped run has left in its work_dir'

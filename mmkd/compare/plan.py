@@ -325,7 +325,7 @@ def _train_key(cfg: Config, processes: int) -> str:
     model = copy.deepcopy(cfg.model)
     if 'distillation' in model:
         identity = _teacher_identity(model)
-        for key in ('teacher_config', 'teacher_ckpt', 'eval_teacher'):
+        for key in ('teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher'):
             model.pop(key, None)
         if not terms_on(model):
             start = model.pop('distillation').get('start')

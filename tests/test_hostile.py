@@ -1,0 +1,203 @@
+"""Hostile files are refused by name, run nothing, and cost no more than their size allows."""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hostile
+import numpy as np
+import pytest
+import torch
+from hostile import DISARMED, HOSTILE, TAG, flipped, reset_peak, saved, weights, write
+from mmdet.apis import DetInferencer
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
+from tiny import tiny_config
+
+from mmkd.checkpoint import CheckpointError, from_plain, load_verified, read_checkpoint
+from mmkd.safe_read import BUDGET
+from mmkd.teacher import Teacher, plain_student
+
+SECONDS = 5
+MEMORY = 200e6
+
+
+@pytest.fixture(scope='module')
+def outcomes(tmp_path_factory):
+    """All files read in one process of its own: message, whether it ran, seconds, bytes, size."""
+    folder = tmp_path_factory.mktemp('hostile')
+    subprocess.run([sys.executable, __file__, str(folder)], check=True, timeout=300)
+    return json.loads((folder / 'outcomes.json').read_text())
+
+
+def read_all(folder: Path) -> dict:
+    outcomes = {}
+    for name in HOSTILE:
+        path, marker = write(name, folder)
+        before, start = reset_peak(), time.perf_counter()
+        try:
+            read_checkpoint(path)
+            message = 'READ'
+        except CheckpointError as error:
+            message = str(error)
+        except BaseException as error:
+            message = f'{type(error).__name__}: {error}'
+        seconds, size = time.perf_counter() - start, path.stat().st_size
+        outcomes[name] = (message, marker.exists(), seconds, hostile.peak() - before, size)
+        path.unlink()
+    return outcomes
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_refused_by_name_without_running_in_time_and_in_memory(outcomes, name):
+    message, ran, seconds, memory, size = outcomes[name]
+    assert message.startswith('checkpoint /') and HOSTILE[name].file in message
+    assert re.search(HOSTILE[name].reason, message), message
+    assert not ran
+    assert seconds < SECONDS
+    assert memory < 1.25 * size + MEMORY
+
+
+def test_there_are_enough_of_each_kind():
+    assert len(HOSTILE) >= 60
+    assert {h.kind for h in HOSTILE.values()} == {
+        'code', 'container', 'text', 'bomb', 'memory', 'integrity',
+    }  # fmt: skip
+
+
+def test_the_payloads_run_where_nobody_stops_them(tmp_path):
+    """Or else the markers test nothing."""
+    for name in ('os.system', 'eval', 'Popen'):
+        path, marker = write(name, tmp_path / name.replace('.', '_'))
+        torch.load(path, weights_only=False)
+        for _ in range(100):
+            if marker.exists():
+                break
+            time.sleep(0.02)
+        assert marker.exists()
+
+
+@pytest.mark.parametrize('where', DISARMED)
+def test_config_texts_are_not_run_by_resume_or_the_inferencer(tmp_path, where):
+    path, marker = tmp_path / 'x.pth', tmp_path / 'marker'
+    path.write_bytes(DISARMED[where](str(marker)))
+    read = from_plain(CheckpointLoader.load_checkpoint(str(path), 'cpu'))
+    assert 'config' not in read['meta'] and 'cfg' not in read['message_hub']['runtime_info']
+    with pytest.raises(ValueError, match='Cannot find the config in the checkpoint'):
+        DetInferencer(weights=str(path), device='cpu', show_progress=False)
+    assert not marker.exists()
+    # What would have happened: MMEngine's own lines on what stock PyTorch reads.
+    raw = torch.load(path)
+    text = raw['meta'].get('config') or raw['message_hub']['runtime_info']['cfg']
+    Config.fromstring(text, '.py')
+    assert marker.exists()
+
+
+def test_plain_forms_cannot_share_a_tensor():
+    form = {TAG: 'ndarray', 'value': torch.zeros(3)}
+    with pytest.raises(CheckpointError, match='plain forms that share a tensor'):
+        from_plain({'x': [form, dict(form)]})
+    assert from_plain({'x': [form, form]})['x'][0].tolist() == [0, 0, 0]
+
+
+def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
+    data, path = saved(weights()), tmp_path / 'x.pth'
+    expected = weights()['state_dict']
+    refused = 0
+    for at in range(0, len(data), 11):
+        path.write_bytes(flipped(data, at, at % 8))
+        try:
+            read = read_checkpoint(path)['state_dict']
+        except CheckpointError:
+            refused += 1
+        else:
+            assert list(read) == list(expected)
+            assert all(torch.equal(read[key], expected[key]) for key in expected)
+    assert refused > 50
+
+
+def test_mutated_files_give_nothing_but_refusals(tmp_path, monkeypatch):
+    """The first few hundred cases of benchmarks/reliability/fuzz.py."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks' / 'reliability')
+    monkeypatch.setitem(sys.modules, 'hostile', hostile)
+    fuzz = importlib.import_module('fuzz')
+    rng, seeds, read = random.Random(0), fuzz.genuine(), 0
+    for _ in range(500):
+        form, data = rng.choice(seeds)
+        path = tmp_path / ('x.safetensors' if form == 'safetensors' else 'x.pth')
+        path.write_bytes(fuzz.mutate((form, data), rng))
+        with contextlib.suppress(CheckpointError):
+            fuzz.touch(from_plain(read_checkpoint(path)))
+            read += 1
+    assert 0 < read < 250
+
+
+def test_a_file_written_without_crcs_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        (tmp_path / 'x.pth').write_bytes(saved(weights()))
+    finally:
+        torch.serialization.set_crc32_options(before)
+    read = read_checkpoint(tmp_path / 'x.pth')['state_dict']
+    assert torch.equal(read['w'], weights()['state_dict']['w'])
+
+
+def test_memory_is_that_of_the_file(tmp_path):
+    path = tmp_path / 'big.pth'
+    torch.save({'state_dict': {'w': torch.ones(2**26)}}, path)
+    script = (
+        f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
+        'import hostile, torch\n'
+        'from mmkd.checkpoint import read_checkpoint\n'
+        f'before = hostile.reset_peak(); read_checkpoint({str(path)!r})\n'
+        'print(hostile.peak() - before)'
+    )
+    used = int(subprocess.check_output([sys.executable, '-c', script], text=True).split('\n')[-2])
+    assert path.stat().st_size < used < 1.25 * path.stat().st_size
+    assert BUDGET < MEMORY
+
+
+def test_a_teacher_is_told_by_its_digest(tmp_path):
+    path = tmp_path / 'x.pth'
+    path.write_bytes(saved(weights()))
+    own = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert torch.equal(load_verified(str(path), own.upper())['state_dict']['b'], torch.zeros(4))
+    with pytest.raises(CheckpointError, match=rf'SHA-256 is {own}, and 0{{64}} was asked for'):
+        load_verified(str(path), '0' * 64)
+    with pytest.raises(CheckpointError, match='give the 64 hex digits'):
+        load_verified(str(path), own[:8])
+    with pytest.raises(CheckpointError, match='no SHA-256 is checked for s3://'):
+        load_verified('s3://bucket/x.pth', own)
+    named = path.rename(tmp_path / f'x-{own[:8]}.pth')
+    assert list(read_checkpoint(named)) == ['state_dict']
+
+
+def test_the_teachers_digest_is_checked_and_is_no_part_of_the_student(tmp_path):
+    config = str(tiny_config(tmp_path))
+    network = MODELS.build(Config.fromfile(config).model)
+    torch.save({'state_dict': network.state_dict()}, tmp_path / 'teacher.pth')
+    own = hashlib.sha256((tmp_path / 'teacher.pth').read_bytes()).hexdigest()
+    source = str(tmp_path / 'teacher.pth')
+    assert Teacher(config, source, sha256=own).loaded > 100
+    with pytest.raises(CheckpointError, match=rf'SHA-256 is {own}, and 1{{64}} was asked for'):
+        Teacher(config, source, sha256='1' * 64)
+    assert 'teacher_sha256' not in plain_student(dict(type='x', teacher_sha256=own))
+
+
+def test_numbers_that_are_not_finite_may_be_asked_for(tmp_path):
+    path, _ = write('NaN', tmp_path)
+    assert np.isnan(read_checkpoint(path, finite=False)['state_dict']['w'][1].item())
+
+
+if __name__ == '__main__':
+    target = Path(sys.argv[1])
+    (target / 'outcomes.json').write_text(json.dumps(read_all(target / 'files')))
