@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 
 def _number(owner: str, name: str, value: object, low: float, high: float = float('inf')) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        bounds = f'at least {low}' if high == float('inf') else f'between {low} and {high}'
-        raise ValueError(f'{owner}: {name}={value!r} must be a number {bounds}')
-    return float(value)
+    infinite = float('inf')
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or abs(value) == infinite:  # type: ignore
+        bounds = f'at least {low}' if high == infinite else f'between {low} and {high}'
+        raise ValueError(f'{owner}: {name}={value!r} must be a finite number {bounds}')
+    return float(value)  # type: ignore
 
 
 @MODELS.register_module()
