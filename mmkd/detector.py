@@ -153,10 +153,6 @@ class DistillationMixin(Detector):
         pairs = hint.pop('pairs', ['neck']) if isinstance(hint, dict) else []
         _check_pairs(pairs)
         self.terms = {name: term for name in LOG_NAMES if (term := _build_term(recipe, name))}
-        if 'hint' in self.terms and not pairs:
-            raise ValueError(
-                "distillation.hint.pairs is empty: name a layer, as in ['neck'], or " + _off('hint')
-            )
         self.start: Start | None = None
         self.starts_from_teacher = start == 'teacher'
         # None where nothing is asked of it.
@@ -518,6 +514,11 @@ class DistillationMixin(Detector):
                 name = f'{layer_s.path}_{layer_s.index}'.replace('.', '_')
                 if name in self.kd_adapters:
                     name += f'_to_{layer_t.path}_{layer_t.index}'.replace('.', '_')
+                if any((h.student, h.teacher) == (layer_s, layer_t) for h in self.hints):
+                    raise ValueError(
+                        f'distillation.hint.pairs joins {layer_s} and {layer_t} twice: the pair '
+                        'would count twice; remove one'
+                    )
                 pair = (shapes[0][layer_s], shapes[1][layer_t])
                 strides = _strides(layer_s, layer_t, pair)
                 self.hints.append(HintPair(name, layer_s, layer_t, pair, strides))
