@@ -6,6 +6,7 @@ the file lacks moves the labels behind it, and a box without size is dropped wit
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import os.path as osp
@@ -57,10 +58,10 @@ def _leaves(dataset: Any) -> Iterator[dict]:
 
 def _check_dataset(dataset: dict, who: str) -> None:
     kind = dataset.get('type')
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
     # One that reads its file in a way of its own has keys of its own.
     if (
-        not isinstance(cls, type)
+        not inspect.isclass(cls)
         or not issubclass(cls, CocoDataset)
         or cls.load_data_list is not CocoDataset.load_data_list
         or cls.parse_data_info is not CocoDataset.parse_data_info

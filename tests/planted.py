@@ -172,8 +172,8 @@ ANNOTATIONS = [
     Row('a whole batch of background', lambda coco: {**coco, 'annotations': [
         {**coco['annotations'][-1], 'image_id': 5}]}, TRAINS),
     Row('another size', _set('images', 0, width=640, height=480), TRAINS, r'\(64, 64\), the file'),
-    Row('an image missing', _set('images', 1, file_name='gone.png'), '1 of .* image files do not e'),
-    Row('a folder missing', _set('images', 1, file_name='x/y.png'), 'do not exist, the first is .*x'),
+    Row('an image missing', _set('images', 1, file_name='gone.png'), '1 of .* files do not exist'),
+    Row('a folder missing', _set('images', 1, file_name='x/y.png'), 'the first is .*x/y.png'),
     Row('wrong case', _set('images', 1, file_name='TRAIN_001.png'), 'the first is .*TRAIN_001.png'),
     Row('zero bytes', _image(lambda path: path.write_bytes(b'')), 'train_000.png cannot be read'),
     Row('text as an image', _image(lambda path: path.write_text('no')), 'cannot be read'),
@@ -200,7 +200,7 @@ _PAIR = dict(student='neck[0]', teacher='neck[0]')
 RECIPES = [
     Row('nothing', lambda recipe: None, TRAINS),
     Row('an unknown term', _entry(rcn_cls={}), "no entry 'rcn_cls'; did you mean rcnn_cls"),
-    Row('a term that is a word', _entry(rcnn_cls='on'), "distillation.rcnn_cls='on' must be a loss"),
+    Row('a term that is a word', _entry(rcnn_cls='on'), "rcnn_cls='on' must be a loss"),
     Row('an unknown loss', _term('rcnn_cls', type='SoftLoss'), 'distillation.rcnn_cls: .*SoftLoss'),
     Row('no type', lambda r: r['rcnn_cls'].__delitem__('type'), 'rcnn_cls: type=None must name'),
     Row('type is a number', _term('hint', type=3), 'distillation.hint: type=3 must name a loss'),
@@ -228,7 +228,7 @@ RECIPES = [
         )
     ],
     *[
-        Row(f'schedule {value}', _term('hint', schedule=value), rf'distillation.hint.schedule.*{say}')
+        Row(f'schedule {value}', _term('hint', schedule=value), rf'hint.schedule.*{say}')
         for value, say in (
             (dict(begin=5, end=2), 'end must come after begin'), (dict(begin=-1), 'begin=-1'),
             (dict(begin='5'), "begin='5' must be a whole number"), (dict(warmup=NAN), 'warmup=nan'),
@@ -389,7 +389,7 @@ def mutate(seed: int) -> dict:
 
 
 def fuzz(seed: int) -> str | None:
-    """What is wrong with what became of ``mutate(seed)``; None if it builds or is refused in words."""
+    """What went wrong with ``mutate(seed)``; None if it builds or is refused in words."""
     recipe = mutate(seed)
     try:
         pairs.distil(pairs.fpn(), distillation=recipe)

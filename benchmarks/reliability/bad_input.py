@@ -8,6 +8,7 @@ the check of an annotation file of COCO's size.
 
 import argparse
 import json
+import logging
 import random
 import shlex
 import sys
@@ -49,6 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     register_all_modules(init_default_scope=True)
     torch.set_num_threads(1)
+    logging.disable(logging.INFO)  # each network that is built says how it was initialised
     began = time.perf_counter()
     rows = []
     with tempfile.TemporaryDirectory() as directory:
