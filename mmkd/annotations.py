@@ -6,7 +6,6 @@ the file lacks moves the labels behind it, and a box without size is dropped wit
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import os.path as osp
@@ -59,13 +58,7 @@ def _leaves(dataset: Any) -> Iterator[dict]:
 def _check_dataset(dataset: dict, who: str) -> None:
     kind = dataset.get('type')
     cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
-    # One that reads its file in a way of its own has keys of its own.
-    if (
-        not inspect.isclass(cls)
-        or not issubclass(cls, CocoDataset)
-        or cls.load_data_list is not CocoDataset.load_data_list
-        or cls.parse_data_info is not CocoDataset.parse_data_info
-    ):
+    if cls is None or not _reads_coco(cls):
         return
     root = dataset.get('data_root') or ''
     path = _join(root, dataset.get('ann_file', ''))
@@ -79,6 +72,14 @@ def _check_dataset(dataset: dict, who: str) -> None:
     _check_coco(content, what, classes)
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
     _check_images(content['images'], _join(root, prefix), what)
+
+
+def _reads_coco(cls: Any) -> bool:
+    # One that reads its file in a way of its own has keys of its own.
+    return issubclass(cls, CocoDataset) and all(
+        getattr(cls, name) is getattr(CocoDataset, name)
+        for name in ('load_data_list', 'parse_data_info')
+    )
 
 
 def _join(root: str, path: str) -> str:

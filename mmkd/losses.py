@@ -172,6 +172,9 @@ class TeacherBoundedL2Loss(nn.Module):
                 f'student deltas, teacher deltas and targets differ in shape: {shapes}'
             )
         targets = _full(targets)
+        if weight is not None:
+            # Nothing is asked of a box without weight, but 0 · NaN is NaN, and so is its gradient.
+            targets = targets.where(weight.amax(-1, keepdim=True) > 0, 0)
         student_error = (_full(student_deltas) - targets) ** 2
         teacher_error = (_full(teacher_deltas.detach()) - targets) ** 2
         worse = student_error.detach().sum(-1) + self.margin > teacher_error.sum(-1)
