@@ -663,7 +663,7 @@ def _build_term(recipe: dict, name: str) -> Term | None:
     if share is not None and not isinstance(share, dict):
         share = dict(share=share)
     _known(f'distillation.{name}.share', share or {}, ['share', 'iters'])
-    if not isinstance(config.get('type'), (str, type)):
+    if not config.get('type') or not isinstance(config['type'], (str, type)):
         raise ValueError(
             f'distillation.{name}: type={config.get("type")!r} must name a loss, such as '
             f'{_OWN_LOSSES[name][0].__name__}'
@@ -671,7 +671,7 @@ def _build_term(recipe: dict, name: str) -> Term | None:
     try:
         loss = MODELS.build(config)
         measured = GradientShare(**share) if share is not None else None
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         message = error.args[0] if error.args else error
         raise ValueError(f'distillation.{name}: {message}') from error
     _check_loss(name, loss)

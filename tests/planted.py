@@ -203,6 +203,7 @@ RECIPES = [
     Row('a term that is a word', _entry(rcnn_cls='on'), "rcnn_cls='on' must be a loss"),
     Row('an unknown loss', _term('rcnn_cls', type='SoftLoss'), 'distillation.rcnn_cls: .*SoftLoss'),
     Row('no type', lambda r: r['rcnn_cls'].__delitem__('type'), 'rcnn_cls: type=None must name'),
+    Row('type is empty', _term('hint', type=''), "distillation.hint: type='' must name a loss"),
     Row('type is a number', _term('hint', type=3), 'distillation.hint: type=3 must name a loss'),
     Row('a hint loss for classes', _term('rcnn_cls', type='HintL2Loss'), 'distillation.rcnn_cls:'),
     Row('another loss for classes', lambda r: r.update(rcnn_cls=dict(type='FocalLoss')),
