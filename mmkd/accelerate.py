@@ -37,7 +37,7 @@ class Acceleration:
                 raise ValueError(
                     f'distillation.accelerate: {name}={getattr(self, name)!r} must be True or False'
                 )
-        if self.dtype is not None and self.dtype not in DTYPES:
+        if self.dtype is not None and self.dtype not in list(DTYPES):
             raise ValueError(
                 f'distillation.accelerate: dtype={self.dtype!r} must be None, '
                 + ' or '.join(map(repr, DTYPES))

@@ -22,6 +22,7 @@ from .accelerate import Acceleration, for_rois
 from .adapters import KINDS, build_adapter, resample, set_identity
 from .anchors import AnchorMatch
 from .classes import Answers, ClassMap
+from .losses import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
 from .recorder import Question, Record, Recorder
 from .resolution import Resolution, View
 from .schedule import WeightSchedule
@@ -133,24 +134,26 @@ class DistillationMixin(Detector):
                 'eval_teacher=False is refused: a teacher in training mode changes its BatchNorm '
                 'buffers with every batch, so it would not be the network you trained. Remove it'
             )
-        recipe = copy.deepcopy(dict(distillation))
+        recipe = copy.deepcopy(_dict('distillation', distillation))
         start = recipe.pop('start', None)
         if start not in (None, 'teacher'):
             raise ValueError(f"distillation.start={start!r} must be None or 'teacher'")
         settings = ['start', 'resolution', 'classes', 'accelerate']
         _known('distillation', recipe, [*LOG_NAMES, *settings])
-        accelerate = recipe.pop('accelerate', None) or {}
+        accelerate = _dict('distillation.accelerate', recipe.pop('accelerate', None) or {})
         _known('distillation.accelerate', accelerate, [f.name for f in fields(Acceleration)])
         acceleration = Acceleration(**accelerate)
         resolution = Resolution.of(recipe.pop('resolution', None))
         # Where both see one scale there is one image, and nothing to align.
         self.resolution = resolution if resolution and resolution.ratios != (1, 1) else None
-        classes = recipe.pop('classes', None)
-        _known('distillation.classes', classes or {}, ['student', 'teacher', 'names'])
+        classes = _dict('distillation.classes', recipe.pop('classes', None) or {})
+        _known('distillation.classes', classes, ['student', 'teacher', 'names'])
+        _check_names(classes)
         self.classes: ClassMap | None = None
         self.answers: list[Answers] = []
         hint = recipe.get('hint')
         pairs = hint.pop('pairs', ['neck']) if isinstance(hint, dict) else []
+        _check_pairs(pairs)
         self.terms = {name: term for name in LOG_NAMES if (term := _build_term(recipe, name))}
         self.start: Start | None = None
         self.starts_from_teacher = start == 'teacher'
@@ -164,7 +167,12 @@ class DistillationMixin(Detector):
         self.unproven = set(self.terms)
         # Hints and the RPN know no classes.
         by_class = start == 'teacher' or any(name.startswith('rcnn_') for name in self.terms)
-        if by_class and classes and 'teacher' in classes:
+        if by_class and 'teacher' in classes:
+            if 'student' not in classes:
+                raise ValueError(
+                    'distillation.classes names the classes of the teacher alone: give '
+                    'student=[...] too, in the order of its head'
+                )
             self.classes = ClassMap(**classes)
         if not self.terms and not self.starts_from_teacher:
             return
@@ -508,6 +516,11 @@ class DistillationMixin(Detector):
                 name = f'{layer_s.path}_{layer_s.index}'.replace('.', '_')
                 if name in self.kd_adapters:
                     name += f'_to_{layer_t.path}_{layer_t.index}'.replace('.', '_')
+                if any((h.student, h.teacher) == (layer_s, layer_t) for h in self.hints):
+                    raise ValueError(
+                        f'distillation.hint.pairs joins {layer_s} and {layer_t} twice: the pair '
+                        'would count twice; remove one'
+                    )
                 pair = (shapes[0][layer_s], shapes[1][layer_t])
                 strides = _strides(layer_s, layer_t, pair)
                 self.hints.append(HintPair(name, layer_s, layer_t, pair, strides))
@@ -642,17 +655,92 @@ def _build_term(recipe: dict, name: str) -> Term | None:
             f'distillation.{name}={recipe[name]!r} must be a loss, dict(type=...): ' + _off(name)
         )
     config = dict(recipe[name])
-    times = config.pop('schedule', {})
+    times = _dict(f'distillation.{name}.schedule', config.pop('schedule', {}))
     _known(f'distillation.{name}.schedule', times, ['begin', 'warmup', 'end', 'by_epoch'])
-    schedule = WeightSchedule(**times)
+    try:
+        schedule = WeightSchedule(**times)
+    except ValueError as error:
+        raise ValueError(f'distillation.{name}.schedule: {error}') from None
     share = config.pop('share', None)
     if share is not None and not isinstance(share, dict):
         share = dict(share=share)
     _known(f'distillation.{name}.share', share or {}, ['share', 'iters'])
-    loss = MODELS.build(config)
+    if not config.get('type') or not isinstance(config['type'], (str, type)):
+        raise ValueError(
+            f'distillation.{name}: type={config.get("type")!r} must name a loss, such as '
+            f'{_OWN_LOSSES[name][0].__name__}'
+        )
+    try:
+        loss = MODELS.build(config)
+        measured = GradientShare(**share) if share is not None else None
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        message = error.args[0] if error.args else error
+        raise ValueError(f'distillation.{name}: {message}') from error
+    _check_loss(name, loss)
     if loss.loss_weight == 0:
         return None
-    return Term(loss, schedule, GradientShare(**share) if share else None)
+    return Term(loss, schedule, measured)
+
+
+_OWN_LOSSES: dict[str, tuple[type, int]] = {
+    'rpn_cls': (WeightedSoftCELoss, 5),
+    'rpn_bbox': (TeacherBoundedL2Loss, 5),
+    'rcnn_cls': (WeightedSoftCELoss, 6),
+    'rcnn_bbox': (TeacherBoundedL2Loss, 5),
+    'hint': (HintL2Loss, 2),
+}
+"""For each term the loss of the paper, and how many arguments the detector calls it with."""
+
+
+def _check_loss(name: str, loss: Any) -> None:
+    """A loss of one's own may take the place of the paper's, if it is called as that is."""
+    kind, count = _OWN_LOSSES[name]
+    of_others = tuple({other for other, _ in _OWN_LOSSES.values()} - {kind})
+    fits = isinstance(loss, nn.Module) and isinstance(_get(loss, 'loss_weight'), (int, float))
+    if name.endswith('_cls'):
+        fits = fits and hasattr(loss, 'hard_weight')
+    if fits:
+        try:
+            inspect.signature(loss.forward).bind(*[None] * count)
+        except TypeError:
+            fits = False
+    if not fits or isinstance(loss, of_others):
+        raise ValueError(
+            f'distillation.{name}: type={type(loss).__name__} is no loss for this term: take '
+            f'{kind.__name__}, or one with its loss_weight and its forward'
+        )
+
+
+def _dict(owner: str, given: Any) -> dict:
+    if not isinstance(given, dict):
+        raise ValueError(f'{owner}={given!r} must be a dict')
+    return dict(given)
+
+
+def _check_names(classes: dict) -> None:
+    for who in ('student', 'teacher'):
+        names = classes.get(who, [])
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
+            raise ValueError(f'distillation.classes.{who}={names!r} must be a list of names')
+        twice = [n for i, n in enumerate(names) if n in names[:i]]
+        if twice:
+            raise ValueError(f'distillation.classes.{who} has {twice[0]!r} twice')
+    names = _dict('distillation.classes.names', classes.get('names') or {})
+    if not all(isinstance(n, str) for pair in names.items() for n in pair):
+        raise ValueError(f"distillation.classes.names={names!r} must be {{'mine': 'theirs'}}")
+
+
+def _check_pairs(pairs: Any) -> None:
+    if not isinstance(pairs, (list, tuple)):
+        raise ValueError(f"distillation.hint.pairs={pairs!r} must be a list, such as ['neck']")
+    seen: list[tuple[str, str]] = []
+    for entry in pairs:
+        student, teacher, _ = _pair(entry)
+        for spec in (student, teacher):
+            _parse(spec)
+        if (student, teacher) in seen:
+            raise ValueError(f'distillation.hint.pairs has {entry!r} twice: it would count twice')
+        seen.append((student, teacher))
 
 
 def _known(owner: str, given: dict, names: Sequence[str] | dict) -> None:
@@ -724,9 +812,10 @@ def _pair(entry: str | dict) -> tuple[str, str, str | None]:
     """Student's layer, teacher's layer and kind of adapter."""
     if isinstance(entry, str):
         return entry, entry, None
-    if not {'student', 'teacher'} <= set(entry) <= {'student', 'teacher', 'adapter'}:
+    known = {'student', 'teacher', 'adapter'}
+    if not isinstance(entry, dict) or not {'student', 'teacher'} <= set(entry) <= known:
         raise ValueError(
-            f"hint pair {dict(entry)} must be a path, or dict(student='...', teacher='...') and "
+            f"hint pair {entry!r} must be a path, or dict(student='...', teacher='...') and "
             f"optionally adapter='...', one of {', '.join(KINDS)}"
         )
     return entry['student'], entry['teacher'], entry.get('adapter')
@@ -736,7 +825,7 @@ _SPEC = re.compile(r'(?P<path>[\w.]+?)(\[(?P<index>\d+)\])?')
 
 
 def _parse(spec: str) -> tuple[str, int | None]:
-    match = _SPEC.fullmatch(spec)
+    match = _SPEC.fullmatch(spec) if isinstance(spec, str) else None
     if match is None:
         raise ValueError(f'hint {spec!r} is no path of a submodule, such as neck or backbone[2]')
     return match['path'], int(match['index']) if match['index'] else None

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 
 def _number(owner: str, name: str, value: object, low: float, high: float = float('inf')) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        bounds = f'at least {low}' if high == float('inf') else f'between {low} and {high}'
-        raise ValueError(f'{owner}: {name}={value!r} must be a number {bounds}')
-    return float(value)
+    infinite = float('inf')
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or abs(value) == infinite:  # type: ignore
+        bounds = f'at least {low}' if high == infinite else f'between {low} and {high}'
+        raise ValueError(f'{owner}: {name}={value!r} must be a finite number {bounds}')
+    return float(value)  # type: ignore
 
 
 @MODELS.register_module()
@@ -170,6 +172,9 @@ class TeacherBoundedL2Loss(nn.Module):
                 f'student deltas, teacher deltas and targets differ in shape: {shapes}'
             )
         targets = _full(targets)
+        if weight is not None:
+            # Nothing is asked of a box without weight, but 0 · NaN is NaN, and so is its gradient.
+            targets = targets.where(weight.amax(-1, keepdim=True) > 0, 0)
         student_error = (_full(student_deltas) - targets) ** 2
         teacher_error = (_full(teacher_deltas.detach()) - targets) ** 2
         worse = student_error.detach().sum(-1) + self.margin > teacher_error.sum(-1)

@@ -16,6 +16,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from . import checkpoint as checkpoints
+from .annotations import check_annotations
 from .classes import apply_classes, check_labels
 from .resolution import apply_resolution
 from .watch import NonFiniteLossError, StepHook, images
@@ -72,8 +73,11 @@ class DistillationRunner(Runner):
         """Trains; a step whose loss is not finite is kept before the run stops.
 
         Raises:
+            AnnotationError: before the first step, an annotation file that cannot be used.
             NonFiniteLossError: with the losses, the iteration, the images, and how to look at it.
         """
+        check_annotations(self._train_dataloader, 'train')
+        check_annotations(self._val_dataloader, 'val')
         try:
             return super().train()
         except NonFiniteLossError as error:

@@ -24,6 +24,12 @@ class WeightSchedule:
     by_epoch: bool = False
 
     def __post_init__(self) -> None:
+        for name in ('begin', 'warmup', 'end'):
+            value = getattr(self, name)
+            if type(value) is not int and not (name == 'end' and value is None):
+                raise ValueError(f'{name}={value!r} must be a whole number')
+        if not isinstance(self.by_epoch, bool):
+            raise ValueError(f'by_epoch={self.by_epoch!r} must be True or False')
         if self.begin < 0 or self.warmup < 0 or (self.end is not None and self.end <= self.begin):
             raise ValueError(
                 f'{self}: begin and warmup must be 0 or more, and end must come after begin'

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.models.losses import CrossEntropyLoss, L1Loss
 from mmdet.registry import MODELS
@@ -483,3 +483,46 @@ def test_the_l1_hint_is_the_mean_distance_of_elements(reduction):
     want = 0.25 * total / (guided.numel() if reduction == 'mean' else 1)
     got = HintL1Loss(loss_weight=0.25, reduction=reduction)(guided, hint)
     assert got.item() == pytest.approx(want, rel=1e-6)
+
+
+# ---------------------------------------------------------------- extreme inputs
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 999),
+    st.integers(0, 4),
+    st.sampled_from([1.0, 100.0, 1e4]),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    st.booleans(),
+)
+def test_every_loss_and_its_gradient_stay_finite(seed, rows, scale, dtype, weighted):
+    torch.manual_seed(seed)
+    student, teacher, targets = (scale * torch.randn(rows, 4).clamp(-1, 1) for _ in range(3))
+    student, teacher = student.to(dtype).requires_grad_(), teacher.to(dtype)
+    weight = torch.full((rows, 4), float(weighted))
+    soft, bounded = WeightedSoftCELoss(), TeacherBoundedL2Loss()
+    values = [
+        soft(student, teacher, weight[:, 0], 1.0),
+        soft(student, teacher, weight[:, 0], 1.0, use_sigmoid=True),
+        bounded(student, teacher, targets, weight, 1.0),
+    ]
+    if rows:
+        values.append(HintL2Loss()(student, teacher))
+    for value in values:
+        (gradient,) = torch.autograd.grad(value, student)
+        assert value.isfinite()
+        assert gradient.float().isfinite().all()
+        if not (weighted and rows) and value is not values[-1]:
+            assert value == 0
+            assert not gradient.any()
+
+
+def test_a_target_of_nan_at_no_weight_counts_nothing():
+    student = torch.ones(2, 4, requires_grad=True)
+    targets = torch.tensor([[0.0] * 4, [float('nan')] * 4])
+    weight = torch.tensor([[1.0] * 4, [0.0] * 4])
+    value = TeacherBoundedL2Loss(loss_weight=1)(student, torch.zeros(2, 4), targets, weight, 1.0)
+    value.backward()
+    assert value == 4
+    assert student.grad.tolist() == [[2.0] * 4, [0.0] * 4]

@@ -1,0 +1,294 @@
+"""What is wrong with an annotation file, said before training instead of hours into it.
+
+MMDetection takes a COCO file as it comes: a repeated id ends a run in an assertion, a class that
+the file lacks moves the labels behind it, and a box without size is dropped without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import os.path as osp
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.fileio import list_from_file
+from PIL import Image
+
+LOOKED_AT = 8
+"""Images of each file whose headers are read: all of them would take too long."""
+
+
+class AnnotationError(ValueError):
+    """An annotation file cannot be trained on, or not as it says."""
+
+
+def check_annotations(dataloader: Any, who: str = 'train') -> None:
+    """Check the COCO files behind a dataloader's config, and that their images exist.
+
+    What MMDetection drops by itself is warned about, with counts and the first example. Datasets
+    that are no files of COCO's, or not on a local path, are passed over.
+
+    Args:
+        dataloader: its config; anything else (a built one, None) is passed over.
+        who: what the messages call it.
+
+    Raises:
+        AnnotationError: naming the file, the entry and its value.
+    """
+    if isinstance(dataloader, dict):
+        for dataset in _leaves(dataloader.get('dataset')):
+            _check_dataset(dataset, who)
+
+
+def _leaves(dataset: Any) -> Iterator[dict]:
+    """Datasets below wrappers such as ConcatDataset and RepeatDataset."""
+    if isinstance(dataset, (list, tuple)):
+        for part in dataset:
+            yield from _leaves(part)
+    elif isinstance(dataset, dict):
+        inner = [dataset[key] for key in ('dataset', 'datasets') if key in dataset]
+        yield from _leaves(inner) if inner else [dataset]
+
+
+def _check_dataset(dataset: dict, who: str) -> None:
+    kind = dataset.get('type')
+    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if cls is None or not _reads_coco(cls):
+        return
+    root = dataset.get('data_root') or ''
+    path = _join(root, dataset.get('ann_file', ''))
+    if dataset.get('backend_args') or '://' in path:
+        return
+    classes = (dataset.get('metainfo') or {}).get('classes', cls.METAINFO.get('classes'))
+    if isinstance(classes, str):
+        classes = list_from_file(classes)
+    what = f'{who} annotations {path}'
+    content = read_coco(path, what)
+    _check_coco(content, what, classes)
+    prefix = (dataset.get('data_prefix') or {}).get('img', '')
+    _check_images(content['images'], _join(root, prefix), what)
+
+
+def _reads_coco(cls: Any) -> bool:
+    # One that reads its file in a way of its own has keys of its own.
+    return issubclass(cls, CocoDataset) and all(
+        getattr(cls, name) is getattr(CocoDataset, name)
+        for name in ('load_data_list', 'parse_data_info')
+    )
+
+
+def _join(root: str, path: str) -> str:
+    return osp.join(root, path) if root and not osp.isabs(path) and '://' not in path else path
+
+
+def read_coco(path: str, what: str) -> dict[str, list[dict]]:
+    """A COCO file's images, annotations and categories; ``what`` names it in messages.
+
+    Raises:
+        AnnotationError: there is no such file, or it holds something else.
+    """
+    if not osp.isfile(path):
+        state = 'is a directory' if osp.isdir(path) else 'do not exist'
+        raise AnnotationError(f'{what} {state}: ann_file is looked for below data_root')
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except ValueError as error:
+        state = 'are an empty file' if not osp.getsize(path) else f'are not JSON ({error})'
+        raise AnnotationError(f'{what} {state}: write or copy the file again') from None
+    lists = ('images', 'annotations', 'categories')
+    for name in lists:
+        entries = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise AnnotationError(
+                f'{what} are no COCO file: {name} is no list of dicts; it needs {", ".join(lists)}'
+            )
+    if not content['images']:
+        raise AnnotationError(f'{what}: images is empty, so there is nothing to train or test on')
+    return content
+
+
+def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str] | None) -> None:
+    images, annotations, categories = (
+        content[name] for name in ('images', 'annotations', 'categories')
+    )
+    image_ids = _ids(images, 'images', what)
+    category_ids = _ids(categories, 'categories', what)
+    _ids(annotations, 'annotations', what)
+    names = _column(categories, 'name', 'categories', what)
+    _unique(names, 'categories', 'name', what)
+    missing = [name for name in classes or () if name not in names]
+    if missing:
+        # MMDetection numbers the classes that it finds, so those behind a gap would move up.
+        raise AnnotationError(
+            f'{what}: categories has no {missing[0]!r} ({len(missing)} of {len(classes or ())} '
+            f'classes of metainfo are missing); it has {", ".join(map(str, names[:8]))}'
+        )
+    for i, name in enumerate(_column(images, 'file_name', 'images', what)):
+        if not isinstance(name, str) or not name:
+            raise AnnotationError(f'{what}: images[{i}].file_name={name!r} must be a path')
+    sizes = np.stack([_numbers(images, key, 'images', what) for key in ('width', 'height')], 1)
+    if (bad := np.flatnonzero(sizes.min(1) <= 0)).size:
+        raise AnnotationError(
+            f'{what}: images[{bad[0]}] (id {images[bad[0]]["id"]!r}) has width and height '
+            f'{sizes[bad[0]].tolist()}; both must be above 0'
+        )
+    if not annotations:
+        warnings.warn(f'{what}: annotations is empty, so every image is background', stacklevel=2)
+        return
+    labels = _column(annotations, 'category_id', 'annotations', what)
+    known = set(category_ids)
+    for i, label in enumerate(labels):
+        if not _hashable(label) or label not in known:
+            raise AnnotationError(
+                f'{what}: annotations[{i}] (id {annotations[i]["id"]!r}) has category_id='
+                f'{label!r}, which is no id in categories (such as {category_ids[0]!r})'
+                if category_ids
+                else f'{what}: categories is empty, so no annotation has a class'
+            )
+    areas = _numbers(annotations, 'area', 'annotations', what)
+    boxes = _boxes(annotations, what)
+    row = {image: i for i, image in enumerate(image_ids)}
+    of = _column(annotations, 'image_id', 'annotations', what)
+    rows = np.array([row.get(image, -1) if _hashable(image) else -1 for image in of])
+    homeless = rows < 0
+    if homeless.all():
+        raise AnnotationError(
+            f'{what}: no annotation belongs to an image: the first has image_id={of[0]!r}, the '
+            f'first image id={image_ids[0]!r}; the ids must be equal, type included'
+        )
+    x, y, width, height = boxes.T
+    sides = sizes[rows]
+    inside = np.minimum(boxes[:, :2] + boxes[:, 2:], sides) - np.maximum(boxes[:, :2], 0)
+    flat = (width < 1) | (height < 1)
+    outside = ~flat & (inside.min(1) <= 0) & ~homeless
+    # Files round: a pixel beyond the edge is no mistake.
+    beyond = (np.minimum(x, y) < -1) | ((boxes[:, :2] + boxes[:, 2:]) > sides + 1).any(1)
+    for mask, message in (
+        (homeless, 'are of images that the file does not have: they are dropped'),
+        (flat & ~homeless, 'have a width or height below 1 pixel: they are dropped'),
+        (outside, 'lie outside their image: they are dropped'),
+        ((areas <= 0) & ~flat & ~outside & ~homeless, 'have no area: they are dropped'),
+        (beyond & ~flat & ~outside & ~homeless, 'reach out of their image: they are clipped'),
+    ):
+        if mask.any():
+            first = annotations[int(mask.argmax())]
+            warnings.warn(
+                f'{what}: {mask.sum()} of {len(annotations)} boxes {message}, such as id '
+                f'{first["id"]!r}, bbox {first["bbox"]}, of image {first["image_id"]!r}',
+                stacklevel=2,
+            )
+    if (homeless | flat | outside | (areas <= 0)).all():
+        raise AnnotationError(
+            f'{what}: none of the {len(annotations)} boxes has an area inside its image, so '
+            f'nothing would be learned; the first is {annotations[0]["bbox"]}, and bbox must be '
+            '[x, y, width, height] in pixels'
+        )
+
+
+def _hashable(value: object) -> bool:
+    return isinstance(value, (int, str, float))
+
+
+def _column(entries: list[dict], key: str, of: str, what: str) -> list:
+    try:
+        return [entry[key] for entry in entries]
+    except KeyError:
+        i = next(i for i, entry in enumerate(entries) if key not in entry)
+        raise AnnotationError(
+            f'{what}: {of}[{i}] has no {key!r}; it has {", ".join(map(str, entries[i]))}'
+        ) from None
+
+
+def _unique(values: list, of: str, key: str, what: str) -> None:
+    for i, value in enumerate(values):
+        if not _hashable(value):
+            raise AnnotationError(f'{what}: {of}[{i}].{key}={value!r} must be a number or a word')
+    if len(set(values)) == len(values):
+        return
+    seen = set()
+    for i, value in enumerate(values):
+        if value in seen:
+            raise AnnotationError(
+                f'{what}: {of}[{i}].{key}={value!r} is taken twice '
+                f'({len(values) - len(set(values))} repeated in all); each must be unique'
+            )
+        seen.add(value)
+
+
+def _ids(entries: list[dict], of: str, what: str) -> list:
+    ids = _column(entries, 'id', of, what)
+    _unique(ids, of, 'id', what)
+    return ids
+
+
+def _numbers(entries: list[dict], key: str, of: str, what: str) -> np.ndarray:
+    """The values of one key, (n,), all finite."""
+    values = _column(entries, key, of, what)
+    for i, value in enumerate(values):
+        if type(value) not in (int, float) or not abs(value) < float('inf'):
+            raise AnnotationError(
+                f'{what}: {of}[{i}] (id {entries[i]["id"]!r}) has {key}={value!r}, which is no '
+                'finite number'
+            )
+    return np.array(values, dtype=float)
+
+
+def _boxes(annotations: list[dict], what: str) -> np.ndarray:
+    """The boxes, (n, 4), all finite."""
+    values = _column(annotations, 'bbox', 'annotations', what)
+    for i, box in enumerate(values):
+        if (
+            type(box) is not list
+            or len(box) != 4
+            or any(type(v) not in (int, float) or not abs(v) < float('inf') for v in box)
+        ):
+            raise AnnotationError(
+                f'{what}: annotations[{i}] (id {annotations[i]["id"]!r}) has bbox={box!r}, which '
+                'must be four finite numbers [x, y, width, height]'
+            )
+    return np.array(values, dtype=float)
+
+
+def _check_images(images: list[dict], folder: str, what: str) -> None:
+    if '://' in folder:
+        return
+    paths = [osp.join(folder, image['file_name']) for image in images]
+    there: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        parent, name = osp.split(path)
+        if parent not in there:
+            # One scan of a folder is cheaper than a look at each of its 118,000 files.
+            there[parent] = set()
+            if osp.isdir(parent or '.'):
+                with os.scandir(parent or '.') as entries:
+                    there[parent] = {entry.name for entry in entries}
+        if name not in there[parent]:
+            missing.append(path)
+    if missing:
+        raise AnnotationError(
+            f'{what}: {len(missing)} of {len(paths)} image files do not exist, the first is '
+            f'{missing[0]}: set data_prefix.img, or take them out of the file'
+        )
+    for i in range(0, len(paths), max(1, len(paths) // LOOKED_AT)):
+        try:
+            with Image.open(paths[i]) as image:
+                size = image.size
+        except OSError as error:
+            raise AnnotationError(
+                f'{what}: image {paths[i]} cannot be read ({error}): copy it again'
+            ) from None
+        said = (images[i]['width'], images[i]['height'])
+        # A camera may note that the picture is turned, and MMDetection then turns it.
+        if sorted(size) != sorted(said):
+            warnings.warn(
+                f'{what}: image {paths[i]} has width and height {size}, the file says {said}: '
+                'boxes may belong to another copy of the image',
+                stacklevel=2,
+            )
