@@ -108,7 +108,9 @@ class DistillationMixin(Detector):
             ``resolution=dict(student=(667, 400), teacher=(1333, 800))`` shows the teacher a larger
             image, see :mod:`mmkd.resolution`; ``classes=dict(student=[...], teacher=[...],
             names={'mine': 'theirs'})`` says which class is which where the lists differ
-            (DistillationRunner finds the names itself), see :mod:`mmkd.classes`.
+            (DistillationRunner finds the names itself), see :mod:`mmkd.classes`;
+            ``check_teacher=False`` leaves out the look at the teacher's own detections before
+            training, see :mod:`mmkd.teacher_check`.
         student: the arguments of the detector.
 
     Raises:
@@ -135,7 +137,12 @@ class DistillationMixin(Detector):
         start = recipe.pop('start', None)
         if start not in (None, 'teacher'):
             raise ValueError(f"distillation.start={start!r} must be None or 'teacher'")
-        settings = ['start', 'resolution', 'classes', 'accelerate']
+        self.check_teacher = recipe.pop('check_teacher', True)
+        if not isinstance(self.check_teacher, bool):
+            raise ValueError(
+                f'distillation.check_teacher={self.check_teacher!r} must be True or False'
+            )
+        settings = ['start', 'resolution', 'classes', 'accelerate', 'check_teacher']
         _known('distillation', recipe, [*LOG_NAMES, *settings])
         accelerate = recipe.pop('accelerate', None) or {}
         _known('distillation.accelerate', accelerate, [f.name for f in fields(Acceleration)])
