@@ -28,7 +28,7 @@ from terminaltables import AsciiTable
 from torch import Tensor, nn
 
 from .classes import ClassMap, apply_classes, check_labels, class_names, head_classes
-from .detector import LOG_NAMES
+from .detector import DWARFS, LOG_NAMES
 from .launch import leave
 from .recipe import terms, terms_on
 from .resolution import VIEW, Resolution, apply_resolution, at_teachers_scale
@@ -36,8 +36,8 @@ from .share import gradient_norm
 from .teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
 from .teacher_check import PIXELS
 
-DWARFS, VANISHES = 10.0, 1e-3
-"""Shares of the hard loss's gradient beyond which a term is warned about."""
+VANISHES = 1e-3
+"""Share of the hard loss's gradient below which a term is warned about."""
 FINDS_NOTHING = 0.25
 """Recall at IoU 0.5, whatever the class, below which a teacher is taken for broken. Boxes at random
 reach a tenth with 100 detections an image."""

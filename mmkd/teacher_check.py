@@ -81,13 +81,14 @@ def check_teacher(model: Any, loader: Any) -> str:
             f'{said}, and {100 * best:.0f} % with {pixels}: the data_preprocessor of '
             f'teacher_config is not the one that it was trained with. {OFF}'
         )
-    if found < FINDS_NOTHING:
+    confused = by_class and right < found / 3
+    if found < FINDS_NOTHING or (confused and found < 2.5 * FINDS_NOTHING):
         raise TeacherError(
             f'{said}. That usually means a wrong checkpoint, a wrong normalisation (mean and std '
             'of the data_preprocessor in teacher_config), or data that it never saw: see what it '
             f'says by tools/check_pair.py --data. {OFF}'
         )
-    if by_class and right < found / 3:
+    if confused:
         raise TeacherError(
             f'{said}. That usually means another order of classes: give distillation.classes. {OFF}'
         )
