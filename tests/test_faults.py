@@ -1,4 +1,4 @@
-"""Each planted fault is stopped, or warned about, by the sentence that names it; nothing else is."""
+"""Each planted fault is stopped, or warned about, by the sentence that names it."""
 
 import faults
 import pytest
