@@ -32,8 +32,9 @@ def main() -> int:
     rows, start = [], time.perf_counter()
     for case in [*chosen, *sound]:
         fault = case if isinstance(case, faults.Fault) else None
-        with tempfile.TemporaryDirectory() as directory:
-            said = faults.plant(fault, Path(directory), case if fault is None else '')
+        # Not removed before the end: MMEngine's visualiser goes on writing to its first one.
+        directory = Path(tempfile.mkdtemp(prefix='mmkd-faults-'))
+        said = faults.plant(fault, directory, case if fault is None else '')
         held = faults.caught(fault, said) if fault else not said
         name = fault.id if fault else f'sound: {case}'
         rows.append({'id': name, 'held': held, 'said': said[-1:] if fault else said})
