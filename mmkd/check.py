@@ -28,15 +28,16 @@ from terminaltables import AsciiTable
 from torch import Tensor, nn
 
 from .classes import ClassMap, apply_classes, check_labels, class_names, head_classes
-from .detector import LOG_NAMES
+from .detector import DWARFS, LOG_NAMES
 from .launch import leave
 from .recipe import terms, terms_on
 from .resolution import VIEW, Resolution, apply_resolution, at_teachers_scale
 from .share import gradient_norm
 from .teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
+from .teacher_check import PIXELS
 
-DWARFS, VANISHES = 10.0, 1e-3
-"""Shares of the hard loss's gradient beyond which a term is warned about."""
+VANISHES = 1e-3
+"""Share of the hard loss's gradient below which a term is warned about."""
 FINDS_NOTHING = 0.25
 """Recall at IoU 0.5, whatever the class, below which a teacher is taken for broken. Boxes at random
 reach a tenth with 100 detections an image."""
@@ -458,16 +459,6 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
             f'{100 * right_class:.0f} % with the right class. That usually means another order of '
             'classes: give distillation.classes'
         )
-
-
-PIXELS = {
-    'RGB, mean [123.675, 116.28, 103.53], std [58.395, 57.12, 57.375]': (
-        True, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
-    'BGR, mean [103.53, 116.28, 123.675], std [1, 1, 1]': (
-        False, [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
-    'RGB, mean [0, 0, 0], std [255, 255, 255]': (True, [0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
-}  # fmt: skip
-"""The usual ways to prepare pixels: torchvision's, Caffe's, and plain [0, 1]."""
 
 
 def _other_pixels(

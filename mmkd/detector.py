@@ -15,6 +15,7 @@ import torch
 from mmdet.models.detectors import TridentFasterRCNN, TwoStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from . import wiring
@@ -29,9 +30,13 @@ from .schedule import WeightSchedule
 from .share import GradientShare, gradient_norm
 from .start import Start, inherit
 from .startup import startup_table
-from .teacher import ADAPTER_PREFIX, Pixels, Teacher, roi_context
+from .teacher import ADAPTER_PREFIX, UNTRAINED, Pixels, Teacher, roi_context
 from .watch import require_finite
 
+DWARFS = 10.0
+"""Share of the hard losses' gradient above which a term is warned about."""
+COMPARED = (1, 50, 500)
+"""The steps at which it is measured."""
 LOG_NAMES = {
     'rpn_cls': 'loss_kd_rpn_cls',
     'rpn_bbox': 'loss_kd_rpn_bbox',
@@ -110,7 +115,9 @@ class DistillationMixin(Detector):
             ``resolution=dict(student=(667, 400), teacher=(1333, 800))`` shows the teacher a larger
             image, see :mod:`mmkd.resolution`; ``classes=dict(student=[...], teacher=[...],
             names={'mine': 'theirs'})`` says which class is which where the lists differ
-            (DistillationRunner finds the names itself), see :mod:`mmkd.classes`.
+            (DistillationRunner finds the names itself), see :mod:`mmkd.classes`;
+            ``check_teacher=False`` leaves out the look at the teacher's own detections before
+            training, see :mod:`mmkd.teacher_check`.
         student: the arguments of the detector.
 
     Raises:
@@ -138,7 +145,12 @@ class DistillationMixin(Detector):
         start = recipe.pop('start', None)
         if start not in (None, 'teacher'):
             raise ValueError(f"distillation.start={start!r} must be None or 'teacher'")
-        settings = ['start', 'resolution', 'classes', 'accelerate']
+        self.check_teacher = recipe.pop('check_teacher', True)
+        if not isinstance(self.check_teacher, bool):
+            raise ValueError(
+                f'distillation.check_teacher={self.check_teacher!r} must be True or False'
+            )
+        settings = ['start', 'resolution', 'classes', 'accelerate', 'check_teacher']
         _known('distillation', recipe, [*LOG_NAMES, *settings])
         accelerate = _dict('distillation.accelerate', recipe.pop('accelerate', None) or {})
         _known('distillation.accelerate', accelerate, [f.name for f in fields(Acceleration)])
@@ -165,6 +177,7 @@ class DistillationMixin(Detector):
         self.anchors: AnchorMatch | None = None
         self.left_out: dict[str, str] = {}
         self.unproven = set(self.terms)
+        self.steps, self.dwarfing = 0, set[str]()
         # Hints and the RPN know no classes.
         by_class = start == 'teacher' or any(name.startswith('rcnn_') for name in self.terms)
         if by_class and 'teacher' in classes:
@@ -201,6 +214,7 @@ class DistillationMixin(Detector):
             losses = super().loss(batch_inputs, batch_data_samples)
             terms = self.distil(heard, batch_inputs, batch_data_samples)
             self._measure(losses, terms, factors)
+            self._compare(losses, terms, factors)
         for name, term in self.terms.items():
             factor = factors[name]
             if term.share is not None:
@@ -235,6 +249,40 @@ class DistillationMixin(Detector):
         norm = gradient_norm(hard, own)
         for name, share in wanted.items():
             share.measure(LOG_NAMES[name], gradient_norm(terms[name], own), norm)
+
+    def _compare(self, losses: dict, terms: dict[str, Tensor], factors: dict[str, float]) -> None:
+        """At a few early steps: a term whose gradient dwarfs the hard losses' is named, once.
+
+        It costs one more backward pass for each term at each of these steps, and nothing else.
+        """
+        self.steps += 1
+        values = {
+            name: factors[name] * terms[name]
+            for name, term in self.terms.items()
+            if term.share is None and name not in self.dwarfing and factors[name] > 0
+        }
+        # A reentrant checkpoint cannot be asked for a part of the gradient.
+        if self.steps not in COMPARED or not values or self.teacher.source == UNTRAINED:
+            return
+        hard = sum(
+            sum(value) if isinstance(value, list) else value
+            for key, value in losses.items()
+            if 'loss' in key
+        )
+        own = [p for p in self._own() if p.requires_grad]
+        if not own or wiring.has_checkpoints(hard):
+            return
+        norm = float(gradient_norm(hard, own))
+        for name, value in values.items():
+            share = float(gradient_norm(value, own)) / max(norm, 1e-12)
+            if share > DWARFS:
+                self.dwarfing.add(name)
+                weight = self.terms[name].loss.loss_weight
+                MMLogger.get_current_instance().warning(
+                    f'{LOG_NAMES[name]} dwarfs the hard losses: at step {self.steps} its gradient '
+                    f'is {share:.0f} times theirs ({norm:.3g}). Try '
+                    f'distillation.{name}.loss_weight={weight / share:.1g} (now {weight:g})'
+                )
 
     def distil(
         self, heard: Record, batch_inputs: Tensor, batch_data_samples: SampleList

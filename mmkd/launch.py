@@ -136,13 +136,19 @@ def leave() -> None:
         os._exit(0)
 
 
-def check_complete(model: nn.Module, path: str) -> None:
+def check_complete(model: nn.Module, path: str, classes: Sequence[str] | None = None) -> None:
     """Loads a checkpoint's weights and insists that no tensor of ``model`` is left untouched.
 
     MMEngine's own loading writes one warning and tests random weights.
 
+    Args:
+        model: the detector, wrapped or not.
+        path: of the checkpoint.
+        classes: names of the config's classes, to compare with those in the checkpoint.
+
     Raises:
-        SystemExit: The file is no checkpoint; tensors are missing from it, or have other shapes.
+        SystemExit: The file is no checkpoint; it was trained on other classes; tensors are missing
+            from it, or have other shapes.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
@@ -154,15 +160,33 @@ def check_complete(model: nn.Module, path: str) -> None:
         key.removeprefix('module.'): value
         for key, value in checkpoint.get('state_dict', checkpoint).items()
     }
+    meta = checkpoint.get('meta') or {}
+    trained = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
+    if classes and trained and list(trained) != list(classes):
+        stop(
+            f'checkpoint {path} was trained on {_named(trained)}, the config tests '
+            f'{_named(classes)}: give the config that it was trained with, or its classes in that '
+            'order'
+        )
     own = model.state_dict()
     shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
     missing = [] if shapes else model.load_state_dict(state, strict=False).missing_keys
     if wrong := shapes or missing:
+        sizes = (
+            f', {tuple(state[wrong[0]].shape)} in the file and {tuple(own[wrong[0]].shape)} here'
+            if shapes
+            else ''
+        )
         what = 'has other shapes for' if shapes else 'lacks'
         stop(
             f'checkpoint {path} {what} {len(wrong)} of {len(own)} keys of the detector '
-            f'(first: {wrong[0]}): it was written with another config'
+            f'(first: {wrong[0]}{sizes}): it was written with another config'
         )
+
+
+def _named(classes: Sequence[str]) -> str:
+    names = ', '.join(classes[:4]) if not isinstance(classes, str) else classes
+    return f'{len(classes)} classes ({names}{", ..." if len(classes) > 4 else ""})'
 
 
 def _use_gloo(cfg: Config) -> None:

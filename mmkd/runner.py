@@ -18,6 +18,7 @@ from torch import nn
 from . import checkpoint as checkpoints
 from .annotations import check_annotations
 from .classes import apply_classes, check_labels
+from .guard import GuardHook
 from .resolution import apply_resolution
 from .watch import NonFiniteLossError, StepHook, images
 
@@ -67,6 +68,7 @@ class DistillationRunner(Runner):
         self._steps = StepHook()
         self.register_hook(self._steps, priority='LOWEST')
         self.register_hook(FromPlainHook(), priority='HIGHEST')
+        self.register_hook(GuardHook(), priority='LOWEST')
         self.register_hook(ToPlainHook(), priority='LOWEST')
 
     def train(self) -> nn.Module:

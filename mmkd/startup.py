@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 def startup_table(student: DistillationMixin, load_from: str | None, resumed: str | None) -> str:
     """Draw the table.
 
+    Raises:
+        ValueError: not one tensor was loaded from a checkpoint that the config names.
+
     Args:
         student: the distilling detector, its weights initialised.
         load_from: the checkpoint the student was loaded from, if any.
@@ -140,6 +143,12 @@ def _loaded(student: nn.Module, path: str) -> str:
     file = {k.removeprefix('module.'): v for k, v in file.get('state_dict', file).items()}
     own = {k: v for k, v in student.state_dict().items() if not k.startswith(ADAPTER_PREFIX)}
     same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
+    if not same:
+        raise ValueError(
+            f'load_from {path} holds not one of the {len(own)} tensors of the student, which would '
+            f'be trained from noise (first of its keys: {", ".join(list(file)[:3])}): it was '
+            'written by another detector, or its keys have another prefix'
+        )
     rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
     return f'{same} of {len(own)} tensors loaded from {path}{rest}'
 
@@ -158,6 +167,14 @@ def _origins(student: nn.Module) -> list[str]:
                 file = file.get('state_dict', file)
             own = module.state_dict()
             same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
+            if not same:
+                raise ValueError(
+                    f'init_cfg of {path or "the student"}: not one of its {len(own)} tensors was '
+                    f'loaded from {checkpoint} (first of its keys: {", ".join(list(file)[:3])}), '
+                    'so it would be trained from noise: name the right file, give '
+                    "init_cfg.prefix='backbone.' where it holds a whole detector, or set "
+                    'init_cfg=None if noise is what you want'
+                )
             lines.append(f'{same} of {len(own)} tensors of {path or "all"} from {checkpoint}')
             found += same
     inherited = len(student.start.taken) if student.start else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +113,7 @@ class Teacher:
         self.recorder = Recorder()
         self.acceleration = acceleration or Acceleration()
         self.prepared = False
+        self.prints = fingerprint(self.network)
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
@@ -172,6 +174,13 @@ class Teacher:
         """The box head that answers the student's ``stage``: the corresponding one, or the last."""
         return _stage(self.network.roi_head.bbox_head, min(stage, self.stages - 1))
 
+    def prepare(self) -> None:
+        """Apply the acceleration, once."""
+        if not self.prepared:
+            # Not before: the student may start from this network as its file has it.
+            self.acceleration.prepare(self.network)
+            self.prepared = True
+
     @torch.no_grad()
     def extract(self, pixels: Tensor, neck: bool = True) -> tuple[Tensor, ...]:
         """Backbone and neck, or the backbone alone.
@@ -180,10 +189,7 @@ class Teacher:
             pixels: (N, 3, H, W), normalised as the teacher expects.
             neck: whether what is asked lies beyond the backbone.
         """
-        if not self.prepared:
-            # Not before: the student may start from this network as its file has it.
-            self.acceleration.prepare(self.network)
-            self.prepared = True
+        self.prepare()
         pixels = self.acceleration.pixels(pixels)
         with self.acceleration.autocast(pixels.device):
             return self.network.extract_feat(pixels) if neck else self.network.backbone(pixels)
@@ -314,6 +320,17 @@ class Pixels:
         )
         pixels = F.pad(pixels, (0, width - pixels.size(3), 0, height - pixels.size(2)))
         return pixels.to(inputs.dtype), view
+
+
+def fingerprint(network: nn.Module) -> dict[str, str]:
+    """SHA-256 of each parameter and buffer, by name; those left out of state dicts too."""
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return {
+        name: hashlib.sha256(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        ).hexdigest()
+        for name, tensor in tensors
+    }
 
 
 def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,11 @@ def set_back(step: dict) -> None:
     hub = MessageHub.get_current_instance()
     hub.update_info('iter', step['iter'])
     hub.update_info('epoch', step['epoch'])
-    state = step['random']
+    set_random(step['random'])
+
+
+def set_random(state: dict) -> None:
+    """Put the generators where :func:`random_state` found them."""
     version, internal, gauss = state['python']
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state['numpy']

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,14 +41,24 @@ def prove(term: str, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _reaches(loss: Tensor, leaves: set[int]) -> bool:
+    # A reentrant checkpoint keeps the parameters of its block out of the graph.
+    return any(
+        id(getattr(node, 'variable', None)) in leaves or 'CheckpointFunction' in node.name()
+        for node in _nodes(loss)
+    )
+
+
+def has_checkpoints(loss: Tensor) -> bool:
+    """Whether a reentrant activation checkpoint lies behind ``loss``."""
+    return any('CheckpointFunction' in node.name() for node in _nodes(loss))
+
+
+def _nodes(loss: Tensor) -> Iterator[Any]:
     ahead, seen = [loss.grad_fn], set()
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        # A reentrant checkpoint keeps the parameters of its block out of the graph.
-        if id(getattr(node, 'variable', None)) in leaves or 'CheckpointFunction' in node.name():
-            return True
+        yield node
         ahead.extend(next_node for next_node, _ in node.next_functions)
-    return False

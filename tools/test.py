@@ -14,6 +14,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
 
 from mmkd import launch
+from mmkd.classes import class_names
 from mmkd.resolution import apply_resolution
 from mmkd.teacher import plain_student
 
@@ -81,8 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tta:
         apply_tta(cfg)
 
+    tests = {'test_dataloader': cfg.test_dataloader}
     runner = launch.build_runner(cfg)
-    launch.check_complete(runner.model, args.checkpoint)
+    launch.check_complete(runner.model, args.checkpoint, class_names(Config(tests)))
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

@@ -1,0 +1,17 @@
+"""docs/tracker.md is up to date, and each test that it names exists."""
+
+import re
+
+import tracker
+
+
+def test_the_page_is_what_the_table_says():
+    assert (tracker.ROOT / 'docs/tracker.md').read_text() == tracker.text()
+
+
+def test_each_named_test_exists():
+    for threads, *_, test in tracker.ROWS:
+        if test != tracker.OPEN:
+            file, _, name = test.partition('::')
+            source = (tracker.ROOT / 'tests' / file).read_text()
+            assert re.search(rf'^def {name}\(', source, re.MULTILINE), (threads, test)
