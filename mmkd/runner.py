@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import os.path as osp
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -20,6 +21,7 @@ from .annotations import check_annotations
 from .classes import apply_classes, check_labels
 from .guard import GuardHook
 from .resolution import apply_resolution
+from .resume import GoOnHook, WholeCheckpointHook
 from .watch import NonFiniteLossError, StepHook, images
 
 _ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
@@ -65,14 +67,30 @@ class DistillationRunner(Runner):
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         """Registers the hooks, ours outermost: others see the real objects, the file plain ones."""
         super().register_hooks(default_hooks, custom_hooks)
+        self._checkpoints: WholeCheckpointHook | None = None
         self._steps = StepHook()
         self.register_hook(self._steps, priority='LOWEST')
         self.register_hook(FromPlainHook(), priority='HIGHEST')
         self.register_hook(GuardHook(), priority='LOWEST')
         self.register_hook(ToPlainHook(), priority='LOWEST')
+        for hook in self.hooks:
+            if isinstance(hook, WholeCheckpointHook):
+                self.register_hook(GoOnHook(hook), priority='LOWEST')
+                self._checkpoints = hook
+                break
+
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        """Registers a hook; MMEngine's CheckpointHook becomes :class:`WholeCheckpointHook`."""
+        stock = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
+        if isinstance(hook, dict) and hook.get('type') in stock:
+            hook = dict(hook, type=WholeCheckpointHook)
+        super().register_hook(hook, priority)
 
     def train(self) -> nn.Module:
         """Trains; a step whose loss is not finite is kept before the run stops.
+
+        SIGTERM and Ctrl-C save at the end of the iteration and leave with 128 + the signal's
+        number; ``--resume`` goes on there.
 
         Raises:
             AnnotationError: before the first step, an annotation file that cannot be used.
@@ -80,8 +98,12 @@ class DistillationRunner(Runner):
         """
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
+        heeding = (
+            self._checkpoints.heeding_signals() if self._checkpoints else contextlib.nullcontext()
+        )
         try:
-            return super().train()
+            with heeding:
+                return super().train()
         except NonFiniteLossError as error:
             path = self._steps.keep(self, _unwrap(self.model))
             raise NonFiniteLossError(

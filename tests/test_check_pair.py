@@ -137,7 +137,7 @@ PLANTED = {
     'half a checkpoint': (half_a_checkpoint, 'lacks .* keys'),
     'a checkpoint of another width': (of_another_width, 'in another shape .*another config'),
     'a checkpoint that is not there': (lambda f: dict(checkpoint='/none.pth'), '/none.pth'),
-    'a teacher that gives NaN': (not_finite, 'is nan at the first step'),
+    'a teacher that gives NaN': (not_finite, 'NaN or infinite, first in backbone.conv1.weight'),
     'other classes': (other_classes, 'have no class in common'),
     'a teacher config that is not there': (lambda f: dict(teacher='none.py'), 'cannot be read'),
     'every weight 0': (off, 'every distillation term has weight 0'),
@@ -150,12 +150,12 @@ PLANTED = {
     'a misspelt term': (
         lambda f: dict(distillation=dict(recipe(), hints={})), "no entry 'hints'; did you mean"),
     'a misspelt loss': (hint(type='HintL3Loss'), 'HintL3Loss is not in'),
-    'a negative weight': (hint(loss_weight=-1), 'loss_weight=-1 must be a number at least 0'),
+    'a negative weight': (hint(loss_weight=-1), 'loss_weight=-1 must be a finite number'),
     'a misspelt option': (
         lambda f: dict(distillation=recipe('rcnn_cls', rcnn_cls=dict(temprature=2))), 'temprature'),
     'μ above 1': (
         lambda f: dict(distillation=recipe('rcnn_cls', rcnn_cls=dict(hard_weight=1.5))),
-        'hard_weight=1.5 must be a number between'),
+        'hard_weight=1.5 must be a finite number between'),
     'a start that is none': (
         lambda f: dict(distillation=recipe(start='student')), "start='student' must be"),
     'a scale for one network': (
