@@ -1,0 +1,150 @@
+"""Kills runs at random moments, resumes them until they end, and compares with one never killed.
+
+    python benchmarks/reliability/kills.py --kills 200 --json kills.json
+
+The runs are small (tests/test_resume.py: a network that draws random numbers over data that does),
+so that a moment is as often in a save as between two; each is a process of its own, forked from one
+that has imported everything. A run is lost when it cannot be resumed, or when its final weights,
+optimizer, schedule, EMA or random numbers differ in one bit. At every kill, what last_checkpoint
+names must be whole.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+
+import test_resume as runs  # noqa: E402
+
+from mmkd.checkpoint import install, read_checkpoint  # noqa: E402
+from mmkd.runner import latest_checkpoint  # noqa: E402
+
+SETTINGS = [
+    dict(loop='epoch'),
+    dict(loop='epoch', every=2),
+    dict(loop='epoch', ema=True),
+    dict(loop='epoch', score=True),
+    dict(loop='iter', every=2, infinite=True),
+    dict(loop='iter', every=3, infinite=True, ema=True, score=True),
+]
+
+
+class Slow(runs.Hook):
+    """Steps that last, so that not all kills fall into the start."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        time.sleep(0.01)
+
+
+def train(folder: Path, setting: dict) -> None:
+    setting = dict(setting)
+    if setting.pop('score', False):
+        setting['score'] = runs.Score()
+    runs.runner(folder, resume=True, cut=Slow(), **setting).train()
+
+
+def forked(folder: Path, setting: dict, kill_after: float | None) -> int | None:
+    """Trains in a child; returns its exit status, None if it was killed."""
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        status = 1
+        try:
+            train(folder, setting)
+            status = 0
+        finally:
+            os._exit(status)
+    if kill_after is not None:
+        end = time.monotonic() + kill_after
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None if status == -signal.SIGKILL else status
+
+
+def whole(folder: Path) -> str | None:
+    """What is wrong with the checkpoints that a kill has left."""
+    record = folder / 'last_checkpoint'
+    if record.exists():
+        try:
+            read_checkpoint(record.read_text())
+        except (OSError, ValueError) as error:
+            return f'last_checkpoint: {error}'
+    elif list(folder.glob('*.pth')) and latest_checkpoint(str(folder)) is None:
+        return 'no checkpoint is found'
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description='Kills runs and resumes them')
+    parser.add_argument('--kills', type=int, default=200)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--json')
+    args = parser.parse_args()
+    install()
+    draw, start = random.Random(args.seed), time.perf_counter()
+    base = Path(tempfile.mkdtemp(prefix='mmkd-kills-'))
+    references, rows, kills, number = {}, [], 0, 0
+    while kills < args.kills:
+        index = number % len(SETTINGS)
+        setting = SETTINGS[index]
+        if index not in references:
+            folder = base / f'whole-{index}'
+            begun = time.monotonic()
+            if forked(folder, setting, None) != 0:
+                raise RuntimeError(f'{setting} does not train')
+            references[index] = (runs.last(folder), time.monotonic() - begun)
+        reference, lasts = references[index]
+        folder, killed, wrong = base / f'run-{number}', 0, None
+        while wrong is None:
+            # After a few kills it may end, lest each dies before its first save.
+            status = forked(folder, setting, None if killed >= 4 else draw.uniform(0, lasts))
+            if status is None:
+                killed += 1
+                wrong = whole(folder)
+            elif status == 0:
+                break
+            else:
+                wrong = f'a resumed run ended with {status}'
+        if wrong is None:
+            try:
+                runs.assert_equal(reference, runs.last(folder))
+            except AssertionError as error:
+                wrong = f'differs: {error}'
+        kills += killed
+        rows.append({'setting': str(setting), 'kills': killed, 'wrong': wrong})
+        number += 1
+        print(f'{kills} kills, {number} runs' + (f'  LOST {wrong}' if wrong else ''), flush=True)
+    lost = sum(row['wrong'] is not None for row in rows)
+    result = {
+        'name': 'kills',
+        'tried': len(rows),
+        'handled': len(rows) - lost,
+        'lost': lost,
+        'seconds': round(time.perf_counter() - start, 1),
+        'command': 'python ' + ' '.join(sys.argv),
+        'notes': [f'{kills} kills (SIGKILL at a random moment) over {len(rows)} runs'],
+        'rows': rows,
+    }
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
+    print(f'{len(rows) - lost} of {len(rows)} runs ended as one never killed; {kills} kills')
+    return int(lost > 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
