@@ -296,11 +296,16 @@ class _Enough(Exception):
     pass
 
 
+DATA = ROOT / 'data/digits'
+"""The digits; the tests make a few of their own."""
+
+
 def config(directory: Path, data: str) -> Config:
     """A distilled student without a fault."""
     if data == 'digits':
         cfg = Config.fromfile(ROOT / 'configs/digits/mmkd.py')
         cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+        cfg.train_dataloader.dataset.data_root = f'{DATA}/'
         cfg.work_dir = str(directory / 'work_dirs')
         return cfg
     plain = tiny_config(directory)  # 4 iterations
