@@ -22,7 +22,14 @@ from typing import Any
 import mmengine.fileio as fileio
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    barrier,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -173,13 +180,14 @@ class WholeCheckpointHook(CheckpointHook):
 
     @contextlib.contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C are remembered until the iteration ends; a second one ends at once."""
+        """SIGTERM and Ctrl-C wait for the end of the iteration; a second Ctrl-C ends at once."""
         before: dict[int, Any] = {}
 
         def told(number: int, frame: Any) -> None:
             self.signal = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            # A launcher passes on what the whole group was sent, so theirs may come twice.
+            if number == signal.SIGINT and get_world_size() == 1:
+                signal.signal(number, before[number])
 
         try:
             for each in (signal.SIGTERM, signal.SIGINT):
