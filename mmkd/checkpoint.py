@@ -10,6 +10,7 @@ for which a file is data.
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import http.client
 import logging
@@ -472,6 +473,7 @@ class AtomicLocalBackend(LocalBackend):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            _sync_folder(osp.dirname(target))
         except BaseException:
             if osp.exists(temporary):
                 os.remove(temporary)
@@ -480,6 +482,18 @@ class AtomicLocalBackend(LocalBackend):
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Writes text to a file, as :meth:`put` does."""
         self.put(obj.replace('\n', os.linesep).encode(encoding), filepath)
+
+
+def _sync_folder(folder: str) -> None:
+    """The new name is on the disk before an older file is removed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def load_verified(filename: str, sha256: str, map_location: MapLocation = 'cpu') -> dict:

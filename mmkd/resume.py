@@ -12,11 +12,13 @@ belongs to a validation it was cut off in.
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import os
 import os.path as osp
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mmengine.fileio as fileio
@@ -58,6 +60,10 @@ class WholeCheckpointHook(CheckpointHook):
         self.validated_at: int | None = None
         self.found: dict | None = None
         self.signal: int | None = None
+        self.agreed = 0
+        self.sampler_seed: int | None = None
+        self.stopping = False
+        self.stopped_as: str | None = None
         self.file_backend: Any = None
 
     # ------------------------------------------------------------------------------ saving
@@ -95,6 +101,12 @@ class WholeCheckpointHook(CheckpointHook):
         if is_main_process():
             path = fileio.join_path(out_dir, name, backend_args=self.backend_args)
             fileio.put_text(path, osp.join(runner.work_dir, 'last_checkpoint'))
+            # Where the run was told to stop, and where it was killed in a save.
+            if self.stopped_as not in (None, path):
+                self._remove(self.stopped_as)
+            self.stopped_as = None
+            for partial in glob.glob(osp.join(glob.escape(runner.work_dir), '*.partial')):
+                os.remove(partial)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         backend = self.file_backend
@@ -128,6 +140,8 @@ class WholeCheckpointHook(CheckpointHook):
             checkpoint[KEY] = {
                 'random': self.random,
                 'validated': checkpoint['meta'].get('iter') == self.validated_at,
+                'sampler_seed': self.sampler_seed,
+                'stopped': self.stopping,
             }
 
     # ---------------------------------------------------------------------------- going on
@@ -146,8 +160,19 @@ class WholeCheckpointHook(CheckpointHook):
     def go_on(self, runner: Runner) -> None:
         """Put a resumed run where its checkpoint was written; called right before training."""
         found, self.found = self.found, None
+        for loop in (runner.train_loop, runner.val_loop):
+            if loop is not None and isinstance(loop.dataloader, DataLoader):
+                _prepare_workers(loop.dataloader, runner.seed)
+        sampler = _sampler(runner.train_loop.dataloader)
         if found is None:
+            self.sampler_seed = getattr(sampler, 'seed', None)
             return
+        if found.get('sampler_seed') is not None and hasattr(sampler, 'seed'):
+            # MMEngine builds the sampler before it reads the seed of a run that was given none.
+            sampler.seed = found['sampler_seed']
+        self.sampler_seed = getattr(sampler, 'seed', None)
+        if found.get('stopped') and osp.dirname(runner.resumed_from) == runner.work_dir:
+            self.stopped_as = runner.resumed_from
         states = found.get('random') or []
         state = states[get_rank()] if len(states) == runner.world_size else None
         if state is None:
@@ -206,16 +231,18 @@ class WholeCheckpointHook(CheckpointHook):
         Raises:
             SystemExit: with 128 + the signal's number.
         """
-        number = self.signal or 0
+        done, number = runner.iter + 1, self.signal or 0
         if runner.world_size > 1:
-            if (runner.iter + 1) % AGREE:
-                return
-            flag = torch.tensor(number, device=next(runner.model.parameters()).device)
-            all_reduce(flag, 'max')
-            number = int(flag)
-        if not number:
+            if done % AGREE == 0:
+                flag = torch.tensor(number, device=next(runner.model.parameters()).device)
+                all_reduce(flag, 'max')
+                self.agreed = int(flag)
+            number = self.agreed
+        # Gradients that are being accumulated are in no checkpoint.
+        if not number or done % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
             return
-        done = runner.iter + 1
+        # One written by the schedule at this iteration is kept as long as the schedule says.
+        self.stopping = osp.basename(self.last_ckpt or '') != f'iter_{done}.pth'
         self._save(runner, runner.work_dir, f'iter_{done}.pth', dict(epoch=runner.epoch, iter=done))
         runner.logger.warning(
             f'{signal.Signals(number).name} after iteration {done}: saved as '
@@ -319,6 +346,33 @@ class _Advanced:
                 self.iterator = _InfiniteDataloaderIterator(loader)
             self.iterator._epoch = epoch
         return next(self.iterator)
+
+
+def _sampler(loader: Any) -> Any:
+    """The one that shuffles: MMEngine gives it to the batch sampler."""
+    return getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
+
+
+def _prepare_workers(loader: DataLoader, seed: int) -> None:
+    """Workers draw from the run's seed, and outlive a signal that is sent to all of its processes.
+
+    So do a cluster and a terminal; the run needs its workers until the end of its iteration.
+    """
+    init = loader.worker_init_fn
+    if isinstance(init, functools.partial) and 'seed' in init.keywords:
+        init.keywords['seed'] = seed  # MMEngine's, made before it reads the seed of a resumed run
+    if loader.num_workers:
+        loader.worker_init_fn = functools.partial(_pass_over_first, init)
+
+
+def _pass_over_first(init: Callable[[int], None] | None, worker: int) -> None:
+    def told(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the second, a loader that ends it, does
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, told)
+    if init is not None:
+        init(worker)
 
 
 def _restore(state: dict | None) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -24,6 +25,9 @@ class Noisy(Dataset):
 
     def __init__(self, size=10):
         self.size, self.read = size, []
+
+    def __deepcopy__(self, memo):
+        return self  # MMEngine copies what it builds a data loader from
 
     def __len__(self):
         return self.size
@@ -79,6 +83,9 @@ def runner(
     keep=1,
     workers=0,
     data=None,
+    seed=0,
+    accumulate=1,
+    batch_sampler=None,
     **kwargs,
 ):
     by_epoch = loop == 'epoch'
@@ -99,11 +106,13 @@ def runner(
         train_dataloader=dict(
             batch_size=2, dataset=data or Noisy(), num_workers=workers,
             sampler=dict(type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=shuffle),
-            collate_fn=dict(type='default_collate'),
+            collate_fn=dict(type='default_collate'), batch_sampler=batch_sampler,
         ),
         train_cfg=dict(by_epoch=True, max_epochs=3) if by_epoch
         else dict(by_epoch=False, max_iters=13, val_interval=4),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+        optim_wrapper=dict(
+            optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=accumulate
+        ),
         param_scheduler=dict(type='CosineAnnealingLR', T_max=15, by_epoch=False),
         default_hooks=dict(
             checkpoint=dict(
@@ -111,7 +120,7 @@ def runner(
                 max_keep_ckpts=keep, save_best='score' if score else None, rule='greater',
             )
         ),
-        custom_hooks=hooks, default_scope='mmengine', randomness=dict(seed=0),
+        custom_hooks=hooks, default_scope='mmengine', randomness=dict(seed=seed),
         experiment_name=str(time.time_ns()), **validation, **kwargs,
     )  # fmt: skip
 
@@ -170,6 +179,7 @@ def test_cut_off_and_resumed_equals_never_cut_off(tmp_path, setting, cut, ema):
     resumed.train()
     assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
     # Nothing is loaded again, and nothing is left out.
+    assert len(whole.read) == 2 * (15 if setting['loop'] == 'epoch' else 13)
     assert rest.read == whole.read[2 * saved :]
 
 
@@ -267,3 +277,118 @@ def test_the_best_checkpoint_is_there_until_a_better_one_is(tmp_path, monkeypatc
     with pytest.raises(OSError, match='Input/output'):
         longer.train()
     assert [p.name for p in tmp_path.glob('best_*')] == best
+
+
+@pytest.mark.parametrize(
+    'setting', [dict(loop='epoch', every=2), dict(loop='iter', every=2, infinite=True)], ids=str
+)
+def test_a_run_without_a_seed_goes_on_in_the_same_order(tmp_path, setting):
+    """The seed is drawn, and MMEngine builds the sampler before it reads it from the file."""
+    parts, rest = Noisy(), Noisy()
+    with pytest.raises(Cut):
+        runner(tmp_path, seed=None, cut=CutHook(8), data=parts, **setting).train()
+    runner(tmp_path, seed=None, resume=True, data=rest, **setting).train()
+    read = parts.read[:12] + rest.read  # saved after iteration 6, of five an epoch
+    assert sorted(read[:10]) == sorted(read[10:20]) == list(range(10))
+
+
+class Shaped(Noisy):
+    """Some images are wide, some high."""
+
+    def get_data_info(self, index):
+        return dict(width=10 if index % 3 else 20, height=15)
+
+
+@pytest.mark.parametrize('loop, infinite', [('epoch', False), ('iter', False), ('iter', True)])
+def test_batches_of_one_shape_go_on_where_they_were(tmp_path, loop, infinite):
+    setting = dict(
+        loop=loop, every=2, infinite=infinite,
+        batch_sampler=dict(type='mmdet.AspectRatioBatchSampler'),
+    )  # fmt: skip
+    whole, rest = Shaped(), Shaped()
+    runner(tmp_path / 'whole', data=whole, **setting).train()
+    with pytest.raises(Cut):
+        runner(tmp_path / 'parts', cut=CutHook(8), data=Shaped(), **setting).train()
+    runner(tmp_path / 'parts', resume=True, data=rest, **setting).train()
+    assert rest.read == whole.read[12:]
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
+
+
+class TellHook(Hook):
+    def __init__(self, *iters):
+        self.iters = iters
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 in self.iters:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_told_to_stop_it_takes_the_step_that_it_accumulates_for(tmp_path):
+    with pytest.raises(SystemExit):
+        runner(tmp_path, cut=TellHook(7), accumulate=2).train()
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_8.pth')
+    runner(tmp_path, resume=True, accumulate=2).train()
+    runner(tmp_path / 'whole', accumulate=2).train()
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path))
+
+
+def test_what_a_stop_has_saved_goes_with_the_next_save(tmp_path):
+    for told in (2, 4, 7):
+        with pytest.raises(SystemExit):
+            runner(tmp_path, cut=TellHook(told), resume=True).train()
+        stopped = [p.name for p in tmp_path.glob('iter_*.pth')]
+        assert stopped == [f'iter_{told}.pth']
+    runner(tmp_path, resume=True).train()
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_3.pth']
+
+
+def test_a_stop_keeps_what_the_schedule_saves(tmp_path):
+    setting = dict(loop='iter', every=4, infinite=True, keep=-1)
+    with pytest.raises(SystemExit):
+        runner(tmp_path, cut=TellHook(8), **setting).train()
+    runner(tmp_path, resume=True, **setting).train()
+    assert {p.name for p in tmp_path.glob('*.pth')} == {
+        f'iter_{at}.pth' for at in (4, 8, 12, 13)
+    }  # fmt: skip
+
+
+def child(work_dir, **setting) -> int:
+    """The exit status of a process of its own group that trains; 77 for an exception."""
+    pid = os.fork()
+    if pid == 0:
+        status = 77
+        try:
+            os.setpgid(0, 0)
+            runner(work_dir, **setting).train()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_signal_to_all_processes_leaves_the_workers_until_the_run_has_saved(tmp_path):
+    class TellAll(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter + 1 == 7:
+                # By another process: workers take it from their parent in another way.
+                subprocess.run(['setsid', 'kill', '-TERM', '--', f'-{os.getpid()}'], check=True)
+                time.sleep(0.3)
+
+    assert child(tmp_path, workers=2, cut=TellAll()) == 128 + signal.SIGTERM
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_7.pth')
+
+
+def test_what_a_kill_in_a_save_leaves_goes_with_the_next_save(tmp_path):
+    class KillInSave(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 7:
+                os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+
+    assert child(tmp_path, cut=KillInSave()) == -signal.SIGKILL
+    assert len(list(tmp_path.glob('epoch_2.pth.*.partial'))) == 1
+    runner(tmp_path, resume=True).train()
+    assert not list(tmp_path.glob('*.partial'))
+    runner(tmp_path / 'whole').train()
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path))
