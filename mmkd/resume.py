@@ -101,12 +101,9 @@ class WholeCheckpointHook(CheckpointHook):
         if is_main_process():
             path = fileio.join_path(out_dir, name, backend_args=self.backend_args)
             fileio.put_text(path, osp.join(runner.work_dir, 'last_checkpoint'))
-            # Where the run was told to stop, and where it was killed in a save.
             if self.stopped_as not in (None, path):
                 self._remove(self.stopped_as)
             self.stopped_as = None
-            for partial in glob.glob(osp.join(glob.escape(runner.work_dir), '*.partial')):
-                os.remove(partial)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         backend = self.file_backend
@@ -152,8 +149,14 @@ class WholeCheckpointHook(CheckpointHook):
             self.found = checkpoint.get(KEY, {})
 
     def before_train(self, runner: Runner) -> None:
-        """As MMEngine's; a resumed run remembers the file that it came from."""
+        """As MMEngine's; a resumed run remembers the file that it came from.
+
+        What a run that was killed in a save had not renamed is removed.
+        """
         super().before_train(runner)
+        if is_main_process():
+            for partial in glob.glob(osp.join(glob.escape(runner.work_dir), '*.partial')):
+                os.remove(partial)
         if self.last_ckpt is None and getattr(runner, 'resumed_from', None):
             self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
 

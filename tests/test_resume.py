@@ -380,7 +380,7 @@ def test_a_signal_to_all_processes_leaves_the_workers_until_the_run_has_saved(tm
     assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_7.pth')
 
 
-def test_what_a_kill_in_a_save_leaves_goes_with_the_next_save(tmp_path):
+def test_what_a_kill_in_a_save_leaves_goes_when_the_run_goes_on(tmp_path):
     class KillInSave(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             if runner.iter == 7:
