@@ -6,12 +6,17 @@ import subprocess
 import time
 
 import numpy as np
+import pairs
 import pytest
 import torch
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from test_checkpoint import same
+from tiny import tiny_config
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -392,3 +397,30 @@ def test_what_a_kill_in_a_save_leaves_goes_when_the_run_goes_on(tmp_path):
     assert not list(tmp_path.glob('*.partial'))
     runner(tmp_path / 'whole').train()
     assert_equal(last(tmp_path / 'whole'), last(tmp_path))
+
+
+def test_a_distilling_detector_goes_on_in_mid_epoch(tmp_path):
+    """With images that are flipped at random, and a weight that is measured as it trains."""
+    register_all_modules()
+    cfg = Config.fromfile(tiny_config(tmp_path, epochs=2))
+
+    def distilling(name, **kwargs):
+        MessageHub.get_current_instance().runtime_info.pop('mmkd_gradient_shares', None)
+        paper = pairs.recipe(hint=dict(share=0.2))
+        return DistillationRunner(
+            model=pairs.distil(pairs.fpn(), pairs.fpn(8), paper, seed=1),
+            work_dir=str(tmp_path / name),
+            train_dataloader=cfg.train_dataloader,
+            train_cfg=cfg.train_cfg,
+            optim_wrapper=cfg.optim_wrapper,
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
+            randomness=dict(seed=0),
+            experiment_name=str(time.time_ns()),
+            **kwargs,
+        )
+
+    distilling('whole').train()
+    with pytest.raises(Cut):
+        distilling('parts', custom_hooks=[CutHook(7)]).train()
+    distilling('parts', resume=True).train()
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
