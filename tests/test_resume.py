@@ -414,6 +414,7 @@ def test_a_distilling_detector_goes_on_in_mid_epoch(tmp_path):
             train_cfg=cfg.train_cfg,
             optim_wrapper=cfg.optim_wrapper,
             default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
+            default_scope='mmdet',
             randomness=dict(seed=0),
             experiment_name=str(time.time_ns()),
             **kwargs,

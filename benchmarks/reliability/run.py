@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 CAMPAIGNS = {
     'faults': ([], 'faults of set-up and training, planted; sound runs beside them'),
     'kills': (['--kills', '200'], 'runs killed at random moments and resumed: equal to the bit'),
+    'saves': ([], 'each file operation of a save failed, then resumed: equal to the bit'),
     'bad_input': (['--seeds', '1000'], 'bad annotation files, images and recipes'),
     'hostile': ([], 'hostile checkpoints, and every single bit of one flipped'),
     'fuzz': (['--seconds', '130'], 'checkpoints mutated by their structure'),

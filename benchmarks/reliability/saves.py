@@ -153,6 +153,26 @@ def case(folder: Path, setting: dict, reference: dict, first_save: int, *disk: A
     return f'{partial} are left' if partial else None
 
 
+def by_operation(rows: list[list]) -> list[dict]:
+    """One row for each setting and kind of operation, and one for each case that was lost."""
+    counts: dict[tuple, int] = {}
+    for index, _, operation, _, _ in rows:
+        counts[index, operation] = counts.get((index, operation), 0) + 1
+    table = [
+        {'setting': str(SETTINGS[index]), 'operation': operation, 'tried': count, 'wrong': None}
+        for (index, operation), count in counts.items()
+    ]
+    return table + [
+        {
+            'id': f'{SETTINGS[index]}, operation {number} ({operation}), {fault}',
+            'said': wrong,
+            'wrong': wrong,
+        }
+        for index, number, operation, fault, wrong in rows
+        if wrong
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description='Fails each file operation of each save')
     parser.add_argument('--every', type=int, default=1, help='only each so-manieth operation')
@@ -175,20 +195,12 @@ def main() -> int:
                 wrong = case(
                     base / f'run-{len(rows)}', setting, reference, first_save, log, number, fault
                 )
-                rows.append(
-                    {
-                        'setting': str(setting),
-                        'number': number,
-                        'operation': operations[number],
-                        'fault': fault,
-                        'wrong': wrong,
-                    }
-                )
+                rows.append([index, number, operations[number], fault, wrong])
                 if wrong:
                     print(f'LOST {rows[-1]}', flush=True)
             print(f'{setting}: operation {number + 1} of {len(operations)}', flush=True)
-    lost = sum(row['wrong'] is not None for row in rows)
-    kinds = sorted({row['operation'] for row in rows})
+    lost = sum(row[-1] is not None for row in rows)
+    kinds = sorted({row[2] for row in rows})
     result = {
         'name': 'saves',
         'tried': len(rows),
@@ -197,11 +209,11 @@ def main() -> int:
         'seconds': round(time.perf_counter() - start, 1),
         'command': 'python ' + ' '.join(sys.argv),
         'notes': [
-            f'{len({(row["setting"], row["number"]) for row in rows})} file operations '
+            f'{len({(row[0], row[1]) for row in rows})} file operations '
             f'({", ".join(kinds)}) of the saves of {len(SETTINGS)} runs, each failed in '
             f'{len(FAULTS)} ways and a write in {len(WRITE_FAULTS)}'
         ],
-        'rows': rows,
+        'rows': by_operation(rows),
     }
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
