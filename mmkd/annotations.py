@@ -7,9 +7,9 @@ the file lacks moves the labels behind it, and a box without size is dropped wit
 from __future__ import annotations
 
 import json
+import logging
 import os
 import os.path as osp
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.fileio import list_from_file
+from mmengine.logging import print_log
 from PIL import Image
 
 LOOKED_AT = 8
@@ -139,7 +140,7 @@ def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str
             f'{sizes[bad[0]].tolist()}; both must be above 0'
         )
     if not annotations:
-        warnings.warn(f'{what}: annotations is empty, so every image is background', stacklevel=2)
+        _warn(f'{what}: annotations is empty, so every image is background')
         return
     labels = _column(annotations, 'category_id', 'annotations', what)
     known = set(category_ids)
@@ -178,10 +179,9 @@ def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str
     ):
         if mask.any():
             first = annotations[int(mask.argmax())]
-            warnings.warn(
+            _warn(
                 f'{what}: {mask.sum()} of {len(annotations)} boxes {message}, such as id '
                 f'{first["id"]!r}, bbox {first["bbox"]}, of image {first["image_id"]!r}',
-                stacklevel=2,
             )
     if (homeless | flat | outside | (areas <= 0)).all():
         raise AnnotationError(
@@ -189,6 +189,11 @@ def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str
             f'nothing would be learned; the first is {annotations[0]["bbox"]}, and bbox must be '
             '[x, y, width, height] in pixels'
         )
+
+
+def _warn(message: str) -> None:
+    # Into the log of the run, by its first rank alone.
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def _hashable(value: object) -> bool:
@@ -287,8 +292,7 @@ def _check_images(images: list[dict], folder: str, what: str) -> None:
         said = (images[i]['width'], images[i]['height'])
         # A camera may note that the picture is turned, and MMDetection then turns it.
         if sorted(size) != sorted(said):
-            warnings.warn(
+            _warn(
                 f'{what}: image {paths[i]} has width and height {size}, the file says {said}: '
                 'boxes may belong to another copy of the image',
-                stacklevel=2,
             )

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -34,7 +33,7 @@ from .recipe import terms, terms_on
 from .resolution import VIEW, Resolution, apply_resolution, at_teachers_scale
 from .share import gradient_norm
 from .teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
-from .teacher_check import PIXELS
+from .teacher_check import PIXELS, count_found, ground_truth
 
 VANISHES = 1e-3
 """Share of the hard loss's gradient below which a term is warned about."""
@@ -411,19 +410,10 @@ def recall(
         with torch.no_grad():
             results = network.test_step(copy.deepcopy(batch))
         for result, sample in zip(results, batch['data_samples'], strict=True):
-            boxes = get_box_tensor(sample.gt_instances.bboxes).float()
-            labels = torch.as_tensor(sample.gt_instances.labels)
-            if indices is not None:
-                table = torch.tensor([-1 if i is None else i for i in indices])
-                boxes, labels = boxes[table[labels] >= 0], table[labels][table[labels] >= 0]
+            boxes, labels = ground_truth(sample, indices)
             total += len(boxes)
-            predicted = result.pred_instances.cpu()
-            predicted = predicted[predicted.scores.argsort(descending=True)[:100]]
-            if len(boxes) == 0 or len(predicted) == 0:
-                continue
-            over = bbox_overlaps(boxes, predicted.bboxes.float()) >= 0.5
-            found += int(over.any(1).sum())
-            right += int((over & (labels[:, None] == predicted.labels)).any(1).sum())
+            hits = count_found(result.pred_instances, boxes, labels)
+            found, right = found + hits[0], right + hits[1]
     return found / max(total, 1), right / max(total, 1), total
 
 

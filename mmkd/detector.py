@@ -241,11 +241,7 @@ class DistillationMixin(Detector):
         if not wanted:
             return
         own = [p for p in self._own() if p.requires_grad]
-        hard = sum(
-            sum(value) if isinstance(value, list) else value
-            for key, value in losses.items()
-            if 'loss' in key
-        )
+        hard = _sum(losses)
         norm = gradient_norm(hard, own)
         for name, share in wanted.items():
             share.measure(LOG_NAMES[name], gradient_norm(terms[name], own), norm)
@@ -256,20 +252,16 @@ class DistillationMixin(Detector):
         It costs one more backward pass for each term at each of these steps, and nothing else.
         """
         self.steps += 1
+        if self.steps not in COMPARED or self.teacher.source == UNTRAINED:
+            return
         values = {
             name: factors[name] * terms[name]
             for name, term in self.terms.items()
             if term.share is None and name not in self.dwarfing and factors[name] > 0
         }
-        # A reentrant checkpoint cannot be asked for a part of the gradient.
-        if self.steps not in COMPARED or not values or self.teacher.source == UNTRAINED:
-            return
-        hard = sum(
-            sum(value) if isinstance(value, list) else value
-            for key, value in losses.items()
-            if 'loss' in key
-        )
+        hard = _sum(losses)
         own = [p for p in self._own() if p.requires_grad]
+        # A reentrant checkpoint cannot be asked for a part of the gradient.
         if not own or wiring.has_checkpoints(hard):
             return
         norm = float(gradient_norm(hard, own))
@@ -693,6 +685,15 @@ class KnowledgeDistillationTwoStageDetector(DistillationMixin, TwoStageDetector)
 @MODELS.register_module()
 class KnowledgeDistillationTridentFasterRCNN(DistillationMixin, TridentFasterRCNN):
     """TridentNet as a student; each of its branches learns from the same answers."""
+
+
+def _sum(losses: dict) -> Tensor:
+    """What MMEngine makes of a dict of losses, which may be lists."""
+    return sum(
+        sum(value) if isinstance(value, list) else value
+        for key, value in losses.items()
+        if 'loss' in key
+    )
 
 
 def _build_term(recipe: dict, name: str) -> Term | None:

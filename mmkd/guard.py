@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class GuardHook(Hook):
 
     def __init__(self) -> None:
         self.prints: dict[str, str] = {}
-        self.zeros: dict[str, int] = {}
+        self.zeros: Counter[str] = Counter()
+        self.heard: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
         """Everything that can be told before the first step."""
@@ -76,12 +78,17 @@ class GuardHook(Hook):
             raise TeacherError(_TRAINS)
         if runner.iter + 1 == SILENT:
             require_same(self.prints, model.teacher.network, 'since training began')
+        # Each look waits for the device: none at a term that has been heard.
         for name, value in (outputs or {}).items():
-            weight = outputs.get(name.replace('loss', 'weight'), 1)
-            if not name.startswith('loss_kd_') or not weight:
+            if not name.startswith('loss_kd_') or name in self.heard:
                 continue
-            self.zeros[name] = self.zeros.get(name, 0) + 1 if not value.any() else -(10**9)
-            if self.zeros[name] == SILENT:
+            if not outputs.get(name.replace('loss', 'weight'), 1):
+                continue  # its schedule has not begun
+            self.zeros[name] += 1
+            if value.any():
+                self.heard.add(name)
+            elif self.zeros[name] == SILENT:
+                self.heard.add(name)
                 runner.logger.warning(
                     f'{name} has been 0 for all of the first {SILENT} steps, so it has taught '
                     'nothing yet. A bounded regression term is rightly 0 where the student is '

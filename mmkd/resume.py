@@ -155,7 +155,7 @@ class WholeCheckpointHook(CheckpointHook):
         """
         super().before_train(runner)
         if is_main_process():
-            for partial in glob.glob(osp.join(glob.escape(runner.work_dir), '*.partial')):
+            for partial in glob.glob(osp.join(glob.escape(runner.work_dir), '*.[0-9]*.partial')):
                 os.remove(partial)
         if self.last_ckpt is None and getattr(runner, 'resumed_from', None):
             self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
@@ -208,7 +208,11 @@ class WholeCheckpointHook(CheckpointHook):
 
     @contextlib.contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C wait for the end of the iteration; a second Ctrl-C ends at once."""
+        """SIGTERM and Ctrl-C wait for the end of the iteration; a second Ctrl-C ends at once.
+
+        One that comes in a validation waits for the iteration behind it. Killed there, the run
+        makes up for that validation when it is resumed.
+        """
         before: dict[int, Any] = {}
 
         def told(number: int, frame: Any) -> None:

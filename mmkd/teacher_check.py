@@ -137,13 +137,7 @@ def _batches(model: Any, loader: Any, indices: list[int | None] | None) -> Itera
         pixels, view = model.pixels(data['inputs'], samples)
         truth = []
         for sample in samples:
-            known = sample.gt_instances
-            bounds = get_box_tensor(known.bboxes).float().cpu()
-            labels = known.labels.cpu()
-            if indices is not None:
-                table = torch.tensor([-1 if i is None else i for i in indices])
-                kept = table[labels] >= 0
-                bounds, labels = bounds[kept], table[labels][kept]
+            bounds, labels = ground_truth(sample, indices)
             if view is not None:
                 bounds = _moved(bounds, view)
             boxes += len(bounds)
@@ -161,6 +155,33 @@ def _moved(boxes: Tensor, view: View) -> Tensor:
     return here.rois(torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1))[:, 1:]
 
 
+def ground_truth(sample: Any, indices: list[int | None] | None) -> tuple[Tensor, Tensor]:
+    """The boxes (n, 4) of an image and their labels (n,) in the teacher's numbers.
+
+    Args:
+        sample: with ground truth.
+        indices: the teacher's class for each class of the data, boxes of a class that is None are
+            left out; None where the classes are the same.
+    """
+    boxes = get_box_tensor(sample.gt_instances.bboxes).float().cpu()
+    labels = torch.as_tensor(sample.gt_instances.labels).cpu()
+    if indices is None:
+        return boxes, labels
+    labels = torch.tensor([-1 if i is None else i for i in indices])[labels]
+    return boxes[labels >= 0], labels[labels >= 0]
+
+
+def count_found(predicted: Any, boxes: Tensor, labels: Tensor) -> tuple[int, int]:
+    """How many boxes are found (IoU 0.5, 100 detections), and how many with the right class."""
+    predicted = predicted.cpu()
+    predicted = predicted[predicted.scores.argsort(descending=True)[:100]]
+    if len(boxes) == 0 or len(predicted) == 0:
+        return 0, 0
+    over = bbox_overlaps(boxes, get_box_tensor(predicted.bboxes).float()) >= 0.5
+    right = over & (labels[:, None] == predicted.labels)
+    return int(over.any(1).sum()), int(right.any(1).sum())
+
+
 @torch.no_grad()
 def _recall(model: Any, batches: list[tuple], change: Any) -> tuple[float, float]:
     """Recall whatever the class, and with the right one, by 100 detections an image."""
@@ -172,13 +193,8 @@ def _recall(model: Any, batches: list[tuple], change: Any) -> tuple[float, float
             results = teacher.network.predict(pixels, copy.deepcopy(samples), rescale=False)
         for result, (boxes, labels) in zip(results, truth, strict=True):
             total += len(boxes)
-            predicted = result.pred_instances.cpu()
-            predicted = predicted[predicted.scores.argsort(descending=True)[:100]]
-            if len(boxes) == 0 or len(predicted) == 0:
-                continue
-            over = bbox_overlaps(boxes, get_box_tensor(predicted.bboxes).float()) >= 0.5
-            found += int(over.any(1).sum())
-            right += int((over & (labels[:, None] == predicted.labels)).any(1).sum())
+            hits = count_found(result.pred_instances, boxes, labels)
+            found, right = found + hits[0], right + hits[1]
     return found / max(total, 1), right / max(total, 1)
 
 

@@ -11,6 +11,7 @@ import pickle
 import struct
 import subprocess
 import tarfile
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+
+from mmkd.checkpoint import CheckpointError, read_checkpoint
 
 TAG = '__mmkd__'
 
@@ -723,3 +726,29 @@ def reset_peak() -> int:
     with open('/proc/self/clear_refs', 'w') as file:
         file.write('5')
     return peak()
+
+
+SECONDS, MEMORY = 5, 200e6
+"""What one file may take: time, and bytes beyond 1.25 times its size."""
+
+
+def attempt(name_: str, folder: Path) -> tuple[Path, str, bool, float, int, int]:
+    """Writes one of them, reads it and removes it.
+
+    Returns:
+        Its path; what the reader said, 'READ' if it was taken; whether it ran; seconds; the bytes
+        held at most beyond those before; its size.
+    """
+    path, marker = write(name_, folder)
+    before, start = reset_peak(), time.perf_counter()
+    try:
+        read_checkpoint(path)
+        message = 'READ'
+    except CheckpointError as error:
+        message = str(error)
+    except BaseException as error:
+        message = f'{type(error).__name__}: {error}'
+    seconds, size = time.perf_counter() - start, path.stat().st_size
+    held = peak() - before
+    path.unlink()
+    return path, message, marker.exists(), seconds, held, size

@@ -15,7 +15,7 @@ import hostile
 import numpy as np
 import pytest
 import torch
-from hostile import DISARMED, HOSTILE, TAG, flipped, reset_peak, saved, weights, write
+from hostile import DISARMED, HOSTILE, TAG, flipped, saved, weights, write
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -25,9 +25,6 @@ from tiny import tiny_config
 from mmkd.checkpoint import CheckpointError, from_plain, load_verified, read_checkpoint
 from mmkd.safe_read import BUDGET
 from mmkd.teacher import Teacher, plain_student
-
-SECONDS = 5
-MEMORY = 200e6
 
 
 @pytest.fixture(scope='module')
@@ -39,21 +36,7 @@ def outcomes(tmp_path_factory):
 
 
 def read_all(folder: Path) -> dict:
-    outcomes = {}
-    for name in HOSTILE:
-        path, marker = write(name, folder)
-        before, start = reset_peak(), time.perf_counter()
-        try:
-            read_checkpoint(path)
-            message = 'READ'
-        except CheckpointError as error:
-            message = str(error)
-        except BaseException as error:
-            message = f'{type(error).__name__}: {error}'
-        seconds, size = time.perf_counter() - start, path.stat().st_size
-        outcomes[name] = (message, marker.exists(), seconds, hostile.peak() - before, size)
-        path.unlink()
-    return outcomes
+    return {name: hostile.attempt(name, folder)[1:] for name in HOSTILE}
 
 
 @pytest.mark.parametrize('name', HOSTILE)
@@ -62,8 +45,8 @@ def test_refused_by_name_without_running_in_time_and_in_memory(outcomes, name):
     assert message.startswith('checkpoint /') and HOSTILE[name].file in message
     assert re.search(HOSTILE[name].reason, message), message
     assert not ran
-    assert seconds < SECONDS
-    assert memory < 1.25 * size + MEMORY
+    assert seconds < hostile.SECONDS
+    assert memory < 1.25 * size + hostile.MEMORY
 
 
 def test_there_are_enough_of_each_kind():
@@ -163,7 +146,7 @@ def test_memory_is_that_of_the_file(tmp_path):
     )
     used = int(subprocess.check_output([sys.executable, '-c', script], text=True).split('\n')[-2])
     assert path.stat().st_size < used < 1.25 * path.stat().st_size
-    assert BUDGET < MEMORY
+    assert BUDGET < hostile.MEMORY
 
 
 def test_a_teacher_is_told_by_its_digest(tmp_path):

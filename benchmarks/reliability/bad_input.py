@@ -7,10 +7,8 @@ the check of an annotation file of COCO's size.
 """
 
 import argparse
-import json
 import logging
 import random
-import shlex
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
+from campaign import report  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
 from planted import ANNOTATIONS, RECIPES, Planter, check_recipe, fuzz  # noqa: E402
 
@@ -41,7 +40,7 @@ def large(images: int, boxes: int) -> dict:
     )  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
     """Runs it all and writes the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--json', type=Path, help='where the counts go')
@@ -80,16 +79,9 @@ def main() -> None:
         )
     for row in lost:
         print('LOST', row)
-    print(*notes, sep='\n')
-    tried = len(rows) + args.seeds
-    if args.json:
-        report = dict(
-            name='bad_input', tried=tried, handled=tried - len(lost), lost=len(lost),
-            seconds=round(time.perf_counter() - began, 1),
-            command='python ' + shlex.join(sys.argv), notes=notes,
-            rows=[*rows, *(row for row in lost if row['part'] == 'fuzz')],
-        )  # fmt: skip
-        args.json.write_text(json.dumps(report, indent=1) + '\n')
+    rows += [row for row in lost if row['part'] == 'fuzz']
+    tried = sum(row['part'] != 'fuzz' for row in rows) + args.seeds
+    return report('bad_input', tried, len(lost), began, notes, rows, args.json)
 
 
 def _run(check, row) -> str | None:
@@ -100,4 +92,4 @@ def _run(check, row) -> str | None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

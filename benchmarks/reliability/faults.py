@@ -4,7 +4,6 @@ python benchmarks/reliability/faults.py --json faults.json
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 import faults  # noqa: E402
+from campaign import report  # noqa: E402
 
 
 def main() -> int:
@@ -39,24 +39,12 @@ def main() -> int:
         name = fault.id if fault else f'sound: {case}'
         rows.append({'id': name, 'held': held, 'said': said[-1:] if fault else said})
         print('ok  ' if held else 'LOST', name, '' if held else said, flush=True)
-    handled = sum(row['held'] for row in rows)
-    result = {
-        'name': 'faults',
-        'tried': len(rows),
-        'handled': handled,
-        'lost': len(rows) - handled,
-        'seconds': round(time.perf_counter() - start, 1),
-        'command': 'python ' + ' '.join(sys.argv),
-        'notes': [
-            f'{len(chosen)} faults, {len(sound)} sound runs; configs/kd and the pair matrix are '
-            'not run here'
-        ],
-        'rows': rows,
-    }
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
-    print(f'{handled} of {len(rows)} held')
-    return int(handled < len(rows))
+    lost = sum(not row['held'] for row in rows)
+    notes = [
+        f'{len(chosen)} faults, {len(sound)} sound runs; configs/kd and the pair matrix are not '
+        'run here'
+    ]
+    return report('faults', len(rows), lost, start, notes, rows, args.json)
 
 
 if __name__ == '__main__':

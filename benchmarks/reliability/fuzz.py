@@ -28,6 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
+from campaign import report  # noqa: E402
+
 HANG, MEMORY = 10, 200e6
 NUMBERS = (0, 1, -1, 2, 7, 255, 256, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, -(2**63))
 TEXTS = (b'', b'storage', b'cpu', b'meta', b'cuda:0', b'0', b'1', b'__mmkd__', b'dict', b'\xff')
@@ -319,26 +321,13 @@ def main() -> None:
                 shutil.copy(path, target)
             print(f'the lost cases are in {target}')
     tried, lost = sum(row['tried'] for row in rows), sum(len(row['lost']) for row in rows)
-    result = dict(
-        name='fuzz',
-        tried=tried,
-        handled=tried - lost,
-        lost=lost,
-        seconds=round(time.perf_counter() - start, 1),
-        command=f'python benchmarks/reliability/fuzz.py --seconds {args.seconds:g}'
-        + (f' --seed {args.seed}' if args.seed else ''),
-        notes=[
-            f'{sum(row["refused"] for row in rows)} refused with a CheckpointError, '
-            f'{sum(row["read"] for row in rows)} read and used',
-            f'lost: a crash, {HANG} s, memory beyond 1.25 times the file and 200 MB, or any other '
-            'exception',
-        ],
-        rows=rows,
-    )
-    print(f'{tried} cases, {lost} lost')
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
-    sys.exit(bool(lost))
+    notes = [
+        f'{sum(row["refused"] for row in rows)} refused with a CheckpointError, '
+        f'{sum(row["read"] for row in rows)} read and used',
+        f'lost: a crash, {HANG} s, memory beyond 1.25 times the file and 200 MB, or any other '
+        'exception',
+    ]
+    sys.exit(report('fuzz', tried, lost, start, notes, rows, args.json))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ anything but a CheckpointError is raised.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -22,33 +21,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 import hostile as corpus  # noqa: E402
 import torch  # noqa: E402
+from campaign import report  # noqa: E402
 
 from mmkd.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
-
-SECONDS, MEMORY = 5, 200e6
 
 
 def read_hostile(folder: Path) -> list[dict]:
     """Each hostile file: what became of it."""
     rows = []
     for name, case in corpus.HOSTILE.items():
-        path, marker = corpus.write(name, folder)
-        before, start = corpus.reset_peak(), time.perf_counter()
-        try:
-            read_checkpoint(path)
-            message = 'READ'
-        except CheckpointError as error:
-            message = str(error)
-        except BaseException as error:
-            message = f'{type(error).__name__}: {error}'
-        seconds, memory = time.perf_counter() - start, corpus.peak() - before
-        size = path.stat().st_size
+        path, message, ran, seconds, memory, size = corpus.attempt(name, folder)
         handled = (
             message.startswith(f'checkpoint {path}')
             and re.search(case.reason, message) is not None
-            and not marker.exists()
-            and seconds < SECONDS
-            and memory < 1.25 * size + MEMORY
+            and not ran
+            and seconds < corpus.SECONDS
+            and memory < 1.25 * size + corpus.MEMORY
         )
         rows.append(
             dict(
@@ -61,7 +49,6 @@ def read_hostile(folder: Path) -> list[dict]:
                 message=message.replace(str(path), case.file)[:160],
             )
         )
-        path.unlink()
     return rows
 
 
@@ -112,27 +99,15 @@ def main() -> None:
     tried = len(rows) + bits['tried']
     slowest = max(rows, key=lambda row: row['seconds'])
     largest = max(rows, key=lambda row: row['megabytes'] - 1.25 * row['file_megabytes'])
-    result = dict(
-        name='hostile',
-        tried=tried,
-        handled=tried - len(lost),
-        lost=len(lost),
-        seconds=round(time.perf_counter() - start, 1),
-        command='python benchmarks/reliability/hostile.py'
-        + (f' --bit-stride {args.bit_stride}' if args.bit_stride != 1 else ''),
-        notes=[
-            f'{len(rows)} hostile files of {len({row["kind"] for row in rows})} kinds',
-            f'slowest: {slowest["name"]}, {slowest["seconds"]} s',
-            f'largest beyond its size: {largest["name"]}, {largest["megabytes"]} MB for a file of '
-            f'{largest["file_megabytes"]} MB',
-            f'{bits["tried"]} flipped bits: {bits["refused"]} refused, {bits["same"]} the same',
-            f'torch {torch.__version__}',
-        ],
-        rows=[*rows, bits],
-    )
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
-    sys.exit(bool(lost))
+    notes = [
+        f'{len(rows)} hostile files of {len({row["kind"] for row in rows})} kinds',
+        f'slowest: {slowest["name"]}, {slowest["seconds"]} s',
+        f'largest beyond its size: {largest["name"]}, {largest["megabytes"]} MB for a file of '
+        f'{largest["file_megabytes"]} MB',
+        f'{bits["tried"]} flipped bits: {bits["refused"]} refused, {bits["same"]} the same',
+        f'torch {torch.__version__}',
+    ]
+    sys.exit(report('hostile', tried, len(lost), start, notes, [*rows, bits], args.json))
 
 
 if __name__ == '__main__':

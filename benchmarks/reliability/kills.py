@@ -10,7 +10,6 @@ names must be whole.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -24,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 import test_resume as runs  # noqa: E402
 import torch._dynamo  # noqa: E402, F401
+from campaign import report  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from mmkd.checkpoint import install, read_checkpoint  # noqa: E402
@@ -141,20 +141,8 @@ def main() -> int:
         number += 1
         print(f'{kills} kills, {number} runs' + (f'  LOST {wrong}' if wrong else ''), flush=True)
     lost = sum(row['wrong'] is not None for row in rows)
-    result = {
-        'name': 'kills',
-        'tried': len(rows),
-        'handled': len(rows) - lost,
-        'lost': lost,
-        'seconds': round(time.perf_counter() - start, 1),
-        'command': 'python ' + ' '.join(sys.argv),
-        'notes': [f'{kills} kills (SIGKILL at a random moment) over {len(rows)} runs'],
-        'rows': rows,
-    }
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
-    print(f'{len(rows) - lost} of {len(rows)} runs ended as one never killed; {kills} kills')
-    return int(lost > 0)
+    notes = [f'{kills} kills (SIGKILL at a random moment) over {len(rows)} runs']
+    return report('kills', len(rows), lost, start, notes, rows, args.json)
 
 
 if __name__ == '__main__':

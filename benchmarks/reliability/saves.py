@@ -11,7 +11,6 @@ that names none, or did not go on to the bit once the fault was gone.
 
 import argparse
 import errno
-import json
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests'), str(Path(__file__).resolve().parent)]
 
 import test_resume as runs  # noqa: E402
+from campaign import report  # noqa: E402
 from kills import prepare, whole  # noqa: E402
 
 import mmkd.checkpoint  # noqa: E402
@@ -201,24 +201,12 @@ def main() -> int:
             print(f'{setting}: operation {number + 1} of {len(operations)}', flush=True)
     lost = sum(row[-1] is not None for row in rows)
     kinds = sorted({row[2] for row in rows})
-    result = {
-        'name': 'saves',
-        'tried': len(rows),
-        'handled': len(rows) - lost,
-        'lost': lost,
-        'seconds': round(time.perf_counter() - start, 1),
-        'command': 'python ' + ' '.join(sys.argv),
-        'notes': [
-            f'{len({(row[0], row[1]) for row in rows})} file operations '
-            f'({", ".join(kinds)}) of the saves of {len(SETTINGS)} runs, each failed in '
-            f'{len(FAULTS)} ways and a write in {len(WRITE_FAULTS)}'
-        ],
-        'rows': by_operation(rows),
-    }
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
-    print(f'{len(rows) - lost} of {len(rows)} runs went on to the bit')
-    return int(lost > 0)
+    notes = [
+        f'{len({(row[0], row[1]) for row in rows})} file operations '
+        f'({", ".join(kinds)}) of the saves of {len(SETTINGS)} runs, each failed in '
+        f'{len(FAULTS)} ways and a write in {len(WRITE_FAULTS)}'
+    ]
+    return report('saves', len(rows), lost, start, notes, by_operation(rows), args.json)
 
 
 if __name__ == '__main__':
