@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,9 +12,12 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
+
+from mmkd import compare
 
 ROOT = Path(__file__).parents[1]
 #: of the shipped teacher on the first 100 validation images (all 500: 0.485)
@@ -264,6 +269,24 @@ def test_a_shipped_teacher_is_what_its_config_says(tmp_path, name, file, data, e
     runner.model.load_state_dict(checkpoint['state_dict'], strict=True)
     metrics = runner.test()
     assert metrics['coco/bbox_mAP'] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_ten_class_teacher_is_tested_among_four_classes(monkeypatch, small, tmp_path):
+    """`tools/test.py` of the row that `tools/compare.py` plans for it."""
+    monkeypatch.chdir(ROOT)
+    plan = compare.plan_runs(['configs/digits/pairs/four_classes.py'], [0])
+    run = next(row for row in plan.rows if row.role == 'teacher').runs[0]
+    run.test_cfg.test_dataloader.dataset.data_root = str(small) + '/'
+    run.test_cfg.test_evaluator.ann_file = str(small / 'test.json')
+    run.test_cfg.dump(tmp_path / 'config.py')
+    command = ['tools/test.py', tmp_path / 'config.py', run.checkpoint, '--work-dir', tmp_path]
+    subprocess.run(
+        [sys.executable, *command, '--out', tmp_path / 'found.pkl'],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    found = load(tmp_path / 'found.pkl')
+    labels = torch.cat([sample['pred_instances']['labels'] for sample in found])
+    assert set(labels.tolist()) == {0, 1, 2, 3}
 
 
 def test_the_large_data_set_is_the_one_the_makefile_makes():
