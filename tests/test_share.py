@@ -10,10 +10,15 @@ from mmkd.share import GradientShare, gradient_norm
 from mmkd.teacher import ADAPTER_PREFIX
 
 
+def forget():
+    MessageHub.get_current_instance().runtime_info.pop('mmkd_gradient_shares', None)
+
+
 @pytest.fixture(autouse=True)
 def nothing_measured():
+    forget()  # what a test of another file measured
     yield
-    MessageHub.get_current_instance().runtime_info.pop('mmkd_gradient_shares', None)
+    forget()
 
 
 def norms(model, values):
@@ -47,7 +52,7 @@ def test_the_weight_in_the_config_does_not_matter():
     """It only scales what is then scaled to the share; the log has what is in force."""
     values = []
     for weight in (0.5, 40.0):
-        MessageHub.get_current_instance().runtime_info.pop('mmkd_gradient_shares', None)
+        forget()
         values.append(pairs.losses(shared(0.2, weight)))
     for name in ('loss_kd_hint', 'weight_kd_hint'):
         torch.testing.assert_close(values[0][name], values[1][name], rtol=1e-4, atol=0)
