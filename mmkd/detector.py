@@ -93,6 +93,21 @@ class HintPair:
     strides: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the teacher made of the batch's pixels.
+
+    Attributes:
+        features: of its backbone or neck, where it has to score RoIs.
+        anchors: of :meth:`Teacher.score_anchors`, where it has to score anchors.
+        view: where its images lie over the student's; None for the same place.
+    """
+
+    features: Sequence[Tensor]
+    anchors: list[tuple[Tensor, Tensor, tuple[int, int]]]
+    view: View | None
+
+
 class DistillationMixin(Detector):
     """Lets a two-stage detector learn from a teacher; the student *is* the detector.
 
@@ -210,9 +225,13 @@ class DistillationMixin(Detector):
         if not self.terms:
             return super().loss(batch_inputs, batch_data_samples)
         factors = {name: term.schedule() for name, term in self.terms.items()}
-        with self.recorder(self._hard_weights(factors)) as heard:
+        hard_weights = self._hard_weights(factors)
+        with self.recorder(hard_weights) as heard, self.teacher.recorder() as said:
+            # Before the student's forward, which fills the memory: what the teacher needs of it is
+            # then free again, and on a CPU its pages need not be made anew.
+            seen = self.ask(batch_inputs, batch_data_samples)
             losses = super().loss(batch_inputs, batch_data_samples)
-            terms = self.distil(heard, batch_inputs, batch_data_samples)
+            terms = self.distil(heard, said, seen, batch_data_samples)
             self._measure(losses, terms, factors)
             self._compare(losses, terms, factors)
         for name, term in self.terms.items():
@@ -276,33 +295,37 @@ class DistillationMixin(Detector):
                     f'distillation.{name}.loss_weight={weight / share:.1g} (now {weight:g})'
                 )
 
-    def distil(
-        self, heard: Record, batch_inputs: Tensor, batch_data_samples: SampleList
-    ) -> dict[str, Tensor]:
-        """Ask the teacher what the student was asked, and compare the answers."""
+    def ask(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Seen:
+        """Show the teacher the pixels. What the student makes of RoIs is asked in `distil`."""
         teacher = self.teacher
         teacher.follow(next(self.parameters()))
         pixels, view = self.pixels(batch_inputs, batch_data_samples)
-        with teacher.recorder() as said:
-            features = teacher.extract(pixels, self.asks_neck)
-            losses = {}
-            if self.asks_rpn:
-                answers = teacher.score_anchors(features)
-                over = view
-                if self.branches > 1:
-                    answers = [
-                        (*(rows.repeat(self.branches, 1) for rows in a[:2]), a[2]) for a in answers
-                    ]
-                    over = view and view.repeat(self.branches)
-                losses.update(self._distil_rpn(heard, answers, over))
-            if self.asks_rcnn:
-                losses.update(self._distil_rcnn(heard, features, view))
-            if 'hint' in self.terms:
-                losses['hint'] = self._distil_hints(heard, said, view)
+        features = teacher.extract(pixels, self.asks_neck)
+        anchors = teacher.score_anchors(features) if self.asks_rpn else []
+        return Seen(features if self.asks_rcnn else (), anchors, view)
+
+    def distil(
+        self, heard: Record, said: Record, seen: Seen, batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
+        """Ask the teacher what the student was asked, and compare the answers."""
+        losses: dict[str, Tensor] = {}
+        if self.asks_rpn:
+            answers, over = seen.anchors, seen.view
+            if self.branches > 1:
+                answers = [
+                    (*(rows.repeat(self.branches, 1) for rows in a[:2]), a[2]) for a in answers
+                ]
+                over = over and over.repeat(self.branches)
+            losses.update(self._distil_rpn(heard, answers, over))
+        if self.asks_rcnn:
+            losses.update(self._distil_rcnn(heard, seen.features, seen.view))
+        if 'hint' in self.terms:
+            losses['hint'] = self._distil_hints(heard, said, seen.view)
         if self.unproven:
             self._prove(losses, batch_data_samples)
         # A batch without boxes asks nothing: the term is then a zero that can be logged.
-        return {name: losses.get(name, batch_inputs.new_zeros(())) for name in self.terms}
+        zero = next(self.parameters()).new_zeros(())
+        return {name: losses.get(name, zero) for name in self.terms}
 
     def _prove(self, losses: dict[str, Tensor], batch_data_samples: SampleList) -> None:
         """At the first step that can show it: no term is dead, see :mod:`mmkd.wiring`."""

@@ -650,15 +650,17 @@ def test_a_hint_is_the_mean_squared_distance_at_the_named_layers(entry, name, sh
     assert hint_shapes(model) == {name: shapes}
     adapter = model.kd_adapters[name]
     assert isinstance(adapter, nn.Linear if len(shapes[0]) == 1 else nn.Conv2d)
-    heard = []
+    heard = {}
     specs = [entry] * 2 if isinstance(entry, str) else [entry['student'], entry['teacher']]
     for network, spec in zip((model, model.teacher.network), specs, strict=True):
         path, _, index = spec.rstrip(']').partition('[')
         network.get_submodule(path).register_forward_hook(
-            lambda m, a, out, i=index: heard.append((out[int(i)] if i else out).clone())
+            lambda m, a, out, n=network, i=index: heard.update(
+                {n: (out[int(i)] if i else out).clone()}
+            )
         )
     got = losses(model)['loss_kd_hint']
-    guided, hint = adapter(heard[0]), heard[1]
+    guided, hint = adapter(heard[model]), heard[model.teacher.network]
     if guided.shape != hint.shape:
         hint = nn.functional.interpolate(hint, guided.shape[2:], mode='bilinear')
     expected = 0.5 * ((guided - hint) ** 2).mean()
