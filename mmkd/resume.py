@@ -1,12 +1,11 @@
 """Runs that are cut off anywhere, and go on as if nothing had happened.
 
-What MMEngine does not keep is kept here: the state of the random numbers of every process, and how
-many batches of the epoch have been seen. On a CPU a resumed run then equals one that was never cut
-off, to the bit, with these exceptions: where data-loader workers draw random numbers
-(``num_workers`` > 0 and a random transform), a run cut off in mid-epoch draws others (so does one
-with ``persistent_workers`` cut off anywhere); gradients that were being accumulated
-(``accumulative_counts``) are lost; and a schedule that follows a metric misses the step that
-belongs to a validation it was cut off in.
+What MMEngine does not keep is kept here: the state of the random numbers of every process and of
+its data-loader workers, and how many batches of the epoch have been seen. On a CPU a resumed run
+then equals one that was never cut off, to the bit, with these exceptions: gradients that were being
+accumulated (``accumulative_counts``) are lost; a schedule that follows a metric misses the step
+that belongs to a validation it was cut off in; and a worker's data set has what it was built with,
+not what it has gathered since (the cache of ``CachedMosaic``, say).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import functools
 import glob
 import os
 import os.path as osp
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from .watch import random_state, set_random
 
@@ -57,6 +57,8 @@ class WholeCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.random: list[dict] = []
+        self.workers: list[list] = []
+        self.heard: dict[int, bytes] = {}
         self.validated_at: int | None = None
         self.found: dict | None = None
         self.signal: int | None = None
@@ -86,7 +88,14 @@ class WholeCheckpointHook(CheckpointHook):
                 )
 
     def _save(self, runner: Runner, out_dir: str, name: str, meta: dict, **kwargs: Any) -> None:
-        self.random = all_gather_object(random_state())
+        count = getattr(runner.train_loop.dataloader, 'num_workers', 0)
+        # A worker's own bytes, of this machine: nothing that came from a file.
+        workers = [
+            pickle.loads(self.heard[i]) if i in self.heard else None  # noqa: S301
+            for i in range(count)
+        ]
+        every = all_gather_object((random_state(), workers))
+        self.random, self.workers = [list(part) for part in zip(*every, strict=True)]
         runner.save_checkpoint(
             out_dir,
             name,
@@ -136,12 +145,22 @@ class WholeCheckpointHook(CheckpointHook):
         if 'optimizer' in checkpoint and self.random:
             checkpoint[KEY] = {
                 'random': self.random,
+                'workers': self.workers,
                 'validated': checkpoint['meta'].get('iter') == self.validated_at,
                 'sampler_seed': self.sampler_seed,
                 'stopped': self.stopping,
             }
 
     # ---------------------------------------------------------------------------- going on
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Takes from the batch what the worker that made it has added."""
+        loop = runner.train_loop
+        if self.heard and _begin_anew(loop.dataloader) and _seen(loop) % len(loop.dataloader) == 0:
+            self.heard.clear()
+        if isinstance(data_batch, dict) and KEY in data_batch:
+            worker, state = data_batch.pop(KEY)
+            self.heard[worker] = state
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes what a resumed run needs."""
@@ -164,8 +183,9 @@ class WholeCheckpointHook(CheckpointHook):
         """Put a resumed run where its checkpoint was written; called right before training."""
         found, self.found = self.found, None
         for loop in (runner.train_loop, runner.val_loop):
-            if loop is not None and isinstance(loop.dataloader, DataLoader):
-                _prepare_workers(loop.dataloader, runner.seed)
+            if loop is not None:
+                prepare_workers(loop.dataloader)
+                _reseed(loop.dataloader, runner.seed)
         sampler = _sampler(runner.train_loop.dataloader)
         if found is None:
             self.sampler_seed = getattr(sampler, 'seed', None)
@@ -186,6 +206,7 @@ class WholeCheckpointHook(CheckpointHook):
             )
         loop = runner.train_loop
         seen = _seen(loop)
+        drawn = self._workers(found, loop, runner)
         _restore(state)
         if isinstance(loop, IterBasedTrainLoop):
             due, at = loop._iter, loop.max_iters
@@ -201,8 +222,27 @@ class WholeCheckpointHook(CheckpointHook):
             if due >= loop.val_begin and (due % loop.val_interval == 0 or due == at):
                 runner.logger.info('the run was cut off before or in its validation: made up for')
                 runner.val_loop.run()
-        if seen:
+        if seen or drawn:
             _skip(loop, seen, random_state() if state is not None else None)
+
+    def _workers(self, found: dict, loop: Any, runner: Runner) -> dict[int, dict]:
+        """Lets the workers draw on where those of the checkpoint were; what each has drawn."""
+        loader = loop.dataloader
+        count = getattr(loader, 'num_workers', 0)
+        if not count or (_begin_anew(loader) and _seen(loop) % len(loader) == 0):
+            return {}
+        workers = found.get('workers') or []
+        own = workers[get_rank()] if len(workers) == runner.world_size else []
+        if len(own) != count:
+            runner.logger.warning(
+                f'the checkpoint has the random numbers of {len(own)} data-loader workers and '
+                f'this run has {count}: they draw others'
+            )
+            return {}
+        states = loader.worker_init_fn.args[1]
+        states.update({i: state for i, state in enumerate(own) if state is not None})
+        self.heard = {i: pickle.dumps(state) for i, state in states.items()}
+        return states
 
     # ---------------------------------------------------------------------- being told to stop
 
@@ -300,10 +340,17 @@ class _Deferred:
 
 
 class _Rest:
-    """A batch sampler that, the first time, begins behind the batches that were seen."""
+    """A batch sampler that, the first time, begins behind the batches that were seen.
 
-    def __init__(self, batches: Any, seen: int, state: dict | None) -> None:
-        self.batches, self.seen, self.state = batches, seen, state
+    Where workers persist, a later epoch's beginning draws no number; the first time does.
+
+    Workers take turns, so that the next batch is not the first one's: before it comes an empty
+    batch for each worker that is not due yet.
+    """
+
+    def __init__(self, batches: Any, seen: int, state: dict | None, empty: int) -> None:
+        self.batches, self.seen, self.state, self.empty = batches, seen, state, empty
+        self.first = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.batches, name)
@@ -313,12 +360,13 @@ class _Rest:
 
     def __iter__(self) -> Iterator:
         indices = iter(self.batches)
-        for _ in range(self.seen):
-            next(indices, None)
-        if self.seen:
+        if self.first:
+            self.first = False
+            for _ in range(self.seen):
+                next(indices, None)
             # Making the data loader's iterator has drawn a number.
             _restore(self.state)
-            self.seen = 0
+            yield from [[]] * self.empty
         yield from indices
 
 
@@ -343,19 +391,27 @@ class _Advanced:
         if self.iterator is None:
             loader, sampler = self.loader, self.loader.batch_sampler.sampler
             epoch, seen = 0, self.seen
-            if not isinstance(sampler, InfiniteSampler):
+            if loader.persistent_workers and loader._iterator is not None:
+                # Those that MMEngine started as it made the loop.
+                loader._iterator._shutdown_workers()
+                loader._iterator = None
+            if isinstance(sampler, InfiniteSampler):
+                # It has one stream; workers that MMEngine started have taken from it.
+                sampler.indices = sampler._indices_of_rank()
+            else:
                 epoch, seen = divmod(self.seen, len(loader))
                 if hasattr(sampler, 'set_epoch'):
                     sampler.set_epoch(epoch)
-            if not seen:
-                _restore(self.state)
-                self.iterator = _InfiniteDataloaderIterator(loader)
+            empty = 0
+            if seen or loader.persistent_workers:
+                empty = _begin_behind(loader, seen, self.state)
             else:
-                object.__setattr__(
-                    loader, 'batch_sampler', _Rest(loader.batch_sampler, seen, self.state)
-                )
-                self.iterator = _InfiniteDataloaderIterator(loader)
+                _restore(self.state)
+            self.iterator = _InfiniteDataloaderIterator(loader)
             self.iterator._epoch = epoch
+            batches = [next(self.iterator) for _ in range(empty + 1)]
+            _started(loader)
+            return batches[-1]
         return next(self.iterator)
 
 
@@ -364,19 +420,41 @@ def _sampler(loader: Any) -> Any:
     return getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
 
 
-def _prepare_workers(loader: DataLoader, seed: int) -> None:
-    """Workers draw from the run's seed, and outlive a signal that is sent to all of its processes.
+def prepare_workers(loader: Any, tell: bool = False) -> None:
+    """Workers that outlive a signal to all processes, and may say where their random numbers are.
 
-    So do a cluster and a terminal; the run needs its workers until the end of its iteration.
+    A cluster and a terminal send one; the run needs its workers until the end of its iteration.
+
+    Args:
+        loader: not yet iterated.
+        tell: each batch, if it is a dict, comes with the number of its worker and the state of the
+            generators that it is going on with; the hook takes it out before the step.
     """
+    if not getattr(loader, 'num_workers', 0):
+        return
     init = loader.worker_init_fn
-    if isinstance(init, functools.partial) and 'seed' in init.keywords:
-        init.keywords['seed'] = seed  # MMEngine's, made before it reads the seed of a resumed run
-    if loader.num_workers:
-        loader.worker_init_fn = functools.partial(_pass_over_first, init)
+    if isinstance(init, functools.partial) and init.func is _start_worker:
+        return
+    loader.worker_init_fn = functools.partial(_start_worker, init, {})
+    if tell:
+        loader.collate_fn = functools.partial(_collate, loader.collate_fn)
 
 
-def _pass_over_first(init: Callable[[int], None] | None, worker: int) -> None:
+def _reseed(loader: Any, seed: int) -> None:
+    """MMEngine gives workers their seed before it reads that of a resumed run."""
+    if getattr(loader, 'num_workers', 0):
+        init = loader.worker_init_fn.args[0]
+        if isinstance(init, functools.partial) and 'seed' in init.keywords:
+            init.keywords['seed'] = seed
+
+
+def _begin_anew(loader: Any) -> bool:
+    """Whether each epoch has workers of its own."""
+    infinite = isinstance(_sampler(loader), InfiniteSampler)
+    return not infinite and not getattr(loader, 'persistent_workers', False)
+
+
+def _start_worker(init: Callable[[int], None] | None, states: dict[int, dict], worker: int) -> None:
     def told(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)  # the second, a loader that ends it, does
 
@@ -384,6 +462,31 @@ def _pass_over_first(init: Callable[[int], None] | None, worker: int) -> None:
         signal.signal(each, told)
     if init is not None:
         init(worker)
+    _restore(states.get(worker))
+
+
+def _collate(collate: Callable[[list], Any], samples: list) -> Any:
+    if not samples:
+        return None
+    batch, worker = collate(samples), get_worker_info()
+    if isinstance(batch, dict) and worker is not None:
+        batch[KEY] = worker.id, pickle.dumps(random_state(cuda=False))
+    return batch
+
+
+def _started(loader: DataLoader) -> None:
+    """Workers that start from now on, for another epoch, begin anew."""
+    if loader.num_workers:
+        loader.worker_init_fn.args[1].clear()
+
+
+def _begin_behind(loader: DataLoader, seen: int, state: dict | None) -> int:
+    """Lets a loader begin behind what was seen; the number of empty batches that come first."""
+    told = isinstance(loader.collate_fn, functools.partial) and loader.collate_fn.func is _collate
+    empty = seen % loader.num_workers if told else 0
+    # DataLoader lets nobody else set it.
+    object.__setattr__(loader, 'batch_sampler', _Rest(loader.batch_sampler, seen, state, empty))
+    return empty
 
 
 def _restore(state: dict | None) -> None:
@@ -405,12 +508,13 @@ def _skip(loop: Any, seen: int, state: dict | None) -> None:
     if isinstance(loop, IterBasedTrainLoop):
         loop.dataloader_iterator = _Advanced(loader, seen, state)
         return
-    # DataLoader lets nobody else set it.
-    object.__setattr__(loader, 'batch_sampler', _Rest(loader.batch_sampler, seen, state))
+    empty = _begin_behind(loader, seen, state)
     run_iter, run_epoch = loop.run_iter, loop.run_epoch
 
     def counted(index: int, batch: Any) -> None:
-        run_iter(index + seen, batch)
+        _started(loader)
+        if index >= empty:
+            run_iter(index - empty + seen, batch)
 
     def first() -> None:
         run_epoch()

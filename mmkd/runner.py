@@ -21,7 +21,7 @@ from .annotations import check_annotations
 from .classes import apply_classes, check_labels
 from .guard import GuardHook
 from .resolution import apply_resolution
-from .resume import GoOnHook, WholeCheckpointHook
+from .resume import GoOnHook, WholeCheckpointHook, prepare_workers
 from .watch import NonFiniteLossError, StepHook, images
 
 _ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
@@ -112,6 +112,21 @@ class DistillationRunner(Runner):
                 f'python tools/replay.py CONFIG {path} says where it begins. Often it is the '
                 'learning rate, a box without size, or fp16'
             ) from None
+
+    _train_dataloader: Any
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """MMEngine's, with workers that a resumed run can take up, see :mod:`mmkd.resume`."""
+        if self._checkpoints is not None:
+            # An iteration-based loop starts them as it is made.
+            if isinstance(self._train_dataloader, dict):
+                self._train_dataloader = self.build_dataloader(
+                    self._train_dataloader,
+                    seed=self.seed,
+                    diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
+                )
+            prepare_workers(self._train_dataloader, tell=True)
+        return super().build_train_loop(loop)
 
     def load_or_resume(self) -> None:
         """Loads or resumes as the constructor's arguments say, once."""

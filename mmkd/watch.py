@@ -128,12 +128,16 @@ def set_random(state: dict) -> None:
     name, keys, position, has_gauss, cached = state['numpy']
     np.random.set_state((name, np.asarray(keys, np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state['torch'])
-    if torch.cuda.is_available() and state['cuda'] is not None:
+    if state['cuda'] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'])
 
 
-def random_state() -> dict:
-    """The state of the generators that a training step draws from, in plain form."""
+def random_state(cuda: bool = True) -> dict:
+    """The state of the generators that a training step draws from, in plain form.
+
+    Args:
+        cuda: with the GPU's; a forked process must not ask for it.
+    """
     version, internal, gauss = random.getstate()
     legacy: Any = np.random.get_state()
     name, keys, position, has_gauss, cached = legacy
@@ -141,7 +145,7 @@ def random_state() -> dict:
         'python': [version, list(internal), gauss],
         'numpy': [name, keys.astype(np.int64), position, has_gauss, cached],
         'torch': torch.get_rng_state(),
-        'cuda': torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        'cuda': torch.cuda.get_rng_state() if cuda and torch.cuda.is_available() else None,
     }
 
 

@@ -15,6 +15,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from test_checkpoint import same
 from tiny import tiny_config
 from torch import nn
@@ -87,10 +88,12 @@ def runner(
     score=None,
     keep=1,
     workers=0,
+    persistent=False,
     data=None,
     seed=0,
     accumulate=1,
     batch_sampler=None,
+    cls=DistillationRunner,
     **kwargs,
 ):
     by_epoch = loop == 'epoch'
@@ -105,11 +108,12 @@ def runner(
         val_cfg=dict(type='ValLoop'),
         val_evaluator=[score],
     ) if score else {}  # fmt: skip
-    return DistillationRunner(
+    return cls(
         model=Drawing(),
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=2, dataset=data or Noisy(), num_workers=workers,
+            persistent_workers=persistent,
             sampler=dict(type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=shuffle),
             collate_fn=dict(type='default_collate'), batch_sampler=batch_sampler,
         ),
@@ -157,6 +161,51 @@ def assert_equal(a: dict, b: dict) -> None:
     for key in ('state_dict', 'optimizer', 'param_schedulers', 'ema_state_dict', 'mmkd_resume'):
         assert same(a.get(key), b.get(key)), key
     assert a['meta']['iter'] == b['meta']['iter'] and a['meta']['epoch'] == b['meta']['epoch']
+
+
+@pytest.mark.parametrize('persistent', [False, True], ids=['', 'persistent'])
+@pytest.mark.parametrize(
+    ('setting', 'cuts', 'workers'),
+    [
+        (dict(loop='epoch', every=2), [9, 13], 2),
+        (dict(loop='epoch', every=7), [8], 3),
+        (dict(loop='epoch'), [8], 2),
+        (dict(loop='iter', every=2), [9], 2),
+        (dict(loop='iter', every=5), [8], 3),
+        (dict(loop='iter', every=3, infinite=True), [5, 11], 2),
+    ],
+    ids=str,
+)
+def test_workers_draw_on_where_they_were(tmp_path, setting, cuts, workers, persistent):
+    """Their random numbers are those of a run that was never cut off."""
+    setting = dict(setting, workers=workers, persistent=persistent)
+    # Each in a process: one that has ended waits for workers of a loader that was thrown away.
+    assert child(tmp_path / 'whole', **setting) == 0
+    for cut in cuts:
+        assert child(tmp_path / 'parts', cut=CutHook(cut), resume=True, **setting) == 77
+    assert child(tmp_path / 'parts', resume=True, **setting) == 0
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
+
+
+def test_workers_draw_what_they_draw_in_mmengine(tmp_path):
+    """Listening to them changes nothing."""
+    setting = dict(workers=2, every=4)
+    own = runner(tmp_path / 'own', **setting)
+    own.train()
+    stock = runner(tmp_path / 'stock', cls=Runner, **setting)
+    stock.train()
+    assert same(own.model.state_dict(), stock.model.state_dict())
+
+
+def test_another_number_of_workers_is_said(tmp_path, capfd):
+    with pytest.raises(Cut):
+        runner(tmp_path, cut=CutHook(7), every=2, workers=2).train()
+    runner(tmp_path, resume=True, every=2, workers=3).train()
+    said = capfd.readouterr()
+    assert (
+        'the checkpoint has the random numbers of 2 data-loader workers and this run has 3'
+        in said.out + said.err
+    )
 
 
 @pytest.mark.parametrize('ema', [False, True], ids=['plain', 'ema'])

@@ -36,6 +36,9 @@ SETTINGS = [
     dict(loop='epoch', score=True),
     dict(loop='iter', every=2, infinite=True),
     dict(loop='iter', every=3, infinite=True, ema=True, score=True),
+    dict(loop='epoch', every=2, workers=2),
+    dict(loop='epoch', every=3, workers=2, persistent=True, ema=True),
+    dict(loop='iter', every=3, infinite=True, workers=2),
 ]
 
 

@@ -1,4 +1,4 @@
-# mmkd.py with the teacher's forward made cheaper; its answers differ by rounding (docs/performance.md).
+# mmkd.py with a cheaper forward of the teacher; its answers differ by rounding.
 _base_ = 'mmkd.py'
 
 model = dict(
