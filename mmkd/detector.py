@@ -225,6 +225,10 @@ class DistillationMixin(Detector):
         if not self.terms:
             return super().loss(batch_inputs, batch_data_samples)
         factors = {name: term.schedule() for name, term in self.terms.items()}
+        if not any(factors.values()) and not self.unproven:
+            # Before or after the schedules of all terms: the teacher need not look.
+            losses = super().loss(batch_inputs, batch_data_samples)
+            return self._join(losses, dict.fromkeys(self.terms, self._nothing()), factors)
         hard_weights = self._hard_weights(factors)
         with self.recorder(hard_weights) as heard, self.teacher.recorder() as said:
             # Before the student's forward, which fills the memory: what the teacher needs of it is
@@ -234,6 +238,10 @@ class DistillationMixin(Detector):
             terms = self.distil(heard, said, seen, batch_data_samples)
             self._measure(losses, terms, factors)
             self._compare(losses, terms, factors)
+        return self._join(losses, terms, factors)
+
+    def _join(self, losses: dict, terms: dict[str, Tensor], factors: dict[str, float]) -> dict:
+        """The terms, and what is worth logging of their weights, beside the student's losses."""
         for name, term in self.terms.items():
             factor = factors[name]
             if term.share is not None:
@@ -241,8 +249,14 @@ class DistillationMixin(Detector):
             losses[LOG_NAMES[name]] = factor * terms[name]
             if term.varies:
                 log_name = LOG_NAMES[name].replace('loss', 'weight')
-                losses[log_name] = batch_inputs.new_tensor(factor * term.loss.loss_weight)
+                losses[log_name] = terms[name].new_tensor(factor * term.loss.loss_weight)
         return losses
+
+    def _nothing(self) -> Tensor:
+        """A zero that depends on the adaptation layers: DDP waits for the gradient of each."""
+        zero = next(self.parameters()).new_zeros(())
+        adapters = self.kd_adapters.parameters() if 'hint' in self.terms else ()
+        return sum((0 * parameter.sum() for parameter in adapters), zero)
 
     def parse_losses(self, losses: dict) -> tuple[Tensor, dict]:
         """MMEngine's sum; one that is not finite stops here, before it reaches the weights."""

@@ -99,6 +99,35 @@ def test_a_scheduled_zero_keeps_the_term_and_leaves_the_hard_loss_whole(now):
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
 
 
+def test_the_teacher_does_not_look_where_no_term_is_in_force(now):
+    """The losses and gradients are those of a step at which it looks in vain."""
+    schedule = dict(schedule=dict(end=2))
+    terms = dict(hint=schedule, rpn_cls=schedule, rpn_bbox=schedule)
+    looks, seen = [], {}
+    for proven in (True, False):
+        now(0)
+        torch.manual_seed(0)
+        model = distil(pairs.fpn(), pairs.fpn(8), recipe(*terms, **terms))
+        model.teacher.network.backbone.register_forward_hook(lambda *a: looks.append(0))
+        losses(model)
+        assert not model.unproven
+        now(2)
+        if not proven:
+            model.unproven = {'rcnn_bbox'}  # is not asked, so it stays
+        looks.clear()
+        torch.manual_seed(0)
+        values = losses(model)
+        pairs.total(model, values).backward()
+        assert len(looks) == (not proven)
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert all(g is not None for n, g in gradients.items() if 'kd_adapters' in n)
+        seen[proven] = values, gradients
+    for one, other in zip(*seen.values(), strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+
+
 def test_a_constant_zero_with_a_schedule_is_off():
     paper = recipe('hint', hint=dict(loss_weight=0, schedule=dict(begin=5)))
     assert distil(pairs.fpn(), pairs.fpn(8), paper).teacher is None
