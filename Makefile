@@ -1,4 +1,4 @@
-# make demo · make demo-full · make demo-resolution · make test · make lint · make setup · make teacher · make backbone
+# make demo · make demo-full · make demo-resolution · make demo-pairs · make test · make lint · make setup · make teacher · make backbone
 # Each sets everything up first (tools/setup.sh), once; PYTHON=python3.12 picks the interpreter.
 SHELL := /bin/bash
 # STACK=onedl takes the maintained fork of requirements-onedl.txt, in an environment of its own.
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.mmkd-setup-$(shell (pwd; cat requirements*.txt tools/setup.sh 
 # Digits in larger photographs, for the teacher that sees more pixels.
 LARGE := --out data/digits_large --size 192 --train 2000 --val 250 --test 500 --digits 4 10 --heights 14 60
 
-.PHONY: demo demo-full demo-resolution teacher large-teacher cascade-teacher backbone test lint setup
+.PHONY: demo demo-full demo-resolution demo-pairs teacher large-teacher cascade-teacher backbone test lint setup
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -33,6 +33,12 @@ demo-full: $(STAMP)
 demo-resolution: $(STAMP)
 	$(PY) tools/make_digits.py $(LARGE)
 	$(PY) tools/compare.py configs/digits/large_to_half.py --plain configs/digits/half.py configs/digits/large.py --seeds 0 1 2 --work-dir work_dirs/demo-resolution
+
+# Another backbone family, another kind of head, other classes; half the schedule, three seeds.
+HALF := train_cfg.max_epochs=4 train_cfg.val_interval=4 param_scheduler.1.T_max=4 param_scheduler.1.end=4
+demo-pairs: $(STAMP)
+	$(PY) tools/make_digits.py
+	$(PY) tools/compare.py configs/digits/pairs/to_mobilenet.py configs/digits/pairs/from_cascade.py configs/digits/pairs/four_classes.py --seeds 0 1 2 --cfg-options $(HALF) --work-dir work_dirs/demo-pairs
 
 # Makes checkpoints/digits_large_teacher.pth again.
 large-teacher: $(STAMP)

@@ -286,6 +286,16 @@ def test_a_teacher_of_more_classes_is_tested_among_the_students(monkeypatch):
         assert sample.pred_instances.scores.tolist() == pytest.approx(scores)
 
 
+def test_two_tests_of_one_teacher_are_two_rows(monkeypatch):
+    """Each student's share of the gap is told by the teacher's mAP on its own classes."""
+    monkeypatch.chdir(ROOT)
+    configs = ['configs/digits/pairs/to_mobilenet.py', 'configs/digits/pairs/four_classes.py']
+    plan = cmp.plan_runs(configs, [0])
+    teachers = [row.label for row in plan.rows if row.role == 'teacher']
+    assert teachers == ['teacher', 'teacher of four_classes']
+    assert [c.teacher.label for c in plan.comparisons] == teachers
+
+
 def test_the_teacher_does_not_matter_to_a_baseline_without_a_start(configs):
     def key(name):
         plan = cmp.plan_runs([configs[name]], [0])

@@ -178,7 +178,7 @@ def plan_runs(
                 f'{path} has no distillation term on, so there is nothing to compare with its '
                 'baseline: give it to --plain, or turn a term on'
             )
-        teacher = _teacher_row(cfg, path, split, by_key, plan)
+        teacher = _teacher_row(cfg, path, labels[path], split, by_key, plan)
         off = [f'model.distillation.{term}.loss_weight=0' for term in _terms(cfg.model)]
         baseline = row_of(f'{labels[path]}, terms off', 'baseline', path, [*options, *off])
         baseline.baseline_of.append(labels[path])
@@ -242,7 +242,9 @@ def _labels(paths: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-def _teacher_row(cfg: Config, path: str, split: str, by_key: dict, plan: Plan) -> Row | None:
+def _teacher_row(
+    cfg: Config, path: str, student: str, split: str, by_key: dict, plan: Plan
+) -> Row | None:
     model = cfg.model
     checkpoint = model.get('teacher_ckpt')
     if checkpoint is None or checkpoint == 'random':
@@ -263,6 +265,9 @@ def _teacher_row(cfg: Config, path: str, split: str, by_key: dict, plan: Plan) -
     if key not in by_key:
         stem = 'as a dict' if isinstance(teacher_config, dict) else Path(str(teacher_config)).stem
         label = 'teacher' if stem == 'teacher' else f'teacher ({stem})'
+        if any(row.label == label for row in plan.rows):
+            # Of other weights, or tested otherwise: on the classes of this student, say.
+            label += f' of {student}'
         run = Run(
             label, 'teacher', None, path, [], test_cfg, split, identity, key, checkpoint=checkpoint
         )
