@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
+from mmcv.ops import RoIAlign
 from torch import Tensor, nn
+
+from .roi_align import GatheredRoIAlign
 
 DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -21,6 +24,8 @@ class Acceleration:
     Args:
         fuse_conv_bn: fold BatchNorm into the convolution before it: equal up to float rounding.
         channels_last: lay feature maps out by pixel: equal up to float rounding.
+        roi_align: on a CPU, RoIAlign as :class:`mmkd.roi_align.GatheredRoIAlign`: equal up to float
+            rounding.
         dtype: 'bfloat16' or 'float16': autocast for the teacher alone, which rounds its answers.
 
     Raises:
@@ -29,10 +34,11 @@ class Acceleration:
 
     fuse_conv_bn: bool = False
     channels_last: bool = False
+    roi_align: bool = False
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ('fuse_conv_bn', 'channels_last'):
+        for name in ('fuse_conv_bn', 'channels_last', 'roi_align'):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
                     f'distillation.accelerate: {name}={getattr(self, name)!r} must be True or False'
@@ -62,6 +68,8 @@ class Acceleration:
             _fuse(network)
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
+        if self.roi_align:
+            _gather(network)
 
     def pixels(self, pixels: Tensor) -> Tensor:
         """Images (N, 3, H, W) as the network now wants them laid out."""
@@ -69,16 +77,16 @@ class Acceleration:
             pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
         )
 
+    def for_rois(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features as RoIAlign wants them: mmcv's by channel, in half precision on GPUs alone."""
+        features = [_full(f, f.is_cuda) for f in features]
+        return features if self.roi_align else [f.contiguous() for f in features]
+
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """The context in which the teacher runs; without a dtype of its own it goes along."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(device.type, dtype=DTYPES[self.dtype])
-
-
-def for_rois(features: Sequence[Tensor]) -> list[Tensor]:
-    """Features as mmcv's RoIAlign wants them: by channel, in half precision on GPUs alone."""
-    return [_full(f, f.is_cuda).contiguous() for f in features]
 
 
 def full(answer: Any) -> Any:
@@ -89,6 +97,15 @@ def full(answer: Any) -> Any:
 def _full(tensor: Tensor, half: bool = False) -> Tensor:
     halves = (torch.bfloat16,) if half else (torch.bfloat16, torch.float16)
     return tensor.float() if tensor.dtype in halves else tensor
+
+
+def _gather(network: nn.Module) -> None:
+    for parent in list(network.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, RoIAlign) and layer.pool_mode == 'avg':
+                gathered = GatheredRoIAlign(layer)
+                gathered._forward_hooks = layer._forward_hooks
+                setattr(parent, name, gathered)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from . import wiring
-from .accelerate import Acceleration, for_rois
+from .accelerate import Acceleration
 from .adapters import KINDS, build_adapter, resample, set_identity
 from .anchors import AnchorMatch
 from .classes import Answers, ClassMap
@@ -431,7 +431,7 @@ class DistillationMixin(Detector):
     ) -> dict[str, Tensor]:
         """L_RCN: equations (2) to (5) over the student's own RoIs, stage by stage."""
         losses: dict[str, Tensor] = {}
-        features = for_rois(features)
+        features = self.teacher.acceleration.for_rois(features)
         stage_weights = getattr(self.roi_head, 'stage_loss_weights', [1.0])
         context = roi_context(self.teacher.network.roi_head, features)
         images = features[0].size(0)

@@ -3,10 +3,12 @@
 import pairs
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from pairs import LOG_NAMES, distil, recipe
 from torch import nn
 
-from mmkd.accelerate import Acceleration, for_rois
+from mmkd.accelerate import Acceleration
+from mmkd.roi_align import GatheredRoIAlign
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'cascade': pairs.cascade}
 
@@ -41,8 +43,12 @@ def answers(kind, accelerate):
     [
         (dict(fuse_conv_bn=True), 1e-4),
         (dict(channels_last=True), 1e-4),
+        (dict(roi_align=True), 1e-4),
         (dict(dtype='bfloat16'), 0.05),
-        (dict(fuse_conv_bn=True, channels_last=True, dtype='bfloat16'), 0.05),
+        (
+            dict(fuse_conv_bn=True, channels_last=True, roi_align=True, dtype='bfloat16'),
+            0.05,
+        ),
     ],
     ids=str,
 )
@@ -56,7 +62,7 @@ def test_the_answers_are_the_exact_ones(kind, accelerate, tolerance):
             if len(a):
                 assert (a - b).abs().amax() <= tolerance * a.abs().amax(), name
                 changed |= not torch.equal(a, b)
-    assert changed or accelerate == dict(channels_last=True)
+    assert changed or accelerate in (dict(channels_last=True), dict(roi_align=True))
 
 
 def test_without_options_the_network_is_left_alone():
@@ -122,11 +128,48 @@ def test_a_network_that_folding_changes_is_refused():
         Acceleration(fuse_conv_bn=True).prepare(Crossed().eval())
 
 
+@pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'not aligned'])
+@pytest.mark.parametrize('ratio', [0, 2])
+@pytest.mark.parametrize(('size', 'scale'), [((7, 7), 0.25), ((3, 5), 1 / 16)], ids=str)
+def test_gathered_roi_align_is_mmcvs(aligned, ratio, size, scale):
+    """Boxes of all sizes, over the edges, without a pixel, outside the image."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 6, 20, 30, generator=generator)
+    wide, high = 30 / scale, 20 / scale
+    points = torch.rand(200, 2, 2, generator=generator) * torch.tensor([wide, high])
+    boxes = torch.cat([points.amin(1), points.amax(1)], 1)
+    boxes[:20] += torch.tensor([wide, 0, wide, 0]) / 2
+    boxes[20:40] -= torch.tensor([0, high, 0, high]) / 2
+    boxes[40:50, 2:] = boxes[40:50, :2]
+    boxes[50] = torch.tensor([0, 0, wide, high])
+    boxes[51] = torch.tensor([2 * wide, 2 * high, 3 * wide, 3 * high])
+    boxes[52] = torch.tensor([0, 0, 28, 28])  # whole cells to a bin
+    image = torch.randint(2, (200, 1), generator=generator)
+    rois = torch.cat([image, boxes], 1)
+    layer = RoIAlign(size, scale, ratio, aligned=aligned)
+    gathered = GatheredRoIAlign(layer)
+    for given in (features, features.to(memory_format=torch.channels_last)):
+        got = gathered(given, rois)
+        torch.testing.assert_close(got, layer(features, rois), rtol=1e-4, atol=2e-5)
+    assert got[52].abs().max() > 0
+    assert got[51].abs().max() == 0
+    assert gathered(features, rois[:0]).shape == (0, 6, *size)
+
+
+def test_roi_align_of_the_teacher_alone_is_gathered():
+    paper = recipe()
+    paper['accelerate'] = dict(roi_align=True)
+    model = distil(pairs.fpn(), pairs.fpn(8), paper)
+    pairs.losses(model)
+    assert any(isinstance(m, GatheredRoIAlign) for m in model.teacher.network.modules())
+    assert not any(isinstance(m, GatheredRoIAlign) for m in model.modules())
+
+
 def test_features_for_rois_are_laid_out_by_channel():
     """RoIAlign reads memory as if they were, whatever the tensor's own strides say."""
     feature = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     for dtype, expected in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
-        (given,) = for_rois([feature.to(dtype)])
+        (given,) = Acceleration().for_rois([feature.to(dtype)])
         assert given.is_contiguous()
         assert given.dtype == expected
         assert torch.equal(given, feature.to(dtype).to(expected))

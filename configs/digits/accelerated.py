@@ -3,6 +3,6 @@ _base_ = 'mmkd.py'
 
 model = dict(
     distillation=dict(
-        accelerate=dict(fuse_conv_bn=True, channels_last=True, dtype='bfloat16'),
+        accelerate=dict(fuse_conv_bn=True, channels_last=True, roi_align=True, dtype='bfloat16'),
     ),
 )
