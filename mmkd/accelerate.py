@@ -94,6 +94,14 @@ def full(answer: Any) -> Any:
     return _full(answer) if isinstance(answer, Tensor) else answer
 
 
+def laid_out(hint: Tensor, guided: Tensor) -> Tensor:
+    """A hint as its counterpart lies in memory: strides that cross cost more than a copy."""
+    if hint.is_contiguous() or not guided.is_contiguous():
+        return hint
+    dtype = torch.float32 if hint.dtype in (torch.bfloat16, torch.float16) else hint.dtype
+    return hint.to(dtype, memory_format=torch.contiguous_format)
+
+
 def _full(tensor: Tensor, half: bool = False) -> Tensor:
     halves = (torch.bfloat16,) if half else (torch.bfloat16, torch.float16)
     return tensor.float() if tensor.dtype in halves else tensor

@@ -19,7 +19,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from . import wiring
-from .accelerate import Acceleration
+from .accelerate import Acceleration, laid_out
 from .adapters import KINDS, build_adapter, resample, set_identity
 from .anchors import AnchorMatch
 from .classes import Answers, ClassMap
@@ -499,7 +499,8 @@ class DistillationMixin(Detector):
                 hint = hint.repeat(self.branches, *[1] * (hint.dim() - 1))
                 over = view and view.repeat(self.branches)
             hint = resample(hint, guided, pair.strides, over)
-            values.append(loss(self.kd_adapters[pair.name](guided), hint))
+            adapted = self.kd_adapters[pair.name](guided)
+            values.append(loss(adapted, laid_out(hint, adapted)))
             if 'hint' in self.unproven:
                 # In their sum a dead pair would hide behind a living one.
                 wiring.prove(f'{LOG_NAMES["hint"]} at {pair.student}', values[-1], self._own())
