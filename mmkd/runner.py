@@ -18,7 +18,7 @@ from torch import nn
 
 from . import checkpoint as checkpoints
 from .annotations import check_annotations
-from .classes import apply_classes, check_labels
+from .classes import apply_classes, check_labels, check_num_classes
 from .guard import GuardHook
 from .resolution import apply_resolution
 from .resume import GoOnHook, WholeCheckpointHook
@@ -94,8 +94,10 @@ class DistillationRunner(Runner):
 
         Raises:
             AnnotationError: before the first step, an annotation file that cannot be used.
+            ValueError: before the first step, a head with another number of classes than the data.
             NonFiniteLossError: with the losses, the iteration, the images, and how to look at it.
         """
+        check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
         heeding = (
