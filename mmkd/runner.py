@@ -24,6 +24,7 @@ from . import checkpoint as checkpoints
 from .annotations import check_annotations
 from .classes import apply_classes, check_labels, check_num_classes
 from .guard import GuardHook
+from .images import require_whole_images
 from .resolution import apply_resolution
 from .resume import GoOnHook, WholeCheckpointHook
 from .watch import NonFiniteLossError, StepHook, images
@@ -74,6 +75,13 @@ class DistillationRunner(Runner):
         """
         return super().from_cfg(apply_classes(apply_resolution(cfg)))
 
+    @staticmethod
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        """Builds it; an image that is not whole will stop the run by its name."""
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        require_whole_images(loader.dataset)
+        return loader
+
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         """Registers the hooks, ours outermost: others see the real objects, the file plain ones."""
         super().register_hooks(default_hooks, custom_hooks)
@@ -106,6 +114,7 @@ class DistillationRunner(Runner):
             AnnotationError: before the first step, an annotation file that cannot be used.
             ValueError: before the first step, a head with another number of classes than the data.
             NonFiniteLossError: with the losses, the iteration, the images, and how to look at it.
+            ImageError: an image that is gone, cut short or no image.
             LostProcessError: a data-loader worker, or another process of the job, has ended.
         """
         check_num_classes(self.cfg)
