@@ -42,18 +42,18 @@ def check_annotations(dataloader: Any, who: str = 'train') -> None:
         AnnotationError: naming the file, the entry and its value.
     """
     if isinstance(dataloader, dict):
-        for dataset in _leaves(dataloader.get('dataset')):
+        for dataset in leaves(dataloader.get('dataset')):
             _check_dataset(dataset, who)
 
 
-def _leaves(dataset: Any) -> Iterator[dict]:
+def leaves(dataset: Any) -> Iterator[dict]:
     """Datasets below wrappers such as ConcatDataset and RepeatDataset."""
     if isinstance(dataset, (list, tuple)):
         for part in dataset:
-            yield from _leaves(part)
+            yield from leaves(part)
     elif isinstance(dataset, dict):
         inner = [dataset[key] for key in ('dataset', 'datasets') if key in dataset]
-        yield from _leaves(inner) if inner else [dataset]
+        yield from leaves(inner) if inner else [dataset]
 
 
 def _check_dataset(dataset: dict, who: str) -> None:

@@ -11,17 +11,20 @@ import difflib
 import json
 import mmap
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.registry import LOOPS
 from mmengine.runner import TestLoop
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+
+from .annotations import leaves
 
 
 class ClassMap:
@@ -157,6 +160,54 @@ def _log_scores(logits: Tensor, kind: str) -> Tensor:
     return torch.cat([classes + objectness[:, :1], objectness[:, 1:]], 1)
 
 
+def check_num_classes(cfg: Config) -> None:
+    """Compare ``num_classes`` of the heads with the classes of the training and validation data.
+
+    MMDetection does not: with one too few the last class is trained as background, with more a
+    validation ends in an index error, hours later.
+
+    Raises:
+        ValueError: naming the head, the data set and both numbers.
+    """
+    for key in ('train_dataloader', 'val_dataloader'):
+        for dataset in leaves((cfg.get(key) or {}).get('dataset')):
+            names = _things(dataset)
+            for where, count in _counts(cfg.get('model'), 'model') if names else ():
+                if count != len(names or ()):
+                    raise ValueError(
+                        f'{where}.num_classes is {count}, and the {key.split("_")[0]} data '
+                        f'({dataset.get("ann_file")}) have {len(names or ())} classes '
+                        f'({_few(names or ())}): set num_classes={len(names or ())}, or '
+                        f'metainfo=dict(classes=...) of every data set to the {count} names'
+                    )
+
+
+def _things(dataset: Any) -> list[str] | None:
+    """The classes of a data set's config that have boxes; None where only the data know them."""
+    kind = dataset.get('type')
+    known = DATASETS.get(kind) if isinstance(kind, str) else kind
+    info = {**getattr(known, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    names = info.get('thing_classes', info.get('classes'))
+    if isinstance(names, str):
+        return list_from_file(names) if osp.isfile(names) else None
+    return None if names is None else list(names)
+
+
+def _counts(node: Any, where: str) -> Iterator[tuple[str, int]]:
+    """The place and ``num_classes`` of every head for boxes or masks in a model's config."""
+    if isinstance(node, (list, tuple)):
+        for i, each in enumerate(node):
+            yield from _counts(each, f'{where}[{i}]')
+    elif isinstance(node, dict):
+        name = where.rsplit('.', 1)[-1].split('[')[0]
+        if name in ('bbox_head', 'mask_head') and 'num_classes' in node:
+            if not node.get('class_agnostic'):
+                yield where, node['num_classes']
+            return
+        for key, value in node.items():
+            yield from _counts(value, f'{where}.{key}')
+
+
 def apply_classes(cfg: Config) -> Config:
     """Put the class names of both networks into ``model.distillation.classes``, if they differ.
 
@@ -165,6 +216,9 @@ def apply_classes(cfg: Config) -> Config:
 
     Returns:
         The config itself, or a copy with the names.
+
+    Raises:
+        ValueError: the student's head and its data have different numbers of classes.
     """
     from .teacher import load_config
 
@@ -172,6 +226,7 @@ def apply_classes(cfg: Config) -> Config:
     distillation = model.get('distillation')
     if not distillation or 'teacher_config' not in model:
         return cfg
+    check_num_classes(cfg)
     given = dict(distillation.get('classes') or {})
     student = given.get('student') or class_names(cfg)
     if student is None:

@@ -6,10 +6,11 @@ import logging
 import os
 import os.path as osp
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import torch.distributed
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
@@ -110,8 +111,12 @@ def build_runner(cfg: Config) -> Runner:
     """Builds the Runner, for ``--launcher pytorch`` without an accelerator over gloo.
 
     Raises:
-        SystemExit: Slurm or MPI without an accelerator.
+        SystemExit: Slurm or MPI without an accelerator; more processes than GPUs; a ``work_dir``
+            that cannot be written.
     """
+    check_work_dir(cfg.work_dir)
+    if cfg.launcher == 'pytorch':
+        check_devices()
     if cfg.launcher != 'none' and get_device() == 'cpu':
         if cfg.launcher != 'pytorch':
             stop(
@@ -120,6 +125,46 @@ def build_runner(cfg: Config) -> Runner:
             )
         _use_gloo(cfg)
     return RUNNERS.build(cfg)
+
+
+def check_work_dir(path: str) -> None:
+    """Write something to the work directory, before a network is built.
+
+    Raises:
+        SystemExit: It cannot be made or written.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        stop(
+            f'work_dir {path} cannot be written ({error.strerror}): name a folder on a disk with '
+            'space, that you may write to, with --work-dir'
+        )
+
+
+def check_devices() -> None:
+    """Compare the processes that torchrun started on this machine with its GPUs.
+
+    Raises:
+        SystemExit: There are fewer GPUs.
+    """
+    rank, processes = int(os.environ.get('LOCAL_RANK', 0)), os.environ.get('LOCAL_WORLD_SIZE', '?')
+    if get_device() == 'cpu':
+        if rank == 0:
+            print(
+                'warning: this machine shows no GPU (torch.cuda.is_available() is False), so its '
+                f'{processes} processes work on CPUs, over gloo. If it should have some, look at '
+                'nvidia-smi, CUDA_VISIBLE_DEVICES and the build of torch',
+                file=sys.stderr,
+                flush=True,
+            )
+    elif get_device() == 'cuda' and rank >= torch.cuda.device_count():
+        stop(
+            f'{processes} processes were asked for, one a GPU, and this machine shows '
+            f'{torch.cuda.device_count()}: ask for as many, or look at CUDA_VISIBLE_DEVICES'
+        )
 
 
 def leave() -> None:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import os.path as osp
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from . import checkpoint as checkpoints
 from .annotations import check_annotations
-from .classes import apply_classes, check_labels
+from .classes import apply_classes, check_labels, check_num_classes
 from .guard import GuardHook
+from .images import require_whole_images
 from .resolution import apply_resolution
 from .resume import GoOnHook, WholeCheckpointHook, prepare_workers
 from .watch import NonFiniteLossError, StepHook, images
 
+_PEER = re.compile(
+    r'(gloo|NCCL|ProcessGroup).*(connection (closed|reset|refused)|broken pipe|timed out|timeout'
+    r'|remote (process|error)|abort)',
+    re.IGNORECASE | re.DOTALL,
+)
+"""What gloo and NCCL say of a process that no longer answers."""
 _ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
 
 
@@ -64,6 +75,13 @@ class DistillationRunner(Runner):
         """
         return super().from_cfg(apply_classes(apply_resolution(cfg)))
 
+    @staticmethod
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        """Builds it; an image that is not whole will stop the run by its name."""
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        require_whole_images(loader.dataset)
+        return loader
+
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         """Registers the hooks, ours outermost: others see the real objects, the file plain ones."""
         super().register_hooks(default_hooks, custom_hooks)
@@ -94,16 +112,32 @@ class DistillationRunner(Runner):
 
         Raises:
             AnnotationError: before the first step, an annotation file that cannot be used.
+            ValueError: before the first step, a head with another number of classes than the data.
             NonFiniteLossError: with the losses, the iteration, the images, and how to look at it.
+            ImageError: an image that is gone, cut short or no image.
+            LostProcessError: a data-loader worker, or another process of the job, has ended.
         """
+        check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
         heeding = (
             self._checkpoints.heeding_signals() if self._checkpoints else contextlib.nullcontext()
         )
         try:
-            with heeding:
+            with self._naming_the_end(), heeding:
                 return super().train()
+        except Exception as error:
+            if self.iter:
+                self.logger.error(self._stopped(error))
+            raise
+        finally:
+            for loop in (self._train_loop, self._val_loop):
+                end_workers(getattr(loop, 'dataloader', None))
+
+    @contextlib.contextmanager
+    def _naming_the_end(self) -> Iterator[None]:
+        try:
+            yield
         except NonFiniteLossError as error:
             path = self._steps.keep(self, _unwrap(self.model))
             raise NonFiniteLossError(
@@ -112,6 +146,22 @@ class DistillationRunner(Runner):
                 f'python tools/replay.py CONFIG {path} says where it begins. Often it is the '
                 'learning rate, a box without size, or fp16'
             ) from None
+        except RuntimeError as error:
+            if lost := lost_process(str(error)):
+                raise LostProcessError(lost) from None
+            raise
+
+    def _stopped(self, error: Exception) -> str:
+        """One line for the log, which has no traceback: where, by what, and how to go on."""
+        last = latest_checkpoint(self.work_dir)
+        # An error in a data-loader worker comes with its traceback: the last line says it.
+        said = (str(error).strip().splitlines() or [''])[-1]
+        on = f'{last} is whole: ' if last else f'no checkpoint is in {self.work_dir} yet: '
+        return (
+            f'stopped in iteration {self.iter + 1} (epoch {self.epoch + 1}) by '
+            f'{type(error).__name__}: {said}. Nothing that was saved is lost, {on}with the cause '
+            'mended, the same command with --resume goes on from there'
+        )
 
     _train_dataloader: Any
 
@@ -154,6 +204,53 @@ class DistillationRunner(Runner):
         finally:
             self._resuming = None
         self.resumed_from = filename
+
+
+class LostProcessError(RuntimeError):
+    """A process that the run cannot do without has ended."""
+
+
+def lost_process(said: str) -> str | None:
+    """What it means that a data-loader worker, or another process of the job, is gone.
+
+    Args:
+        said: PyTorch's words.
+
+    Returns:
+        Which process, the usual cause and the way out; None where the words are of something else.
+    """
+    if worker := re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)', said):
+        return (
+            f'data-loader worker (process {worker[1]}) {worker[2].strip(" .")}. Killed means '
+            'mostly that memory ran out (dmesg says so): take fewer num_workers or a smaller '
+            'batch_size. A bus error: /dev/shm is full (docker run --shm-size). Else run with '
+            'num_workers=0, where an error in a transform shows'
+        )
+    if get_world_size() > 1 and _PEER.search(said):
+        return (
+            f'process {get_rank()} of {get_world_size()} lost another one of the job ('
+            f'{said.strip().splitlines()[0]}). That one failed first: its own output, or the '
+            'root cause that torchrun names, says why (exit code -9 is a kill, mostly for memory)'
+        )
+    return None
+
+
+def end_workers(loader: Any) -> None:
+    """Let the workers of a data loader end now, while they can still be told to.
+
+    Python sends those that live at its end two SIGTERM at once and waits. A worker passes over the
+    first, and two that come together are one to it: the process would wait for ever.
+
+    Args:
+        loader: a data loader that may be used again; anything else is passed over.
+    """
+    if not isinstance(loader, DataLoader) or not loader.num_workers:
+        return
+    loader._iterator = None
+    # A traceback or a loop may hold the iterator, so letting go of it is not enough.
+    for each in gc.get_objects():
+        if type(each) is _MultiProcessingDataLoaderIter and each._dataset is loader.dataset:
+            each._shutdown_workers()
 
 
 class FromPlainHook(Hook):

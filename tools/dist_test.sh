@@ -8,6 +8,10 @@ if [ $# -lt 3 ]; then
     echo "usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]" >&2
     exit 2
 fi
+if ! [[ $3 =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUS is '$3': it must be a number of GPUs (or of processes, without any), 1 or more" >&2
+    exit 2
+fi
 
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 if [ -z "${PYTHON:-}" ]; then

@@ -8,6 +8,10 @@ if [ $# -lt 2 ]; then
     echo "usage: tools/dist_train.sh CONFIG GPUS [options of tools/train.py]" >&2
     exit 2
 fi
+if ! [[ $2 =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUS is '$2': it must be a number of GPUs (or of processes, without any), 1 or more" >&2
+    exit 2
+fi
 
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 if [ -z "${PYTHON:-}" ]; then

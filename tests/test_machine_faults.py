@@ -1,0 +1,322 @@
+"""What fails while a run goes on ends it in a bounded time, in a sentence, and nothing is lost."""
+
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import LoadImageFromFile
+from mmdet.registry import DATASETS
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from test_tools import tool
+
+from mmkd import launch
+from mmkd.images import ImageError, cut_short, require_whole_images
+from mmkd.runner import lost_process
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 120  # seconds for a run of a few seconds
+train = tool('train')
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _kill_worker(path):
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+def _kill_second(path):
+    if get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Fault = namedtuple(
+    'Fault', 'name plant sentence workers persistent processes', defaults=(0, False, 1)
+)
+FAULTS = [
+    Fault('an image vanishes', Path.unlink,
+          r'image {image} cannot be read \(No such file.*copy it again, or take it out', 2, True),
+    Fault('a JPEG is cut short', _cut,
+          r'image {image} is cut short: none of its \d+ bytes is the end of a JPEG.*take it out'),
+    Fault('an image is text', lambda path: path.write_text('no picture'),
+          r"image {image} is no image that cv2 can decode \(10 bytes, beginning with b'no pic", 2),
+    Fault('a worker is killed', _kill_worker,
+          r'data-loader worker \(process \d+\) is killed by signal: Killed.*fewer num_workers', 2),
+    Fault('the second process is killed', _kill_second,
+          r'process 0 of 2 lost another one of the job .*failed first', processes=2),
+]  # fmt: skip
+
+
+@HOOKS.register_module(force=True)
+class PlantHook(Hook):
+    """Plants a fault in the second epoch, or none."""
+
+    def __init__(self, fault, image):
+        self.plant = {f.name: f.plant for f in FAULTS}.get(fault)
+        self.image = Path(image)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.plant and runner.epoch == 1 and batch_idx == 0:
+            self.plant(self.image)
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp('digits') / 'data'
+    tool('make_digits').make(root, size=64, train=24, val=2, test=1, seed=0)
+    return root
+
+
+def config(folder, root, fault=None, workers=0, persistent=False):
+    """Three epochs of six iterations, a checkpoint after each; images in the order of the file."""
+    path = folder / 'run.py'
+    image = root / 'train/000023.jpg'  # the last, and none of those that are looked at before
+    path.write_text(f"""
+_base_ = {str(ROOT / 'configs/digits/plain.py')!r}
+custom_imports = dict(imports=[{__name__!r}])
+custom_hooks = [dict(type='PlantHook', fault={fault!r}, image={str(image)!r})]
+train_dataloader = dict(
+    batch_size=4, num_workers={workers}, persistent_workers={persistent},
+    sampler=dict(shuffle=False), dataset=dict(data_root={f'{root}/'!r}))
+train_cfg = dict(max_epochs=3)
+val_cfg = val_dataloader = val_evaluator = None
+default_hooks = dict(logger=dict(interval=1))
+experiment_name = {folder.name!r}
+""")
+    return str(path), image
+
+
+def run(command):
+    """Exit status and output; one that does not end fails, with its processes."""
+    env = {
+        **os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}',
+        'PYTHON': sys.executable, 'RES_OPTIONS': 'timeout:1 attempts:1',
+    }  # fmt: skip
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        env['PORT'] = str(s.getsockname()[1])
+    process = subprocess.Popen(
+        command, env=env, cwd=ROOT, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize('fault', FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_ends_a_run_that_goes_on_once_it_is_mended(made, tmp_path, fault):
+    root = tmp_path / 'data'
+    root.mkdir()
+    (root / 'train').mkdir()
+    (root / 'train.json').symlink_to(made / 'train.json')
+    for image in (made / 'train').iterdir():
+        (root / 'train' / image.name).write_bytes(image.read_bytes())
+    path, image = config(tmp_path, root, fault.name, fault.workers, fault.persistent)
+    whole = image.read_bytes()
+    work_dir = tmp_path / 'work'
+    start = (
+        ['bash', 'tools/dist_train.sh', path, '2'] if fault.processes > 1
+        else [sys.executable, 'tools/train.py', path]
+    )  # fmt: skip
+    status, said = run([*start, '--work-dir', str(work_dir)])
+    assert status not in (0, None)
+    sentence = fault.sentence.format(image=re.escape(str(image)))
+    assert re.search(sentence, said), said[-3000:]
+    last = Path((work_dir / 'last_checkpoint').read_text())
+    assert last == work_dir / 'epoch_1.pth'
+    assert torch.load(last, weights_only=True)['meta']['epoch'] == 1
+    # The log, which has no traceback, says it too.
+    log = ''.join(log.read_text() for log in work_dir.glob('*/*.log'))
+    assert re.search(rf'stopped in iteration .*{sentence}.* {last} is whole: .*--resume', log)
+    image.write_bytes(whole)
+    path, _ = config(tmp_path, root)
+    resumed = [path, '--work-dir', str(work_dir), '--resume']
+    train.main([*resumed, '--cfg-options', f'experiment_name=resumed_{tmp_path.name}'])
+    last = Path((work_dir / 'last_checkpoint').read_text())
+    assert last.name == 'epoch_3.pth'
+    assert torch.load(last, weights_only=True)['meta']['epoch'] == 3
+
+
+def test_a_run_with_persistent_workers_ends(made, tmp_path):
+    path, _ = config(tmp_path, made, workers=2, persistent=True)
+    options = ['--cfg-options', 'train_cfg.max_epochs=1']
+    status, said = run([sys.executable, 'tools/train.py', path, '--work-dir', tmp_path, *options])
+    assert status == 0, said[-3000:]
+
+
+@pytest.mark.parametrize('where, why', [('file/x', 'Not a directory'), ('/proc/x', 'No such file')])
+def test_a_work_dir_that_cannot_be_written(made, tmp_path, where, why):
+    (tmp_path / 'file').write_text('')
+    path, _ = config(tmp_path, made)
+    work_dir = str(tmp_path / where)
+    said = rf'error: work_dir {work_dir} cannot be written \({why}.*--work-dir'
+    with pytest.raises(SystemExit, match=said):
+        train.main([path, '--work-dir', work_dir])
+
+
+TEACHER = str(ROOT / 'configs/digits/teacher.py')
+
+
+@pytest.mark.parametrize(
+    'student, options, said',
+    [
+        ('plain', {'': 4}, 'roi_head.bbox_head.num_classes is 4, and the train data .* 10 classes'),
+        ('plain', {'': 12}, 'bbox_head.num_classes is 12, and the train .*10 .*set num_classes=10'),
+        ('paper', {'': 9}, 'bbox_head.num_classes is 9, and the train data .* have 10 classes'),
+        ('paper', {'teacher': 4}, 'teacher .* has 4 classes, the student 10, .*: give .*classes='),
+    ],
+    ids=['fewer', 'more', 'distilled', 'teacher'],
+)
+def test_another_number_of_classes_is_named_before_the_first_step(
+    made, tmp_path, student, options, said
+):
+    head = 'dict(roi_head=dict(bbox_head=dict(num_classes={})))'
+    (tmp_path / 'teacher.py').write_text(
+        f'_base_ = {TEACHER!r}\nmodel = {head.format(options.get("teacher", 10))}'
+    )
+    path, _ = config(tmp_path, made)
+    text = Path(path).read_text().replace('/plain.py', f'/{student}.py')
+    text += f'model = {head.format(options.get("", 10))}\n'
+    if 'teacher' in options:
+        text += f'model.update(teacher_config={str(tmp_path / "teacher.py")!r})\n'
+        text += "model.update(teacher_ckpt='random')\n"
+    Path(path).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        train.main([path, '--work-dir', str(tmp_path / 'work')])
+    assert not list(tmp_path.glob('work/*.pth'))
+
+
+@pytest.mark.parametrize('script', [['dist_train.sh', 'c.py'], ['dist_test.sh', 'c.py', 'c.pth']])
+@pytest.mark.parametrize('gpus', ['0', '-1', 'two', 'gpu'])
+def test_a_number_of_gpus_that_is_none(script, gpus):
+    name, *rest = script
+    status, said = run(['bash', f'tools/{name}', *rest, gpus])
+    assert (status, said.count('\n')) == (2, 1)
+    assert f"GPUS is '{gpus}': it must be a number" in said
+
+
+def test_more_processes_than_gpus_and_none_at_all(monkeypatch, capsys):
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(SystemExit, match='2 processes were asked for, .* this machine shows 1:'):
+        launch.check_devices()
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+    launch.check_devices()
+    assert capsys.readouterr().err == ''  # the first process says it for all
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    launch.check_devices()
+    assert 'shows no GPU' in (said := capsys.readouterr().err) and '2 processes' in said
+
+
+def test_other_errors_are_not_called_a_lost_process(monkeypatch):
+    closed = 'gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:21741.'
+    assert lost_process(closed) is None  # there is one process
+    monkeypatch.setattr('mmkd.runner.get_world_size', lambda: 2)
+    assert 'process 0 of 2 lost another' in lost_process(closed)
+    assert lost_process('mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)') is None
+
+
+def _encoded(kind, *options):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+    return cv2.imencode(kind, pixels, options)[1].tobytes()
+
+
+JPEGS = [_encoded('.jpg'), _encoded('.jpg', cv2.IMWRITE_JPEG_PROGRESSIVE, 1)]
+
+
+@pytest.mark.parametrize('content', [*JPEGS, _encoded('.png')], ids=['jpeg', 'progressive', 'png'])
+def test_a_file_cut_anywhere_is_cut_short(content):
+    assert cut_short(content) is None
+    assert cut_short(content + b'appended by a phone') is None
+    kind = 'JPEG' if content in JPEGS else 'PNG'
+    # A PNG's end is the last chunk: a length of four bytes, IEND, a checksum of four.
+    last = len(content) - (2 if kind == 'JPEG' else 8)
+    assert all(cut_short(content[:end]) == kind for end in range(8, last))
+
+
+def test_a_preview_in_the_header_is_not_the_end():
+    content = JPEGS[0]
+    exif = b'\xff\xe1' + (len(content) + 2).to_bytes(2, 'big') + content
+    both = content[:2] + exif + content[2:]
+    assert cut_short(both) is None
+    assert cut_short(both[:-2]) == 'JPEG'
+
+
+def test_other_formats_are_left_to_the_decoder():
+    assert cut_short(_encoded('.bmp')[:100]) is None and cut_short(b'') is None
+
+
+LEAF = dict(type='CocoDataset', ann_file='train.json', data_prefix=dict(img='train/'),
+            metainfo=dict(classes=tuple('0123456789')))  # fmt: skip
+LOADED = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
+BACKEND = [dict(type='LoadImageFromFile', backend_args=dict(backend='local'), to_float32=True)]
+NESTED = [dict(type='RandomChoice', transforms=[LOADED])]
+
+
+def _wrapped(root):
+    def leaf(pipeline):
+        return {**LEAF, 'data_root': str(root), 'pipeline': pipeline}
+
+    flips = [dict(type='RandomFlip', prob=0.5)]
+    return {
+        'none': leaf(LOADED),
+        'backend_args': leaf(BACKEND),
+        'nested transforms': leaf(NESTED),
+        'RepeatDataset': dict(type='RepeatDataset', times=2, dataset=leaf(LOADED)),
+        'ConcatDataset': dict(type='ConcatDataset', datasets=[leaf(LOADED), leaf(LOADED)]),
+        'ClassBalancedDataset': dict(
+            type='ClassBalancedDataset', oversample_thr=0.01, dataset=leaf(LOADED)
+        ),
+        'MultiImageMixDataset': dict(
+            type='MultiImageMixDataset', pipeline=flips, dataset=leaf(LOADED)
+        ),
+    }
+
+
+@pytest.mark.parametrize('wrapper', _wrapped(''))
+def test_whole_images_are_what_they_were_and_others_are_refused(made, tmp_path, wrapper):
+    dataset = DATASETS.build(_wrapped(made)[wrapper])
+    np.random.seed(0)
+    plain = dataset[3]['img']
+    require_whole_images(dataset)
+    np.random.seed(0)
+    image = dataset[3]['img']
+    assert image.dtype == plain.dtype and (image == plain).all()
+    image = made / 'train/000003.jpg'
+    whole = image.read_bytes()
+    try:
+        image.write_bytes(whole[:-2])
+        with pytest.raises(ImageError, match='000003.jpg is cut short'):
+            _ = [dataset[i] for i in range(len(dataset))]
+    finally:
+        image.write_bytes(whole)
+
+
+def test_what_a_config_tells_to_ignore_is_ignored(made, tmp_path):
+    class Own(LoadImageFromFile):
+        def transform(self, results):
+            return {'own': True}
+
+    load, own = LoadImageFromFile(ignore_empty=True), Own()
+    require_whole_images([load, own])
+    assert load({'img_path': str(tmp_path / 'gone.jpg')}) is None
+    assert own({}) == {'own': True}
