@@ -45,6 +45,9 @@ KEY = 'mmkd_resume'
 AGREE = 10
 """Every so many iterations several processes agree on whether one of them was told to stop."""
 
+GRACE = 120
+"""Seconds that a data-loader worker goes on after SIGTERM or Ctrl-C: an iteration and its save."""
+
 
 @HOOKS.register_module()
 class WholeCheckpointHook(CheckpointHook):
@@ -457,6 +460,7 @@ def _begin_anew(loader: Any) -> bool:
 def _start_worker(init: Callable[[int], None] | None, states: dict[int, dict], worker: int) -> None:
     def told(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)  # the second, a loader that ends it, does
+        signal.alarm(GRACE)  # so does time: two that come at once are heard as one
 
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, told)
