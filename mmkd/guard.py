@@ -59,9 +59,11 @@ class GuardHook(Hook):
         if not teacher.prepared:
             require_same(teacher.prints, teacher.network, 'since it was loaded')
         teacher.follow(next(model.parameters()))
-        teacher.prepare()
-        if model.check_teacher and not getattr(runner, 'resumed_from', None):
+        resumed = getattr(runner, 'resumed_from', None)
+        if model.check_teacher and not resumed and not teacher.prepared:
+            # Before it is accelerated: its RoI head would read what is laid out by pixel wrongly.
             runner.logger.info(check_teacher(model, runner.train_dataloader))
+        teacher.prepare()
         self.prints = fingerprint(teacher.network)
         runner.logger.info(
             f'teacher: {len(self.prints)} tensors, sha256 {digest(self.prints)} before training'

@@ -185,12 +185,11 @@ def count_found(predicted: Any, boxes: Tensor, labels: Tensor) -> tuple[int, int
 @torch.no_grad()
 def _recall(model: Any, batches: list[tuple], change: Any) -> tuple[float, float]:
     """Recall whatever the class, and with the right one, by 100 detections an image."""
-    teacher = model.teacher
+    network = model.teacher.network
     found = right = total = 0
     for pixels, samples, truth in batches:
-        pixels = teacher.acceleration.pixels(change(pixels, samples) if change else pixels)
-        with teacher.acceleration.autocast(pixels.device):
-            results = teacher.network.predict(pixels, copy.deepcopy(samples), rescale=False)
+        pixels = change(pixels, samples) if change else pixels
+        results = network.predict(pixels, copy.deepcopy(samples), rescale=False)
         for result, (boxes, labels) in zip(results, truth, strict=True):
             total += len(boxes)
             hits = count_found(result.pred_instances, boxes, labels)

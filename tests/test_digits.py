@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -287,6 +288,22 @@ def test_the_ten_class_teacher_is_tested_among_four_classes(monkeypatch, small, 
     found = load(tmp_path / 'found.pkl')
     labels = torch.cat([sample['pred_instances']['labels'] for sample in found])
     assert set(labels.tolist()) == {0, 1, 2, 3}
+
+
+def test_the_accelerated_teacher_is_checked_and_trains(monkeypatch, tmp_path):
+    """The check of the teacher sees it as its file has it."""
+    monkeypatch.chdir(ROOT)
+    data = tmp_path / 'data'
+    make_digits.make(data, size=96, train=40, val=4, test=1, seed=0)
+    command = [
+        'tools/train.py', 'configs/digits/accelerated.py', '--work-dir', tmp_path / 'work',
+        '--cfg-options', f'train_dataloader.dataset.data_root={data}/',
+        f'val_dataloader.dataset.data_root={data}/', f'val_evaluator.ann_file={data}/val.json',
+        'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
+    found = re.search(r'teacher check: the teacher finds (\d+) % of (\d+) boxes', done.stdout)
+    assert int(found[1]) > 60
 
 
 def test_the_large_data_set_is_the_one_the_makefile_makes():
