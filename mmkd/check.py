@@ -26,6 +26,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 
+from . import teacher_check
 from .classes import ClassMap, apply_classes, check_labels, class_names, head_classes
 from .detector import DWARFS, LOG_NAMES
 from .launch import leave
@@ -33,7 +34,7 @@ from .recipe import terms, terms_on
 from .resolution import VIEW, Resolution, apply_resolution, at_teachers_scale
 from .share import gradient_norm
 from .teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
-from .teacher_check import PIXELS, count_found, ground_truth
+from .teacher_check import CERTAIN, PIXELS, SUSPICIOUS, means
 
 VANISHES = 1e-3
 """Share of the hard loss's gradient below which a term is warned about."""
@@ -392,10 +393,10 @@ def _dataset(config: dict) -> Any:
 # ------------------------------------------------------------------------- the teacher on data
 
 
-def recall(
+def look(
     network: nn.Module, batches: list[dict], indices: list[int | None] | None = None
-) -> tuple[float, float, int]:
-    """How many boxes a detector finds (IoU 0.5, 100 detections an image).
+) -> list[Tensor]:
+    """What :func:`mmkd.teacher_check.answers` has of each image with boxes.
 
     Args:
         network: the teacher.
@@ -403,18 +404,17 @@ def recall(
         indices: the teacher's class for each class of the data; None where they are the same.
 
     Returns:
-        Recall whatever the class, recall with the right class, number of boxes.
+        (n, 5) for an image of n boxes.
     """
-    found = right = total = 0
+    images = []
     for batch in batches:
         with torch.no_grad():
             results = network.test_step(copy.deepcopy(batch))
         for result, sample in zip(results, batch['data_samples'], strict=True):
-            boxes, labels = ground_truth(sample, indices)
-            total += len(boxes)
-            hits = count_found(result.pred_instances, boxes, labels)
-            found, right = found + hits[0], right + hits[1]
-    return found / max(total, 1), right / max(total, 1), total
+            boxes, labels = teacher_check.ground_truth(sample, indices)
+            if len(boxes):
+                images.append(teacher_check.answers(result.pred_instances, boxes, labels))
+    return images
 
 
 def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None:
@@ -429,51 +429,67 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
     indices = None
     if classes and 'teacher' in classes:
         indices = ClassMap(**classes).indices
-    any_class, right_class, boxes = recall(network, batches, indices)
+    seen = look(network, batches, indices)
+    if not seen:
+        report.warnings.append(f'no box on the first {images} images to try the teacher on')
+        return
+    any_class, right_class, _ = means(seen)
+    renamed = teacher_check.in_another_order(seen)
     report.say(
-        f'the teacher on {len(batches)} images, {boxes} boxes: finds {100 * any_class:.0f} % '
-        f'(IoU 0.5), {100 * right_class:.0f} % with the right class'
+        f'the teacher on {len(batches)} images, {sum(map(len, seen))} boxes: finds '
+        f'{100 * any_class:.0f} % (IoU 0.5), {100 * right_class:.0f} % with the right class'
     )
-    better = _other_pixels(network, batches[:50], indices, right_class)
-    if better:
-        report.against.append(better)
+    chance, better = _other_pixels(network, batches, indices, seen)
+    if chance < CERTAIN:
+        report.against.append(
+            f'{better}: its data_preprocessor is not the one that it was trained with'
+        )
     elif any_class < FINDS_NOTHING:
         report.against.append(
             f'the teacher finds {100 * any_class:.0f} % of the boxes. That usually means a wrong '
             'checkpoint, a wrong normalisation (mean and std of its data_preprocessor) or data '
             'that it never saw'
         )
-    elif right_class < 0.5 * any_class:
+    elif renamed > max(2 * right_class, any_class / 3):
         report.against.append(
             f'the teacher finds {100 * any_class:.0f} % of the boxes, but only '
-            f'{100 * right_class:.0f} % with the right class. That usually means another order of '
-            'classes: give distillation.classes'
+            f'{100 * right_class:.0f} % with the right class, and {100 * renamed:.0f} % if its '
+            'classes stood in another order: give distillation.classes'
         )
+    elif chance < SUSPICIOUS:
+        report.warnings.append(f'{better}: try it on more images (--data)')
 
 
 def _other_pixels(
-    network: Any, batches: list[dict], indices: list | None, right_class: float
-) -> str | None:
-    """Whether the teacher sees clearly more with other pixels than its config says."""
+    network: Any, batches: list[dict], indices: list | None, seen: list[Tensor]
+) -> tuple[float, str]:
+    """What the teacher sees with the best of other pixels than its config says.
+
+    Returns:
+        The chance that it sees as much more by accident, and a sentence where that is small; 1
+        where it finds next to nothing with them either, as an untrained network does.
+    """
     preprocessor = network.data_preprocessor
     kept = (preprocessor._channel_conversion, preprocessor.mean, preprocessor.std)
     candidates: dict[str, tuple] = {'the other channel order': (not kept[0], kept[1], kept[2])}
     for name, (swap, mean, std) in PIXELS.items():
         values = (kept[1].new_tensor(v).view(-1, 1, 1) for v in (mean, std))
         candidates[name] = (swap, *values)
-    best, found = 0.0, ''
+    others = {}
     try:
         for name, (swap, mean, std) in candidates.items():
             preprocessor._channel_conversion, preprocessor.mean, preprocessor.std = swap, mean, std
-            value = recall(network, batches, indices)[1]
-            if value > best:
-                best, found = value, name
+            others[name] = look(network, batches, indices)
     finally:
         preprocessor._channel_conversion, preprocessor.mean, preprocessor.std = kept
-    if best < right_class + 0.05:
-        return None
-    return (
-        f'the teacher finds {100 * right_class:.0f} % of the boxes as its config prepares pixels, '
-        f'and {100 * best:.0f} % with {found}: its data_preprocessor is not the one that it was '
-        'trained with'
+    chance, best = teacher_check.best_pixels(seen, others)
+    if not best:
+        return chance, ''
+    found, _, score = means(seen)
+    more, _, higher = means(others[best])
+    chance = chance if more >= FINDS_NOTHING else 1.0
+    return chance, (
+        f'the teacher finds {100 * found:.0f} % of the boxes as its config prepares pixels (score '
+        f'times IoU {score:.3f}), and {100 * more:.0f} % ({higher:.3f}) with {best} (an accident '
+        f'with p = {chance:.0e})'
     )

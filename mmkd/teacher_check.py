@@ -1,25 +1,48 @@
-"""Does the teacher find anything in the images that it is to teach on? Asked before training."""
+"""Does the teacher find anything in the images that it is to teach on? Asked before training.
+
+Each image is shown to it as its config prepares pixels and as other configs would. Swapped channels
+cost a detector a tenth of its boxes and less, which recall shows late: what is compared is the
+score of the detection that lies over a ground-truth box best, image by image.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
+from mmengine.logging import MMLogger
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import wilcoxon
 from torch import Tensor
 
 from .resolution import View
 from .teacher import UNTRAINED, TeacherError
 from .watch import random_state, set_random
 
-IMAGES, BOXES = 32, 30
-"""At most so many images are looked at; fewer boxes than this tell nothing."""
-FINDS_NOTHING = 0.1
-"""Recall at IoU 0.5, whatever the class, below which a teacher is refused: what boxes at random
-reach. Training images are augmented, so it is lower than that of ``tools/check_pair.py --data``."""
+LOOKS = (32, 64, 128, 256, 512)
+"""After so many images the ways to prepare pixels are compared; the last is the most there are."""
+SECONDS = 8.0
+"""No image is begun after this time, as long as there are boxes enough; after four times this, none
+whatever there is."""
+BOXES = 30
+"""Fewer tell nothing."""
+CERTAIN, SUSPICIOUS = 1e-4, 1e-2
+"""Chance that a teacher to which pixels are all the same is refused, and warned about. It is that
+of the whole check: each comparison gets its part."""
+HOPELESS = 1e-2
+"""Other pixels are not tried further once chance explains by no more than this that they do worse.
+"""
+FINDS_NOTHING = 0.15
+"""Recall at IoU 0.5, whatever the class, below which a teacher is refused: boxes at random reach a
+tenth. Training images are augmented, so it is lower than that of ``tools/check_pair.py --data``."""
+FINDS_LITTLE = 0.25
+"""Recall below which another order of classes, or other pixels, is not what is wrong."""
 PIXELS = {
     'RGB, mean [123.675, 116.28, 103.53], std [58.395, 57.12, 57.375]': (
         True, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
@@ -57,42 +80,141 @@ def check_teacher(model: Any, loader: Any) -> str:
     indices = model.classes.indices if model.classes is not None else None
     by_class = any(name.startswith('rcnn_') for name in model.terms)
     if not by_class and indices is None:
-        own, theirs = (_classes(each) for each in (model, network))
-        if own != theirs:
-            return f'teacher check: left out, it has {theirs} classes and the student {own}'
+        ours, theirs = (_classes(each) for each in (model, network))
+        if ours != theirs:
+            return f'teacher check: left out, it has {theirs} classes and the student {ours}'
     with _untouched():
-        batches = list(_batches(model, loader, indices))
-        boxes = sum(len(b) for *_, truth in batches for b, _ in truth)
-        if boxes < BOXES:
-            return f'teacher check: left out, {boxes} boxes on the first images tell nothing'
-        found, right = _recall(model, batches, None)
-        score = right if by_class else found
-        best, pixels = 0.0, ''
-        for name, change in _candidates(network.data_preprocessor).items():
-            value = _recall(model, batches, change)[by_class]
-            if value > best:
-                best, pixels = value, name
+        own, others = _look(model, loader, indices, by_class)
+    boxes = sum(map(len, own))
+    if _few(own):
+        return f'teacher check: left out, {boxes} boxes on the first images tell nothing'
+    found, right, _ = means(own)
     said = f'the teacher finds {100 * found:.0f} % of {boxes} boxes of training images (IoU 0.5)'
     if by_class:
         said += f', {100 * right:.0f} % with the right class'
-    # Six boxes more are no accident.
-    if best >= score + max(0.1, 6 / boxes):
+    chance, pixels = best_pixels(own, others, len(LOOKS))
+    better = ''
+    if chance < SUSPICIOUS:
+        better = f'{said}, but {_compared(own, others[pixels], pixels, chance)}'
+    mended = bool(better) and means(others[pixels])[0] >= FINDS_LITTLE
+    if chance < CERTAIN and mended:
         raise TeacherError(
-            f'{said}, and {100 * best:.0f} % with {pixels}: the data_preprocessor of '
-            f'teacher_config is not the one that it was trained with. {OFF}'
+            f'{better}: the data_preprocessor of teacher_config is not the one that it was '
+            f'trained with. {OFF}'
         )
-    confused = by_class and right < found / 3
-    if found < FINDS_NOTHING or (confused and found < 2.5 * FINDS_NOTHING):
+    renamed = in_another_order(own)
+    if by_class and found >= FINDS_LITTLE and renamed > max(2 * right, found / 3):
         raise TeacherError(
-            f'{said}. That usually means a wrong checkpoint, a wrong normalisation (mean and std '
-            'of the data_preprocessor in teacher_config), or data that it never saw: see what it '
-            f'says by tools/check_pair.py --data. {OFF}'
+            f'{said}, and {100 * renamed:.0f} % if its classes stood in another order: give '
+            f'distillation.classes. {OFF}'
         )
-    if confused:
+    if found < FINDS_NOTHING or (by_class and right < found / 6):
         raise TeacherError(
-            f'{said}. That usually means another order of classes: give distillation.classes. {OFF}'
+            f'{better or said}. That usually means a wrong checkpoint, a wrong normalisation (mean '
+            'and std of the data_preprocessor in teacher_config), or data that it never saw: see '
+            f'what it says by tools/check_pair.py --data. {OFF}'
+        )
+    if better:
+        MMLogger.get_current_instance().warning(
+            f'{better}: that is seldom an accident, so look whether the data_preprocessor of '
+            'teacher_config is the one that it was trained with (tools/check_pair.py --data)'
         )
     return f'teacher check: {said}'
+
+
+def _look(
+    model: Any, loader: Any, indices: list[int | None] | None, by_class: bool
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Show the teacher images until the other pixels are told apart from its own, or time is up.
+
+    Returns:
+        What :func:`answers` has of each image with boxes: with the teacher's own pixels, and with
+        each of the others, which may have been shown only the first of these images.
+    """
+    own: list[Tensor] = []
+    open_ = _candidates(model.teacher.network.data_preprocessor)
+    others: dict[str, list[Tensor]] = {name: [] for name in open_}
+    start = time.perf_counter()
+    batches = _batches(model, loader, indices)
+    images = 0
+    # Each round the teacher's own pixels come first: what a slow machine has time for.
+    while (open_ or _few(own)) and (batch := list(itertools.islice(batches, LOOKS[0] // 2))):
+        for each in batch:
+            own += _ask(model, each, None, by_class)
+            if _late(start, own):
+                return own, others
+        for each in batch:
+            for name, change in open_.items():
+                others[name] += _ask(model, each, change, by_class)
+            if _late(start, own):
+                return own, others
+        images += len(batch)
+        if images not in LOOKS or _few(own):
+            continue
+        if best_pixels(own, others, len(LOOKS))[0] < CERTAIN:
+            return own, others
+        open_ = {n: c for n, c in open_.items() if accident(others[n], own) > HOPELESS}
+    return own, others
+
+
+def _few(own: list[Tensor]) -> bool:
+    return sum(map(len, own)) < BOXES
+
+
+def _late(start: float, own: list[Tensor]) -> bool:
+    return time.perf_counter() - start > SECONDS * (4 if _few(own) else 1)
+
+
+def accident(one: list[Tensor], other: list[Tensor]) -> float:
+    """Chance that ``other`` is by accident as much better as it is (one-sided Wilcoxon test).
+
+    Args:
+        one: of each image what :func:`answers` has.
+        other: the same for the same images, or for the first of them.
+
+    Returns:
+        p of the signed ranks of the images: the boxes of one image are no witnesses of their own.
+    """
+    gains = [
+        float((b - a)[:, 2].mean()) for a, b in zip(one, other, strict=False) if not a.equal(b)
+    ]
+    return float(wilcoxon(gains, alternative='greater').pvalue) if any(gains) else 1.0
+
+
+def best_pixels(
+    own: list[Tensor], others: dict[str, list[Tensor]], looks: int = 1
+) -> tuple[float, str]:
+    """Which of other pixels are the best of those that are clearly better.
+
+    Args:
+        own: of each image what :func:`answers` has with the teacher's own pixels.
+        others: with each of the others, of the same images or the first of them.
+        looks: how often they are compared.
+
+    Returns:
+        The chance that they are as much better by accident, for so many comparisons, and their
+        name.
+    """
+    chances = {
+        name: accident(own, other) * len(others) * looks for name, other in others.items() if other
+    }
+    below = ([n for n in chances if chances[n] < limit] for limit in (CERTAIN, SUSPICIOUS))
+    clear = next((names for names in below if names), None)
+    if clear is None:
+        return min(chances.values(), default=1.0), ''
+    name = max(clear, key=lambda n: means(others[n])[2])
+    return chances[name], name
+
+
+def _compared(own: list[Tensor], other: list[Tensor], pixels: str, chance: float) -> str:
+    """In words: recall and score of the images that both were shown."""
+    found, _, score = means(own[: len(other)])
+    better, _, best = means(other)
+    return (
+        f'with {pixels} it finds {100 * better:.0f} % instead of {100 * found:.0f} %, and its '
+        f'best detection of a box scores {best:.3f} instead of {score:.3f} (times IoU; the '
+        f'difference is an accident with p = {chance:.0e})'
+    )
 
 
 def _classes(detector: Any) -> int | None:
@@ -127,11 +249,10 @@ def _batches(model: Any, loader: Any, indices: list[int | None] | None) -> Itera
     """The teacher's pixels, the samples in its frame, and (boxes, labels) of each image."""
     dataset = _aside(loader.dataset)
     preprocessor = copy.deepcopy(model.data_preprocessor)
-    images, boxes = min(IMAGES, len(dataset)), 0
-    for number in range(images):
-        if boxes >= 2 * BOXES:
-            return
-        data = loader.collate_fn([dataset[number * len(dataset) // images]])
+    # From all over the data set: files may be in the order of their classes.
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    for number in order[: LOOKS[-1]].tolist():
+        data = loader.collate_fn([dataset[number]])
         data = preprocessor(data, True)
         samples = data['data_samples']
         pixels, view = model.pixels(data['inputs'], samples)
@@ -140,7 +261,6 @@ def _batches(model: Any, loader: Any, indices: list[int | None] | None) -> Itera
             bounds, labels = ground_truth(sample, indices)
             if view is not None:
                 bounds = _moved(bounds, view)
-            boxes += len(bounds)
             truth.append((bounds, labels))
         frames = [copy.copy(sample) for sample in samples]
         if view is not None:
@@ -171,30 +291,69 @@ def ground_truth(sample: Any, indices: list[int | None] | None) -> tuple[Tensor,
     return boxes[labels >= 0], labels[labels >= 0]
 
 
-def count_found(predicted: Any, boxes: Tensor, labels: Tensor) -> tuple[int, int]:
-    """How many boxes are found (IoU 0.5, 100 detections), and how many with the right class."""
+def answers(predicted: Any, boxes: Tensor, labels: Tensor, by_class: bool = True) -> Tensor:
+    """What a detector says of the boxes of an image, by 100 detections.
+
+    Args:
+        predicted: its detections.
+        boxes: ground truth (n, 4).
+        labels: (n,), in its numbers.
+        by_class: whether the label counts in the score.
+
+    Returns:
+        (n, 5): 1 where the box is found (IoU 0.5), 1 where the surest of the detections that find
+        it has the right class, the largest product of score and IoU (by class, half of it is that
+        with the right class), the label, and the class of the surest detection, -1 without.
+    """
     predicted = predicted.cpu()
     predicted = predicted[predicted.scores.argsort(descending=True)[:100]]
     if len(boxes) == 0 or len(predicted) == 0:
-        return 0, 0
-    over = bbox_overlaps(boxes, get_box_tensor(predicted.bboxes).float()) >= 0.5
-    right = over & (labels[:, None] == predicted.labels)
-    return int(over.any(1).sum()), int(right.any(1).sum())
+        nothing = boxes.new_zeros(len(boxes))
+        return torch.stack([nothing, nothing, nothing, labels.float(), nothing - 1], 1)
+    overlaps = bbox_overlaps(boxes, get_box_tensor(predicted.bboxes).float())
+    over = overlaps >= 0.5
+    same = labels[:, None] == predicted.labels
+    scores = overlaps * predicted.scores.float()
+    best = scores.amax(1)
+    if by_class:
+        best = (best + (scores * same).amax(1)) / 2
+    found = over.any(1)
+    # The detections are in the order of their scores.
+    named = torch.where(found, predicted.labels[over.float().argmax(1)], -1)
+    return torch.stack([found.float(), (named == labels).float(), best, labels, named], 1)
+
+
+def means(seen: list[Tensor]) -> tuple[float, float, float]:
+    """Recall, recall with the right class, and score, over the boxes of :func:`answers`."""
+    found, right, score = torch.cat(seen)[:, :3].mean(0).tolist()
+    return found, right, score
+
+
+def in_another_order(seen: list[Tensor]) -> float:
+    """Recall with the right class if each class were called what it is taken for.
+
+    Each gets a name of its own, so a teacher that takes much for one class gains nothing.
+    """
+    every = torch.cat(seen)
+    labels, named = every[every[:, 0] > 0, 3:].long().unbind(1)
+    if len(labels) == 0:
+        return 0.0
+    size = int(torch.cat([labels, named]).max()) + 1
+    counts = torch.bincount(labels * size + named, minlength=size**2).view(size, size)
+    return float(counts[linear_sum_assignment(counts.numpy(), maximize=True)].sum()) / len(every)
 
 
 @torch.no_grad()
-def _recall(model: Any, batches: list[tuple], change: Any) -> tuple[float, float]:
-    """Recall whatever the class, and with the right one, by 100 detections an image."""
-    network = model.teacher.network
-    found = right = total = 0
-    for pixels, samples, truth in batches:
-        pixels = change(pixels, samples) if change else pixels
-        results = network.predict(pixels, copy.deepcopy(samples), rescale=False)
-        for result, (boxes, labels) in zip(results, truth, strict=True):
-            total += len(boxes)
-            hits = count_found(result.pred_instances, boxes, labels)
-            found, right = found + hits[0], right + hits[1]
-    return found / max(total, 1), right / max(total, 1)
+def _ask(model: Any, batch: tuple, change: Any, by_class: bool) -> list[Tensor]:
+    """What :func:`answers` has of each image of a batch that has boxes."""
+    pixels, samples, truth = batch
+    pixels = change(pixels, samples) if change else pixels
+    results = model.teacher.network.predict(pixels, copy.deepcopy(samples), rescale=False)
+    return [
+        answers(result.pred_instances, boxes, labels, by_class)
+        for result, (boxes, labels) in zip(results, truth, strict=True)
+        if len(boxes)
+    ]
 
 
 def _candidates(preprocessor: Any) -> dict[str, Any]:
@@ -220,10 +379,23 @@ def _candidates(preprocessor: Any) -> dict[str, Any]:
 
         return call
 
-    return {
-        'the other channel order': change(not swapped, mean, std),
+    ways = {
+        'the other channel order': (not swapped, mean, std),
         **{
-            name: change(swap, *(torch.tensor(v) for v in values))
+            name: (swap, *(torch.tensor(v).view(-1, 1, 1) for v in values))
             for name, (swap, *values) in PIXELS.items()
         },
     }
+    tried: list[tuple] = [(swapped, mean, std)]
+    candidates = {}
+    for name, way in ways.items():
+        if not any(_same(way, other) for other in tried):
+            tried.append(way)
+            candidates[name] = change(*way)
+    return candidates
+
+
+def _same(one: tuple, other: tuple) -> bool:
+    return one[0] == other[0] and all(
+        torch.allclose(a.cpu(), b.cpu()) for a, b in zip(one[1:], other[1:], strict=True)
+    )

@@ -275,7 +275,8 @@ FAULTS = [
           data='digits'),
     Fault('std', 'is not the one that it was trained with', _pixels(std=[1.0, 1.0, 1.0]),
           data='digits'),
-    Fault('class order', 'another order of classes', None, at(-1, _roll), data='digits'),
+    Fault('class order', 'if its classes stood in another order', None, at(-1, _roll),
+          data='digits'),
     Fault('term too heavy', 'loss_kd_hint dwarfs the hard losses',
           option(**{D + 'hint__loss_weight': 1e4}), data='digits'),
 ]  # fmt: skip
@@ -287,9 +288,10 @@ class _Heard(logging.Handler):
         self.said: list[str] = []
 
     def emit(self, record) -> None:
-        # MMEngine's own, whatever the run.
-        if 'FileClient' not in record.getMessage() and 'save_param' not in record.getMessage():
-            self.said.append(record.getMessage())
+        # MMEngine's own, whatever the run, and the end that is put to it here.
+        said = record.getMessage()
+        if not any(each in said for each in ('FileClient', 'save_param', f'by {_Enough.__name__}')):
+            self.said.append(said)
 
 
 class _Enough(Exception):

@@ -13,7 +13,7 @@ from mmengine.structures import InstanceData
 from pairs import ROOT, recipe
 from tiny import CLASSES, tiny_config
 
-from mmkd.check import _other_pixels, check_pair, recall
+from mmkd.check import _other_pixels, check_pair, look
 
 PAIR = """\
 _base_ = {base!r}
@@ -200,12 +200,12 @@ def digits(tmp_path_factory):
     return cfg
 
 
-def on_data(cfg, **changes):
+def on_data(cfg, images=40, **changes):
     cfg = copy.deepcopy(cfg)
     teacher = Config.fromfile(ROOT / 'configs/digits/teacher.py')
     teacher.merge_from_dict({k.replace('__', '.'): v for k, v in changes.items()})
     cfg.model.teacher_config = teacher.to_dict()
-    return check(cfg, size=(96, 96), data=40)
+    return check(cfg, size=(96, 96), data=images)
 
 
 def test_names_in_another_order_than_the_files_are_a_no_go(digits):
@@ -236,6 +236,15 @@ def test_other_pixels_than_it_was_trained_on_are_found(digits):
         raise AssertionError(report.against)
 
 
+def test_the_channel_order_that_costs_little_is_found_on_more_images(digits, tmp_path):
+    tool('make_digits').make(tmp_path / 'data', size=96, train=1, val=300, test=1, seed=5)
+    cfg = copy.deepcopy(digits)
+    cfg.val_dataloader.dataset.data_root = f'{tmp_path}/data/'
+    report = on_data(cfg, images=300, model__data_preprocessor__bgr_to_rgb=False)
+    with pytest.raises(AssertionError, match='with the other channel order'):
+        raise AssertionError(report.against)
+
+
 class Blind:
     """Sees the boxes in one channel order alone."""
 
@@ -255,12 +264,22 @@ class Blind:
 
 def test_the_other_channel_order_is_named():
     network = Blind()
-    said = _other_pixels(network, [pairs.batch((3, 2))], None, 0.0)
-    assert (
-        '0 % of the boxes as its config prepares pixels, and 100 % with the other channel' in said
-    )
+    batches = [pairs.batch((3, 2), seed=seed) for seed in range(10)]
+    seen = look(network, batches)
+    assert sum(map(len, seen)) == 50
+    assert torch.cat(seen)[:, :3].eq(0).all()
+    chance, said = _other_pixels(network, batches, None, seen)
+    assert chance < 1e-4
+    assert '0 % of the boxes as its config prepares pixels (score times IoU 0.000)' in said
+    assert '100 % (1.000) with the other channel order' in said
     assert network.data_preprocessor._channel_conversion
-    assert recall(network, [pairs.batch((3, 2))]) == (0, 0, 5)
+
+
+def test_few_images_accuse_no_pixels():
+    network = Blind()
+    batches = [pairs.batch((3, 2))]
+    chance, _ = _other_pixels(network, batches, None, look(network, batches))
+    assert chance > 0.1
 
 
 def test_another_order_of_classes_is_found(digits, tmp_path):
@@ -276,7 +295,7 @@ def test_another_order_of_classes_is_found(digits, tmp_path):
     cfg = copy.deepcopy(digits)
     cfg.model.teacher_ckpt = str(tmp_path / 'rolled.pth')
     report = on_data(cfg)
-    assert 'another order of classes' in report.against[0]
+    assert 'if its classes stood in another order' in report.against[0]
 
 
 def test_a_teacher_that_finds_nothing_is_a_no_go(digits, tmp_path):
