@@ -12,6 +12,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
+from .detector import LOG_NAMES
+from .losses import TeacherBoundedL2Loss
 from .teacher import ADAPTER_PREFIX, TeacherError, fingerprint
 from .teacher_check import check_teacher
 
@@ -91,12 +93,17 @@ class GuardHook(Hook):
                 self.heard.add(name)
             elif self.zeros[name] == SILENT:
                 self.heard.add(name)
+                silent = f'{name} has been 0 for all of the first {SILENT} steps, so it has taught '
+                if name in _bounded(model):
+                    # Rightly so, where it is: nothing to be warned about.
+                    runner.logger.info(
+                        f'{silent}nothing yet: on no box was the teacher better than the student'
+                    )
+                    continue
                 runner.logger.warning(
-                    f'{name} has been 0 for all of the first {SILENT} steps, so it has taught '
-                    'nothing yet. A bounded regression term is rightly 0 where the student is '
-                    'better than its teacher; a classification or hint term is not: look at its '
-                    'weights (hard_weight, background_weight), at the ground truth of the '
-                    'batches, and whether student and teacher are the same network'
+                    f'{silent}nothing yet: look at its weights (hard_weight, background_weight), '
+                    'at the ground truth of the batches, and whether student and teacher are the '
+                    'same network'
                 )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -111,6 +118,15 @@ class GuardHook(Hook):
             runner.logger.info(
                 f'teacher: sha256 {digest(self.prints)} after training, as before: unchanged'
             )
+
+
+def _bounded(model: Any) -> set[str]:
+    """The losses that are 0 wherever the student is better than its teacher."""
+    return {
+        LOG_NAMES[name]
+        for name, term in model.terms.items()
+        if isinstance(term.loss, TeacherBoundedL2Loss)
+    }
 
 
 _TRAINS = (

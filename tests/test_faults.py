@@ -1,5 +1,6 @@
 """Each planted fault is stopped, or warned about, by the sentence that names it."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import faults
@@ -60,6 +61,13 @@ def test_a_teacher_that_does_not_fit_is_named(fault, tmp_path):
 @pytest.mark.parametrize('data', ['tiny', 'digits'])
 def test_a_sound_run_is_not_warned_about(data, tmp_path):
     assert faults.plant(None, tmp_path, data) == []
+
+
+def test_a_bounded_term_at_zero_is_no_fault(tmp_path):
+    """A student that is better than its teacher on every box is right."""
+    fault = next(f for f in faults.FAULTS if f.id == 'term at zero')
+    runner = faults._loss('rpn_bbox', lambda v: v * 0)
+    assert faults.plant(dataclasses.replace(fault, runner=runner), tmp_path) == []
 
 
 def test_a_fingerprint_sees_each_tensor():
