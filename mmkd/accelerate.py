@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
-from mmcv.ops import RoIAlign
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from torch import Tensor, nn
 
-from .roi_align import GatheredRoIAlign
+from .roi_align import GatheredRoIExtractor
 
 DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -24,8 +24,8 @@ class Acceleration:
     Args:
         fuse_conv_bn: fold BatchNorm into the convolution before it: equal up to float rounding.
         channels_last: lay feature maps out by pixel: equal up to float rounding.
-        roi_align: on a CPU, RoIAlign as :class:`mmkd.roi_align.GatheredRoIAlign`: equal up to float
-            rounding.
+        roi_align: on a CPU, RoIAlign as :class:`mmkd.roi_align.GatheredRoIExtractor`: equal up to
+            float rounding.
         dtype: 'bfloat16' or 'float16': autocast for the teacher alone, which rounds its answers.
 
     Raises:
@@ -77,10 +77,16 @@ class Acceleration:
             pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
         )
 
-    def for_rois(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Features as RoIAlign wants them: mmcv's by channel, in half precision on GPUs alone."""
+    def for_rois(self, features: Sequence[Tensor], network: nn.Module) -> list[Tensor]:
+        """Features as ``network``'s RoIAlign wants them.
+
+        mmcv's wants them by channel, whatever their strides say, in half precision on GPUs alone.
+        """
         features = [_full(f, f.is_cuda) for f in features]
-        return features if self.roi_align else [f.contiguous() for f in features]
+        extractors = [m for m in network.modules() if isinstance(m, BaseRoIExtractor)]
+        if extractors and all(isinstance(m, GatheredRoIExtractor) for m in extractors):
+            return features
+        return [f.contiguous() for f in features]
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """The context in which the teacher runs; without a dtype of its own it goes along."""
@@ -108,12 +114,9 @@ def _full(tensor: Tensor, half: bool = False) -> Tensor:
 
 
 def _gather(network: nn.Module) -> None:
-    for parent in list(network.modules()):
-        for name, layer in parent.named_children():
-            if isinstance(layer, RoIAlign) and layer.pool_mode == 'avg':
-                gathered = GatheredRoIAlign(layer)
-                gathered._forward_hooks = layer._forward_hooks
-                setattr(parent, name, gathered)
+    for module in network.modules():
+        if GatheredRoIExtractor.replaces(module):
+            module.__class__ = GatheredRoIExtractor  # it has no state of its own
 
 
 @torch.no_grad()

@@ -3,12 +3,12 @@
 import pairs
 import pytest
 import torch
-from mmcv.ops import RoIAlign
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from pairs import LOG_NAMES, distil, recipe
 from torch import nn
 
 from mmkd.accelerate import Acceleration
-from mmkd.roi_align import GatheredRoIAlign
+from mmkd.roi_align import GatheredRoIExtractor
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'cascade': pairs.cascade}
 
@@ -130,12 +130,16 @@ def test_a_network_that_folding_changes_is_refused():
 
 @pytest.mark.parametrize('aligned', [True, False], ids=['aligned', 'not aligned'])
 @pytest.mark.parametrize('ratio', [0, 2])
-@pytest.mark.parametrize(('size', 'scale'), [((7, 7), 0.25), ((3, 5), 1 / 16)], ids=str)
-def test_gathered_roi_align_is_mmcvs(aligned, ratio, size, scale):
+@pytest.mark.parametrize('size', [(7, 7), (3, 5)], ids=str)
+@pytest.mark.parametrize('strides', [(4,), (4, 8, 16)], ids=str)
+@pytest.mark.parametrize('grown', [None, 1.3])
+def test_gathered_rois_are_mmdetections(aligned, ratio, size, strides, grown):
     """Boxes of all sizes, over the edges, without a pixel, outside the image."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 6, 20, 30, generator=generator)
-    wide, high = 30 / scale, 20 / scale
+    features = [
+        torch.randn(2, 6, 80 // stride, 120 // stride, generator=generator) for stride in strides
+    ]
+    wide, high = 120, 80
     points = torch.rand(200, 2, 2, generator=generator) * torch.tensor([wide, high])
     boxes = torch.cat([points.amin(1), points.amax(1)], 1)
     boxes[:20] += torch.tensor([wide, 0, wide, 0]) / 2
@@ -146,30 +150,53 @@ def test_gathered_roi_align_is_mmcvs(aligned, ratio, size, scale):
     boxes[52] = torch.tensor([0, 0, 28, 28])  # whole cells to a bin
     image = torch.randint(2, (200, 1), generator=generator)
     rois = torch.cat([image, boxes], 1)
-    layer = RoIAlign(size, scale, ratio, aligned=aligned)
-    gathered = GatheredRoIAlign(layer)
-    for given in (features, features.to(memory_format=torch.channels_last)):
-        got = gathered(given, rois)
-        torch.testing.assert_close(got, layer(features, rois), rtol=1e-4, atol=2e-5)
+    extractor = SingleRoIExtractor(
+        dict(type='RoIAlign', output_size=size, sampling_ratio=ratio, aligned=aligned),
+        out_channels=6, featmap_strides=list(strides), finest_scale=14,
+    )  # fmt: skip
+    if len(strides) > 1:
+        assert len(extractor.map_roi_levels(rois, len(strides)).unique()) == len(strides)
+    expected = extractor(features, rois, grown)
+    assert GatheredRoIExtractor.replaces(extractor)
+    extractor.__class__ = GatheredRoIExtractor
+    for lay in (torch.contiguous_format, torch.channels_last):
+        got = extractor([f.to(memory_format=lay) for f in features], rois, grown)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
     assert got[52].abs().max() > 0
     assert got[51].abs().max() == 0
-    assert gathered(features, rois[:0]).shape == (0, 6, *size)
+    assert extractor(features, rois[:0]).shape == (0, 6, *size)
+    rois[3:6, 1:] = torch.nan  # of a student that is about to be stopped
+    assert torch.equal(extractor(features, rois, grown)[6:], got[6:])
 
 
-def test_roi_align_of_the_teacher_alone_is_gathered():
+def test_rois_of_the_teacher_alone_are_gathered():
     paper = recipe()
     paper['accelerate'] = dict(roi_align=True)
     model = distil(pairs.fpn(), pairs.fpn(8), paper)
     pairs.losses(model)
-    assert any(isinstance(m, GatheredRoIAlign) for m in model.teacher.network.modules())
-    assert not any(isinstance(m, GatheredRoIAlign) for m in model.modules())
+    assert any(isinstance(m, GatheredRoIExtractor) for m in model.teacher.network.modules())
+    assert not any(isinstance(m, GatheredRoIExtractor) for m in model.modules())
+
+
+def test_an_extractor_that_cannot_be_replaced_still_gets_what_it_can_read():
+    """The sum over all levels is MMDetection's, whose RoIAlign passes over strides."""
+    paper = recipe()
+    teacher = pairs.fpn(8)
+    extractor = teacher['roi_head']['bbox_roi_extractor']
+    extractor.update(type='GenericRoIExtractor', aggregation='sum')
+    extractor.pop('finest_scale', None)
+    expected = pairs.losses(distil(pairs.fpn(), teacher, paper))
+    paper['accelerate'] = dict(roi_align=True, channels_last=True)
+    got = pairs.losses(distil(pairs.fpn(), teacher, paper))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_features_for_rois_are_laid_out_by_channel():
     """RoIAlign reads memory as if they were, whatever the tensor's own strides say."""
     feature = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     for dtype, expected in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
-        (given,) = Acceleration().for_rois([feature.to(dtype)])
+        (given,) = Acceleration().for_rois([feature.to(dtype)], torch.nn.Identity())
         assert given.is_contiguous()
         assert given.dtype == expected
         assert torch.equal(given, feature.to(dtype).to(expected))
