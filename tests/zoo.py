@@ -109,9 +109,9 @@ def _narrow(node: object, keep_width: bool) -> None:
             _narrow(value, keep_width)
 
 
-def batch(size: int = 128) -> dict:
+def batch(size: int = 128, seed: int = 0) -> dict:
     """Two images with boxes, masks and a map of stuff."""
-    data = pairs.batch((3, 2), size, sides=(16, 60))
+    data = pairs.batch((3, 2), size, seed, sides=(16, 60))
     for sample in data['data_samples']:
         boxes = sample.gt_instances.bboxes.round().int().tolist()
         masks = np.zeros((len(boxes), size, size), np.uint8)
@@ -130,12 +130,17 @@ def recipe_for(student: str, teacher: str, terms: tuple[str, ...] = TERMS) -> di
     return pairs.recipe(*terms, hint=dict(pairs=[pair])) if terms else pairs.off()
 
 
-def pair(student: str, teacher: str, terms: tuple[str, ...] = TERMS) -> torch.nn.Module:
-    """Builds the pair."""
+def config(student: str, teacher: str, terms: tuple[str, ...] = TERMS) -> dict:
+    """The model config of the pair."""
     model = pairs.distilled(tiny(student), tiny(teacher), recipe_for(student, teacher, terms))
     if student == 'Trident':
         model['type'] = 'mmkd.KnowledgeDistillationTridentFasterRCNN'
-    return pairs.build(model)
+    return model
+
+
+def pair(student: str, teacher: str, terms: tuple[str, ...] = TERMS) -> torch.nn.Module:
+    """Builds the pair."""
+    return pairs.build(config(student, teacher, terms))
 
 
 def settle(network: torch.nn.Module) -> None:
@@ -205,3 +210,12 @@ def cell(terms: tuple[str, ...]) -> str:
     if 'hint' in terms:
         parts.append('hint')
     return ', '.join(parts) or 'refused'
+
+
+def terms_of(entry: str) -> tuple[str, ...]:
+    """The terms of an entry of the matrix."""
+    named = {
+        'all': TERMS, 'rpn': ('rpn_cls', 'rpn_bbox'), 'rcnn': ('rcnn_cls', 'rcnn_bbox'),
+        'rcnn cls': ('rcnn_cls',), 'hint': ('hint',), 'refused': (),
+    }  # fmt: skip
+    return tuple(term for part in entry.split(', ') for term in named[part])

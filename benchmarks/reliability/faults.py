@@ -41,8 +41,8 @@ def main() -> int:
         print('ok  ' if held else 'LOST', name, '' if held else said, flush=True)
     lost = sum(not row['held'] for row in rows)
     notes = [
-        f'{len(chosen)} faults, {len(sound)} sound runs; configs/kd and the pair matrix are not '
-        'run here'
+        f'{len(chosen)} faults, {len(sound)} sound runs; the pair matrix is `pair_runs`, and '
+        'configs/kd are not run'
     ]
     return report('faults', len(rows), lost, start, notes, rows, args.json)
 
