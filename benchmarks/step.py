@@ -8,8 +8,9 @@ In one process, in turn, medians of
   b  the teacher's bare fp32 forward of what the enabled terms read: the same images, the same RoIs,
   c  the distillation step,
 each from the raw batch on (preprocessing) and, for steps, to the optimizer's. The overhead is
-(c - a) / b: 1 plus the terms' own arithmetic means that nothing is wasted. Where MMRazor can be
-imported, its two algorithms take the same pair with the same hints and 1x1 connectors.
+(c - a) / b: 1 plus the terms' own arithmetic means that nothing is wasted; its quartiles are those
+of c - a over the rounds. Where MMRazor can be imported, its two algorithms take the same pair with
+the same hints and 1x1 connectors.
 Peak memory is what PyTorch's allocator held beyond what it held before the step, as the profiler
 heard it (on a GPU: the allocator's own maximum).
 """
@@ -245,6 +246,8 @@ def measure(
         for name, action in actions.items():
             times[name].append(clock(action, device))
     medians = {name: statistics.median(values) for name, values in times.items()}
+    apart = [c - a for a, c in zip(times['plain'], times['distilled'], strict=True)]
+    quartiles = statistics.quantiles(apart, n=4)[::2] if rounds > 1 else []
     memory = {name: peak(actions[name], device) for name in ('plain', 'teacher', 'distilled')}
     adapters = sum(p.numel() for n, p in model.named_parameters() if n.startswith('kd_adapters.'))
     return dict(
@@ -253,6 +256,7 @@ def measure(
         rounds=rounds,
         milliseconds={k: round(v, 1) for k, v in medians.items()},
         overhead=round((medians['distilled'] - medians['plain']) / medians['teacher'], 3),
+        quartiles=[round(each / medians['teacher'], 3) for each in quartiles],
         memory_mb={k: round(v / 2**20, 1) for k, v in memory.items()},
         memory_ratio=round(memory['distilled'] / (memory['plain'] + memory['teacher']), 3),
         adapter_parameters=adapters,
@@ -261,13 +265,15 @@ def measure(
 
 def table(results: list[dict]) -> str:
     columns = ['pair', 'terms', 'plain (a)', 'teacher (b)', 'distilled (c)', '(c - a) / b',
-               'memory: c over a + b', 'MMRazor Single', 'MMRazor Fpn']  # fmt: skip
+               'quartiles', 'memory: c over a + b', 'MMRazor Single', 'MMRazor Fpn']  # fmt: skip
     lines = ['| ' + ' | '.join(columns) + ' |', '| --- ' * len(columns) + '|']
     for result in results:
         ms = result['milliseconds']
         cells = [result['pair'], result['terms']]
         cells += [f'{ms[k]:.0f} ms' for k in ('plain', 'teacher', 'distilled')]
-        cells += [f'{result["overhead"]:.2f}', f'{result["memory_ratio"]:.2f}']
+        cells += [f'{result["overhead"]:.2f}']
+        cells += [' to '.join(f'{each:.2f}' for each in result['quartiles'])]
+        cells += [f'{result["memory_ratio"]:.2f}']
         for algorithm in ('SingleTeacherDistill', 'FpnTeacherDistill'):
             theirs = ms.get(algorithm)
             cells.append(
