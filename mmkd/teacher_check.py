@@ -108,7 +108,7 @@ def check_teacher(model: Any, loader: Any) -> str:
             f'{said}, and {100 * renamed:.0f} % if its classes stood in another order: give '
             f'distillation.classes. {OFF}'
         )
-    if found < FINDS_NOTHING or (by_class and right < found / 6):
+    if found < FINDS_NOTHING or (by_class and right < found / 6) or chance < CERTAIN:
         raise TeacherError(
             f'{better or said}. That usually means a wrong checkpoint, a wrong normalisation (mean '
             'and std of the data_preprocessor in teacher_config), or data that it never saw: see '

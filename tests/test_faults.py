@@ -227,6 +227,10 @@ def test_pixels_are_not_blamed_for_a_checkpoint_that_they_do_not_mend(monkeypatc
     looks = [low] * 40, {'other pixels': [high] * 40}
     with pytest.raises(TeacherError, match='usually means a wrong checkpoint'):
         judged(monkeypatch, looks)
+    some = torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0]])  # chance finds a fifth, and names it right
+    looks = [low + some] * 8 + [low] * 32, {'other pixels': [high + some] * 8 + [high] * 32}
+    with pytest.raises(TeacherError, match='20 % of 40 boxes.*usually means a wrong checkpoint'):
+        judged(monkeypatch, looks)
     looks = [low] * 40, {'other pixels': [high + torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0])] * 40}
     with pytest.raises(TeacherError, match='is not the one that it was trained with'):
         judged(monkeypatch, looks)
