@@ -18,6 +18,7 @@ import os
 import os.path as osp
 import re
 import sys
+import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ import mmengine
 import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, get_dist_info
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import (
     CheckpointLoader,
@@ -625,6 +626,31 @@ def load_from_mmcls(filename: str, map_location: MapLocation = None) -> dict:
     return _process_mmcls_checkpoint(load_from_http(source, map_location))
 
 
+def load_from_ceph(filename: str, map_location: MapLocation = None) -> dict:
+    """Reads ``s3://...`` and ``petrel://...``, by way of a temporary file.
+
+    Raises:
+        CheckpointError: What came is refused.
+    """
+    store = get_file_backend(filename, backend_args={'backend': 'petrel'})
+    with tempfile.TemporaryDirectory() as folder:
+        path = osp.join(folder, osp.basename(filename))
+        Path(path).write_bytes(store.get(filename))
+        try:
+            return read_checkpoint(path, map_location)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(path, filename)) from None
+
+
+def load_from_pavi(filename: str, map_location: MapLocation = None) -> dict:
+    """Refuses ``pavi://...``, which MMEngine would read with all that is in it.
+
+    Raises:
+        CheckpointError: always.
+    """
+    raise CheckpointError(f'checkpoint {filename} is not fetched: download it and give its path')
+
+
 _LOCATE: dict[str, Callable[[str], str]] = {
     '': str,
     'http': _fetch,
@@ -650,7 +676,7 @@ def _entry(urls: Mapping[str, str], name: str, filename: str) -> str:
 def install() -> None:
     """Puts the reader behind every scheme of MMEngine's loader, and makes its local writes atomic.
 
-    It can be called again. ``pavi://``, ``s3://`` and ``petrel://`` stay MMEngine's.
+    It can be called again.
     """
     for prefixes, loader in (
         ('', load_from_local),
@@ -658,6 +684,8 @@ def install() -> None:
         (('torchvision://', 'modelzoo://'), load_from_torchvision),
         (('open-mmlab://', 'openmmlab://'), load_from_openmmlab),
         ('mmcls://', load_from_mmcls),
+        ((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_ceph),
+        ('pavi://', load_from_pavi),
     ):
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')

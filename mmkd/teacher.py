@@ -45,7 +45,7 @@ def load_config(config: str | Path | dict) -> Config:
             resolved = get_config(str(config))
         else:
             resolved = Config.fromfile(config)
-    except (FileNotFoundError, ImportError, KeyError, ValueError) as error:
+    except (OSError, ImportError, KeyError, ValueError) as error:
         raise TeacherError(f'teacher_config {config!r} cannot be read: {error}') from error
     if 'model' not in resolved:
         raise TeacherError(f'teacher_config {resolved.filename!r} defines no model')

@@ -8,6 +8,7 @@ import pairs
 import pytest
 import torch
 from mmdet.models import DetDataPreprocessor
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from pairs import ROOT, recipe
@@ -67,6 +68,39 @@ def test_a_pair_that_trains_is_a_go(folder, capsys):
                  'of these the teacher: backbone and neck', '2 processes (DDP, gloo): steps',
                  'peak memory', 'an epoch: 16 images, 4 steps'):  # fmt: skip
         assert text in said, text
+
+
+def multiply_adds(network, size):
+    """Of convolutions and linear layers, in one image."""
+    done = []
+
+    def heard(module, args, output):
+        each = module.weight[0].numel()  # for one output
+        done.append(output.numel() * each)
+
+    for module in network.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.register_forward_hook(heard)
+    sample = DetDataSample(
+        metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1, 1), batch_input_shape=size)
+    )
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, *size), [sample], mode='predict')
+    return sum(done)
+
+
+def test_parameters_and_flops_are_those_of_each_network(folder, capsys):
+    size = (512, 512)
+    check(pair(folder), size=size)
+    lines = capsys.readouterr().out.splitlines()
+    for name in ('teacher', 'student'):
+        network = pairs.build(Config.fromfile(folder / f'{name}.py').model)
+        (line,) = [x for x in lines if x.startswith(f'| {name} ') and x.count('|') == 4]
+        millions, gflops = (float(cell) for cell in line.split('|')[2:4])
+        count = sum(p.numel() for p in network.parameters())
+        assert (millions, gflops) == pytest.approx(
+            (count / 1e6, multiply_adds(network, size) / 1e9), abs=0.0051
+        )
 
 
 def test_shares_are_those_of_the_gradients(folder, capsys):

@@ -2,6 +2,7 @@
 own teacher, and against what the paper's equations say about what was heard."""
 
 import copy
+from pathlib import Path
 
 import pairs
 import pytest
@@ -9,6 +10,7 @@ import torch
 from mmcv.ops import RoIAlign, batched_nms
 from mmdet.models.dense_heads import rpn_head
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
@@ -20,7 +22,7 @@ from torch import nn
 from mmkd import plain_student
 from mmkd.runner import DistillationRunner
 from mmkd.start import inherit
-from mmkd.teacher import Pixels, TeacherError
+from mmkd.teacher import Pixels, Teacher, TeacherError
 from mmkd.wiring import DeadTermError
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'ohem': pairs.ohem, 'cascade': pairs.cascade}
@@ -875,6 +877,51 @@ def test_the_checkpoint_is_the_plain_students_and_the_adapters():
     own = {k: v for k, v in model.state_dict().items() if k not in extra}
     plain.load_state_dict(own, strict=True)
     assert equal_losses(losses(plain.eval()), losses(build(pairs.fpn()).eval()))
+
+
+class Heard(Hook):
+    """Detections and metrics of a validation."""
+
+    def __init__(self):
+        self.found, self.metrics = [], []
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.found += [(s.img_id, s.pred_instances) for s in outputs]
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.metrics.append(dict(metrics))
+
+
+def test_validation_and_the_best_checkpoint_are_the_students_alone(tmp_path, monkeypatch):
+    plain = Config.fromfile(tiny_config(tmp_path, 'plain'))
+    kd = Config.fromfile(tiny_config(tmp_path, 'kd'))
+    kd.model = distilled(kd.model, plain.model, recipe())
+    kd.default_hooks.checkpoint = dict(type='CheckpointHook', save_best='coco/bbox_mAP')
+    kd.experiment_name, plain.experiment_name = f'kd_{tmp_path.name}', f'plain_{tmp_path.name}'
+    asked, extract = [], Teacher.extract
+
+    def counted(teacher, *args, **kwargs):
+        asked.append(runner.model.training)
+        return extract(teacher, *args, **kwargs)
+
+    monkeypatch.setattr(Teacher, 'extract', counted)
+    heard = [Heard(), Heard()]
+    runner = DistillationRunner.from_cfg(kd)
+    runner.register_hook(heard[0])
+    runner.train()
+    assert asked == [True] * 4  # once in each iteration, and never by the validation
+    (best,) = Path(kd.work_dir).glob('best_coco_bbox_mAP_*.pth')
+    plain.load_from = str(best)
+    stock = Runner.from_cfg(plain)
+    stock.register_hook(heard[1])
+    stock.val()
+    ours, own = heard
+    assert ours.metrics == own.metrics and len(own.metrics) == 1
+    assert len(own.found) == 8
+    for (i, detections), (j, alone) in zip(ours.found, own.found, strict=True):
+        assert i == j and len(alone) == 10
+        assert torch.equal(detections.bboxes, alone.bboxes)
+        assert torch.equal(detections.scores, alone.scores)
 
 
 def test_plain_student_is_the_config_without_the_teacher():
