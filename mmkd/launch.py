@@ -1,13 +1,15 @@
 """What ``tools/train.py`` and ``tools/test.py`` share: the options, the config, the processes."""
 
 import argparse
+import contextlib
 import datetime
+import errno
 import logging
 import os
 import os.path as osp
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +24,8 @@ from torch import nn
 from .checkpoint import CheckpointError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+ROOM = 2**20
+"""Bytes that the work directory must take before a network is built: log, configs, curves."""
 
 
 def stop(message: str) -> NoReturn:
@@ -124,7 +128,30 @@ def build_runner(cfg: Config) -> Runner:
                 'for processes on CPUs start tools/dist_train.sh or tools/dist_test.sh'
             )
         _use_gloo(cfg)
-    return RUNNERS.build(cfg)
+    with naming_a_full_disk(cfg.work_dir):
+        return RUNNERS.build(cfg)
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(work_dir: str) -> Iterator[None]:
+    """What is written in this block goes to ``work_dir``.
+
+    Raises:
+        SystemExit: There is no room left.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _stop_unwritten(work_dir, error)
+
+
+def _stop_unwritten(work_dir: str, error: OSError) -> NoReturn:
+    stop(
+        f'work_dir {work_dir} cannot be written ({error.strerror}): name a folder on a disk with '
+        'space, that you may write to, with --work-dir, or make room'
+    )
 
 
 def check_work_dir(path: str) -> None:
@@ -136,12 +163,9 @@ def check_work_dir(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
-            file.write(bytes(4096))
+            file.write(bytes(ROOM))
     except OSError as error:
-        stop(
-            f'work_dir {path} cannot be written ({error.strerror}): name a folder on a disk with '
-            'space, that you may write to, with --work-dir'
-        )
+        _stop_unwritten(path, error)
 
 
 def check_devices() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import os.path as osp
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,7 +118,9 @@ class DistillationRunner(Runner):
             NonFiniteLossError: with the losses, the iteration, the images, and how to look at it.
             ImageError: an image that is gone, cut short or no image.
             LostProcessError: a data-loader worker, or another process of the job, has ended.
+            OSError: before the first step, no room for the weights in the work directory.
         """
+        self._check_room()
         check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
@@ -133,6 +137,20 @@ class DistillationRunner(Runner):
         finally:
             for loop in (self._train_loop, self._val_loop):
                 end_workers(getattr(loop, 'dataloader', None))
+
+    def _check_room(self) -> None:
+        """What cannot take one set of weights cannot take a checkpoint, which may be hours away."""
+        if self._checkpoints is None or self._checkpoints.out_dir or not is_main_process():
+            return
+        weights = sum(v.nbytes for v in _unwrap(self.model).state_dict().values())
+        disk = shutil.disk_usage(self.work_dir)
+        if disk.total and disk.free < weights:  # some file systems do not tell
+            raise OSError(
+                errno.ENOSPC,
+                f'{disk.free / 2**20:.1f} MiB are free, and the weights in each checkpoint take '
+                f'{weights / 2**20:.1f} MiB',
+                self.work_dir,
+            )
 
     @contextlib.contextmanager
     def _naming_the_end(self) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """What fails while a run goes on ends it in a bounded time, in a sentence, and nothing is lost."""
 
+import errno
+import io
 import multiprocessing
 import os
 import re
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -169,6 +172,65 @@ def test_a_work_dir_that_cannot_be_written(made, tmp_path, where, why):
     said = rf'error: work_dir {work_dir} cannot be written \({why}.*--work-dir'
     with pytest.raises(SystemExit, match=said):
         train.main([path, '--work-dir', work_dir])
+
+
+def _full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class NearlyFull(io.BytesIO):
+    """A file on a disk with room for a few blocks."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+
+    def write(self, data):
+        return _full() if self.tell() + len(data) > 2**14 else super().write(data)
+
+
+FULL = {
+    'the folder': ('os.makedirs', _full),
+    'the first bytes': ('tempfile.TemporaryFile', NearlyFull),
+    'the log': ('logging.FileHandler._open', _full),
+    'the config': ('mmengine.config.Config.dump', _full),
+    'TensorBoard': ('torch.utils.tensorboard.SummaryWriter', _full),
+    'the log of the weights': ('mmengine.model.BaseModule._dump_init_info', _full),
+}
+"""What is written before the first step, in that order."""
+
+
+@pytest.mark.parametrize('what', FULL)
+def test_a_disk_that_is_full_at_the_start(made, tmp_path, monkeypatch, capfd, what):
+    path, _ = config(tmp_path, made)
+    with open(path, 'a') as file:
+        boards = [dict(type='TensorboardVisBackend')]
+        file.write(f'visualizer = dict(name={str(tmp_path)!r}, vis_backends={boards!r})\n')
+    work_dir = tmp_path / 'work'
+    monkeypatch.setattr(*FULL[what])
+    said = rf'^error: work_dir {work_dir} cannot be written \(No space left on device\): name a'
+    with pytest.raises(SystemExit, match=said) as error:
+        train.main([path, '--work-dir', str(work_dir)])
+    assert '\n' not in str(error.value)
+    heard = ''.join(capfd.readouterr())
+    assert 'Epoch(train)' not in heard and 'Logging error' not in heard
+    if what in ('the folder', 'the first bytes'):  # no network was built for it
+        assert not work_dir.exists() or not list(work_dir.iterdir())
+
+
+@pytest.mark.parametrize('free, stops', [(4096, True), (2**40, False)])
+def test_no_room_for_the_weights_of_a_checkpoint(made, tmp_path, monkeypatch, free, stops):
+    path, _ = config(tmp_path, made)
+    command = [path, '--work-dir', str(tmp_path), '--cfg-options', 'train_cfg.max_epochs=1']
+    usage = SimpleNamespace(total=2**40, free=free)
+    monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
+    if stops:
+        said = r'cannot be written \(0\.0 MiB are free, and the weights .* take [1-9]\S* MiB\)'
+        with pytest.raises(SystemExit, match=said):
+            train.main(command)
+        usage.total = 0  # a file system that does not tell
+        command += [f'experiment_name=untold_{tmp_path.name}']
+    train.main(command)
+    assert (tmp_path / 'epoch_1.pth').exists()
 
 
 TEACHER = str(ROOT / 'configs/digits/teacher.py')

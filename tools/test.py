@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     launch.check_complete(runner.model, args.checkpoint, classes)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    runner.test()
+    with launch.naming_a_full_disk(cfg.work_dir):
+        runner.test()
     launch.leave()
 
 
