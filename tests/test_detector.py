@@ -1153,3 +1153,32 @@ def test_an_adapter_that_does_not_fit_is_refused(pair, message):
 def test_the_l1_hint_is_a_term_like_the_other():
     model = distil(pairs.fpn(), pairs.fpn(8), recipe('hint', hint=dict(type='HintL1Loss')))
     assert losses(model)['loss_kd_hint'] > 0
+
+
+class DistanceToTruth(nn.Module):
+    """A loss of one's own, which needs the ground truth."""
+
+    def __init__(self, loss_weight=1.0):
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, student, teacher, targets, weight=None, avg_factor=None):
+        return ((student - targets).abs() * weight).sum() / avg_factor
+
+
+def test_a_box_loss_of_ones_own_is_given_the_ground_truth():
+    """What MMDetection's own loss is given, level by level, which is there beside it."""
+    own = recipe('rpn_bbox')
+    own['rpn_bbox'] = dict(type=DistanceToTruth)
+    model = distil(pairs.fpn(), pairs.fpn(8), own)
+    hard = []
+    model.rpn_head.loss_bbox.register_forward_hook(
+        lambda module, args, kwargs, output: hard.append((*args, kwargs)), with_kwargs=True
+    )
+    value = losses(model)['loss_kd_rpn_bbox']
+    expected = sum(
+        ((student - targets).abs() * weight).sum() / rest['avg_factor']
+        for student, targets, weight, rest in hard
+    )
+    assert sum((targets * weight).abs().sum() for _, targets, weight, _ in hard) > 0.1
+    torch.testing.assert_close(value, expected)

@@ -1,7 +1,9 @@
-"""docs/tracker.md is up to date, and each test that it names exists."""
+"""docs/tracker.md is up to date, knows every thread, and each test that it names is collected."""
 
-import re
+import os
 import runpy
+import subprocess
+import sys
 
 import tracker
 
@@ -10,12 +12,26 @@ def test_the_page_is_what_the_table_says():
     assert (tracker.ROOT / 'docs/tracker.md').read_text() == tracker.text()
 
 
-def test_each_named_test_exists():
-    for threads, *_, test in tracker.ROWS:
-        if test != tracker.OPEN:
-            file, _, name = test.partition('::')
-            source = (tracker.ROOT / 'tests' / file).read_text()
-            assert re.search(rf'^def {name}\(', source, re.MULTILINE), (threads, test)
+def test_each_named_test_is_collected():
+    files = sorted({f'tests/{node.partition("::")[0]}' for node in tracker.nodes()})
+    said = subprocess.run(
+        [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-p', 'no:cacheprovider', *files],
+        cwd=tracker.ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True,
+        capture_output=True, timeout=120,
+    ).stdout  # fmt: skip
+    collected = set(said.splitlines())
+    assert [node for node in tracker.nodes() if f'tests/{node}' not in collected] == []
+
+
+def test_every_thread_has_a_row_and_no_row_another():
+    known = tracker.threads(tracker.THREADS)
+    assert len(known) == len(set(known))
+    assert {thread for row in tracker.ROWS for thread in tracker.threads(row[0])} == set(known)
+
+
+def test_what_is_open_says_why_and_cells_stay_cells():
+    for row in (*tracker.ROWS, *tracker.MACHINE):
+        assert all(row[:-1]) and not any('|' in (cell or '') for cell in row), row
 
 
 def test_the_page_on_reliability_is_what_the_results_say():
