@@ -161,6 +161,28 @@ def test_mu_scales_the_hard_loss_and_one_minus_mu_the_soft_one(mu):
             torch.testing.assert_close(got[key], full[key] * (1 - mu))
 
 
+def test_classes_and_features_can_be_learnt_from_the_teacher_alone():
+    """The ground truth still says which boxes are asked about, and where they are."""
+    config = pairs.fpn()
+    for head in (config.rpn_head, config.roi_head.bbox_head):
+        head.loss_bbox.loss_weight = 0.0
+    alone = dict(hard_weight=0.0, loss_weight=1.0)
+    terms = recipe('rpn_cls', 'rcnn_cls', 'hint', rpn_cls=alone, rcnn_cls=alone)
+    model = distil(config, pairs.fpn(8), terms)
+    data = batch((4, 3))
+    values = losses(model, data)
+    hard = {k: v for k, v in values.items() if 'loss' in k and 'kd' not in k}
+    assert len(hard) == 4
+    assert not any(
+        x.detach().any() for v in hard.values() for x in (v if isinstance(v, list) else [v])
+    )
+    summed = total(model, values)
+    assert summed == sum(values[LOG_NAMES[name]] for name in ('rpn_cls', 'rcnn_cls', 'hint')) > 0
+    for sample in data['data_samples']:
+        sample.gt_instances.labels = (sample.gt_instances.labels + 1) % pairs.CLASSES
+    assert torch.equal(total(model, losses(model, data)), summed)
+
+
 @pytest.mark.parametrize('head', ['rpn', 'rcnn'])
 def test_a_term_joins_its_head_under_the_weight_of_the_heads_own_loss(head):
     config = pairs.fpn()
