@@ -27,8 +27,8 @@ from .watch import random_state, set_random
 
 LOOKS = (32, 64, 128, 256, 512)
 """After so many images the ways to prepare pixels are compared; the last is the most there are."""
-SECONDS = 8.0
-"""No image is begun after this time, as long as there are boxes enough; after four times this, none
+SECONDS = 20.0
+"""No image is begun after this time, as long as there are boxes enough; after twice this, none
 whatever there is."""
 BOXES = 30
 """Fewer tell nothing."""
@@ -162,7 +162,7 @@ def _few(own: list[Tensor]) -> bool:
 
 
 def _late(start: float, own: list[Tensor]) -> bool:
-    return time.perf_counter() - start > SECONDS * (4 if _few(own) else 1)
+    return time.perf_counter() - start > SECONDS * (2 if _few(own) else 1)
 
 
 def accident(one: list[Tensor], other: list[Tensor]) -> float:

@@ -269,13 +269,13 @@ def test_pixels_that_are_as_good_are_tried_to_the_end(monkeypatch):
 
 
 def test_a_slow_machine_looks_at_its_own_pixels_until_there_are_boxes(monkeypatch):
-    monkeypatch.setattr(teacher_check, 'SECONDS', 8.0)
-    # Ten seconds an image of four boxes: thirty boxes are eight images, but four times the budget
-    # is over at the fourth.
+    monkeypatch.setattr(teacher_check, 'SECONDS', 16.0)
+    # Ten seconds an image of four boxes: thirty boxes are eight images, but twice the budget is
+    # over at the fourth.
     assert looked(monkeypatch, {None: lambda i: 0.5, 'same': lambda i: 0.5}, 10.0) == {
         None: 4, 'same': 0,
     }  # fmt: skip
-    # Two seconds: the boxes are there at the eighth.
-    assert looked(monkeypatch, {None: lambda i: 0.5, 'same': lambda i: 0.5}, 2.0) == {
+    # Four seconds: the boxes are there at the eighth.
+    assert looked(monkeypatch, {None: lambda i: 0.5, 'same': lambda i: 0.5}, 4.0) == {
         None: 8, 'same': 0,
     }  # fmt: skip
