@@ -1188,16 +1188,20 @@ class DistanceToTruth(nn.Module):
         return ((student - targets).abs() * weight).sum() / avg_factor
 
 
-def test_a_box_loss_of_ones_own_is_given_the_ground_truth():
-    """What MMDetection's own loss is given, level by level, which is there beside it."""
-    own = recipe('rpn_bbox')
-    own['rpn_bbox'] = dict(type=DistanceToTruth)
-    model = distil(pairs.fpn(), pairs.fpn(8), own)
+@pytest.mark.parametrize('head', ['rpn', 'rcnn'])
+def test_a_box_loss_of_ones_own_is_given_the_ground_truth(head):
+    """What MMDetection's own loss is given, which is there beside it."""
+    config, own = pairs.fpn(), recipe(f'{head}_bbox')
+    own[f'{head}_bbox'] = dict(type=DistanceToTruth)
+    # Or else the only positive RoIs are the true boxes, of which each delta is 0.
+    config.train_cfg.rcnn.assigner.update(pos_iou_thr=0.2, neg_iou_thr=0.2, min_pos_iou=0.2)
+    config.train_cfg.rcnn.sampler.add_gt_as_proposals = False
+    model = distil(config, pairs.fpn(8), own)
     hard = []
-    model.rpn_head.loss_bbox.register_forward_hook(
+    (model.rpn_head if head == 'rpn' else model.roi_head.bbox_head).loss_bbox.register_forward_hook(
         lambda module, args, kwargs, output: hard.append((*args, kwargs)), with_kwargs=True
     )
-    value = losses(model)['loss_kd_rpn_bbox']
+    value = losses(model)['loss_kd_rpn_bbox' if head == 'rpn' else 'loss_kd_bbox']
     expected = sum(
         ((student - targets).abs() * weight).sum() / rest['avg_factor']
         for student, targets, weight, rest in hard

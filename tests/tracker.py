@@ -142,7 +142,7 @@ ROWS = [
      D + 'test_the_terms_are_the_equations_over_what_was_heard[fpn]'),
     ('MMRazor #582', "a loss of one's own that needs the ground truth",
      'a loss for the boxes is given it', D
-     + 'test_a_box_loss_of_ones_own_is_given_the_ground_truth'),
+     + 'test_a_box_loss_of_ones_own_is_given_the_ground_truth[rcnn]'),
     ('d2go #371', 'the teacher as its own config', 'one line names it',
      'test_configs.py::test_a_swap_of_either_network_is_one_line'),
     ('knowledge_distillation_caffe #3, aldi #46, ReviewKD #10', 'two sets of boxes',
