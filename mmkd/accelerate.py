@@ -77,13 +77,13 @@ class Acceleration:
             pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
         )
 
-    def for_rois(self, features: Sequence[Tensor], network: nn.Module) -> list[Tensor]:
-        """Features as ``network``'s RoIAlign wants them.
+    def for_rois(self, features: Sequence[Tensor], roi_head: nn.Module) -> list[Tensor]:
+        """Features as ``roi_head``'s RoIAlign wants them.
 
         mmcv's wants them by channel, whatever their strides say, in half precision on GPUs alone.
         """
         features = [_full(f, f.is_cuda) for f in features]
-        extractors = [m for m in network.modules() if isinstance(m, BaseRoIExtractor)]
+        extractors = [m for m in roi_head.modules() if isinstance(m, BaseRoIExtractor)]
         if extractors and all(isinstance(m, GatheredRoIExtractor) for m in extractors):
             return features
         return [f.contiguous() for f in features]

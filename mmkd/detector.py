@@ -431,7 +431,7 @@ class DistillationMixin(Detector):
     ) -> dict[str, Tensor]:
         """L_RCN: equations (2) to (5) over the student's own RoIs, stage by stage."""
         losses: dict[str, Tensor] = {}
-        features = self.teacher.acceleration.for_rois(features, self.teacher.network)
+        features = self.teacher.acceleration.for_rois(features, self.teacher.network.roi_head)
         stage_weights = getattr(self.roi_head, 'stage_loss_weights', [1.0])
         context = roi_context(self.teacher.network.roi_head, features)
         images = features[0].size(0)

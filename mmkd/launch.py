@@ -10,6 +10,7 @@ import os.path as osp
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -134,7 +135,7 @@ def build_runner(cfg: Config) -> Runner:
 
 @contextlib.contextmanager
 def naming_a_full_disk(work_dir: str) -> Iterator[None]:
-    """What is written in this block goes to ``work_dir``.
+    """What is written in this block goes to ``work_dir``, or to no named file.
 
     Raises:
         SystemExit: There is no room left.
@@ -144,13 +145,23 @@ def naming_a_full_disk(work_dir: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _stop_unwritten(work_dir, error)
+        # Only some errors name a file; semaphores of data-loader workers, for one, are elsewhere.
+        if error.filename and not _lies_in(error.filename, work_dir):
+            raise
+        unsure = (
+            '' if error.filename else '; if it has room, /dev/shm or the temporary folder has none'
+        )
+        _stop_unwritten(work_dir, error, unsure)
 
 
-def _stop_unwritten(work_dir: str, error: OSError) -> NoReturn:
+def _lies_in(path: str | bytes, folder: str) -> bool:
+    return Path(os.fsdecode(path)).resolve().is_relative_to(Path(folder).resolve())
+
+
+def _stop_unwritten(work_dir: str, error: OSError, more: str = '') -> NoReturn:
     stop(
         f'work_dir {work_dir} cannot be written ({error.strerror}): name a folder on a disk with '
-        'space, that you may write to, with --work-dir, or make room'
+        f'space, that you may write to, with --work-dir, or make room{more}'
     )
 
 

@@ -44,7 +44,7 @@ class GatheredRoIExtractor(SingleRoIExtractor):
         Returns:
             (n, C, height, width) of the layers' output size.
         """
-        if rois.is_cuda or not len(rois):
+        if rois.device.type != 'cpu' or not len(rois):
             return super().forward([f.contiguous() for f in feats], rois, roi_scale_factor)
         rois = rois.float()
         level = rois.new_zeros(len(rois), dtype=torch.long)

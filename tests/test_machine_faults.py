@@ -217,6 +217,19 @@ def test_a_disk_that_is_full_at_the_start(made, tmp_path, monkeypatch, capfd, wh
         assert not work_dir.exists() or not list(work_dir.iterdir())
 
 
+def test_another_full_disk_is_not_blamed_on_work_dir(tmp_path):
+    """An error that names a file elsewhere is left as it is; one that names none says so."""
+    for file in ('epoch_1.pth', None):
+        place = file and str(tmp_path / 'work' / file)
+        with pytest.raises(SystemExit) as stopped, launch.naming_a_full_disk(tmp_path / 'work'):
+            raise OSError(errno.ENOSPC, 'No space left on device', place)
+        assert ('/dev/shm' in str(stopped.value)) == (file is None)
+    elsewhere = OSError(errno.ENOSPC, 'No space left on device', str(tmp_path / 'x'))
+    with pytest.raises(OSError) as kept, launch.naming_a_full_disk(tmp_path / 'work'):
+        raise elsewhere
+    assert kept.value is elsewhere
+
+
 @pytest.mark.parametrize('free, stops', [(4096, True), (2**40, False)])
 def test_no_room_for_the_weights_of_a_checkpoint(made, tmp_path, monkeypatch, free, stops):
     path, _ = config(tmp_path, made)

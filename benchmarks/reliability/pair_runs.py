@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests'), str(ROOT / 'benchmarks')]
 
+import faults  # noqa: E402
 import zoo  # noqa: E402
 from campaign import report  # noqa: E402
 from pair_matrix import known  # noqa: E402
@@ -44,19 +45,15 @@ class PairImages(Dataset):
         return dict(inputs=data['inputs'][0], data_samples=data['data_samples'][0])
 
 
-class _Heard(logging.Handler):
+class _Heard(faults._Heard):
     """Warnings and errors that mmkd logs."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if Path(record.pathname).is_relative_to(ROOT / 'mmkd'):
-            self.said.append(record.getMessage())
+            super().emit(record)
 
 
-def run(student: str, teacher: str, terms: tuple[str, ...], directory: Path) -> list[str]:
+def run(student: str, teacher: str, terms: tuple[str, ...], directory: str) -> list[str]:
     """Train the pair; what mmkd said, and last the error that stopped it."""
     cfg = Config(
         dict(
@@ -77,7 +74,7 @@ def run(student: str, teacher: str, terms: tuple[str, ...], directory: Path) -> 
             ),
             default_hooks=dict(logger=dict(type='LoggerHook', interval=10)),
             randomness=dict(seed=0),
-            work_dir=str(directory),
+            work_dir=directory,
             experiment_name=f'{student}-{teacher}-{time.time_ns()}',
             log_level='WARNING',
         )
@@ -119,8 +116,8 @@ def main() -> int:
     trained = [pair for pair in dict.fromkeys(chosen) if zoo.terms_of(matrix[pair])]
     rows, start = [], time.perf_counter()
     for student, teacher in trained:
-        directory = Path(tempfile.mkdtemp(prefix='mmkd-pairs-'))
-        said = run(student, teacher, zoo.terms_of(matrix[student, teacher]), directory)
+        with tempfile.TemporaryDirectory(prefix='mmkd-pairs-') as directory:
+            said = run(student, teacher, zoo.terms_of(matrix[student, teacher]), directory)
         held = not said
         rows.append({'id': f'{student} from {teacher}', 'held': held, 'said': said})
         print('ok  ' if held else 'LOST', rows[-1]['id'], said or '', flush=True)

@@ -144,15 +144,15 @@ class Case:
     Args:
         path: of the config.
         data: root of the images; None leaves what the config says.
-        plant: what is done to the config.
+        plant: what is done to the config; it may write beside the images.
     """
 
     def __init__(self, path: Path, data: Path | None, plant: Callable | None) -> None:
         self.cfg = Config.fromfile(path)
         if data:
             self.cfg.train_dataloader.dataset.data_root = f'{data}/'
-        if plant:
-            plant(self.cfg, Path(tempfile.mkdtemp(prefix='mmkd-teacher-')))
+            if plant:
+                plant(self.cfg, data)
         self.cfg = apply_classes(apply_resolution(self.cfg))
 
     def run(self) -> tuple[str, str, float]:
