@@ -3,12 +3,14 @@ Distillation", NIPS 2017, equations (2) to (6). They know tensors only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def _number(owner: str, name: str, value: object, low: float, high: float = float('inf')) -> float:
@@ -184,6 +186,27 @@ class TeacherBoundedL2Loss(nn.Module):
         return self.loss_weight * _average(boxes.sum(), avg_factor, len(boxes))
 
 
+class _SquaredDistance(torch.autograd.Function):
+    """:func:`F.mse_loss` to the bit, but it keeps V - Z alone for its backward; 0 of nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, guided: Tensor, hint: Tensor, reduction: str) -> Tensor:
+        difference = guided - hint
+        ctx.save_for_backward(difference)
+        ctx.count = max(guided.numel(), 1) if reduction == 'mean' else 1
+        return difference.square().sum() / ctx.count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return (difference * (2 / ctx.count)).mul_(grad), None, None
+
+
+def _squared_distance(guided: Tensor, hint: Tensor, reduction: str) -> Tensor:
+    return _SquaredDistance.apply(guided, hint, reduction)
+
+
 @MODELS.register_module()
 class HintL2Loss(nn.Module):
     r"""Squared distance between guided layer and hint layer, equation (6).
@@ -199,7 +222,7 @@ class HintL2Loss(nn.Module):
         reduction: 'mean' over all elements and images, or 'sum'.
     """
 
-    distance = staticmethod(F.mse_loss)
+    distance: Callable[..., Tensor] = staticmethod(_squared_distance)
 
     def __init__(
         self, loss_weight: float = 0.5, normalize: bool = False, reduction: str = 'mean'

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.models.losses import CrossEntropyLoss, L1Loss
@@ -290,6 +291,28 @@ def test_hint_gradient(normalize):
     assert hint.grad is None
 
 
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_the_hint_is_the_librarys_to_the_bit_and_keeps_one_map(reduction):
+    torch.manual_seed(0)
+    hint, results, kept = torch.randn(2, 33, 40, 57), [], []
+    losses = (
+        HintL2Loss(loss_weight=0.3, reduction=reduction),
+        lambda v, z: 0.3 * F.mse_loss(v, z, reduction=reduction),
+    )
+    for loss in losses:
+        torch.manual_seed(1)
+        guided = (3 * torch.randn(2, 33, 40, 57)).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            value = loss(guided, hint)
+        value.backward()
+        results.append((value.detach(), guided.grad, [t for t in kept if t.dim() == 4]))
+        kept.clear()
+    (value, grad, own), (expected, expected_grad, theirs) = results
+    assert torch.equal(value, expected)
+    assert torch.equal(grad, expected_grad)
+    assert (len(own), len(theirs)) == (1, 2)
+
+
 def test_standardised_hints_do_not_see_the_scale_of_a_channel():
     guided, hint = rand(0, 2, 3, 8, 8), rand(1, 2, 3, 8, 8)
     scale = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64).view(1, 3, 1, 1)
@@ -506,9 +529,8 @@ def test_every_loss_and_its_gradient_stay_finite(seed, rows, scale, dtype, weigh
         soft(student, teacher, weight[:, 0], 1.0),
         soft(student, teacher, weight[:, 0], 1.0, use_sigmoid=True),
         bounded(student, teacher, targets, weight, 1.0),
+        HintL2Loss()(student, teacher),
     ]
-    if rows:
-        values.append(HintL2Loss()(student, teacher))
     for value in values:
         (gradient,) = torch.autograd.grad(value, student)
         assert value.isfinite()
