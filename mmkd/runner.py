@@ -14,11 +14,12 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -96,6 +97,8 @@ class DistillationRunner(Runner):
         for hook in self.hooks:
             if isinstance(hook, WholeCheckpointHook):
                 self.register_hook(GoOnHook(hook), priority='LOWEST')
+                if not hook.out_dir:
+                    self.register_hook(RoomHook(hook.save_optimizer), priority='LOWEST')
                 self._checkpoints = hook
                 break
 
@@ -118,9 +121,8 @@ class DistillationRunner(Runner):
             NonFiniteLossError: with the losses, the iteration, the images, and how to look at it.
             ImageError: an image that is gone, cut short or no image.
             LostProcessError: a data-loader worker, or another process of the job, has ended.
-            OSError: before the first step, no room for the weights in the work directory.
+            OSError: before or after the first step, no room for a checkpoint in the work directory.
         """
-        self._check_room()
         check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
@@ -137,20 +139,6 @@ class DistillationRunner(Runner):
         finally:
             for loop in (self._train_loop, self._val_loop):
                 end_workers(getattr(loop, 'dataloader', None))
-
-    def _check_room(self) -> None:
-        """What cannot take one set of weights cannot take a checkpoint, which may be hours away."""
-        if self._checkpoints is None or self._checkpoints.out_dir or not is_main_process():
-            return
-        weights = sum(v.nbytes for v in _unwrap(self.model).state_dict().values())
-        disk = shutil.disk_usage(self.work_dir)
-        if disk.total and disk.free < weights:  # some file systems do not tell
-            raise OSError(
-                errno.ENOSPC,
-                f'{disk.free / 2**20:.1f} MiB are free, and the weights in each checkpoint take '
-                f'{weights / 2**20:.1f} MiB',
-                self.work_dir,
-            )
 
     @contextlib.contextmanager
     def _naming_the_end(self) -> Iterator[None]:
@@ -269,6 +257,55 @@ def end_workers(loader: Any) -> None:
     for each in gc.get_objects():
         if type(each) is _MultiProcessingDataLoaderIter and each._dataset is loader.dataset:
             each._shutdown_workers()
+
+
+class RoomHook(Hook):
+    """What cannot take one checkpoint now cannot take it when it is due, which may be hours away.
+
+    Args:
+        save_optimizer: whether its state is a part of each.
+
+    Raises:
+        OSError: no room for the weights before the first step, or for all of it behind that step.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, save_optimizer: bool = True) -> None:
+        self.save_optimizer = save_optimizer
+        self.complete = False
+
+    def before_train(self, runner: Runner) -> None:
+        """The weights."""
+        self._require(runner, 'the weights in each checkpoint take', [])
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """The optimizer's state too: before its first step it has none."""
+        if self.complete:
+            return
+        self.complete = True
+        found: list[Any] = []
+        if self.save_optimizer:
+            wrapper = runner.optim_wrapper
+            for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+                found += [v for state in each.optimizer.state.values() for v in state.values()]
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                found += hook.ema_model.state_dict().values()
+        self._require(runner, 'each checkpoint takes', found)
+
+    def _require(self, runner: Runner, what: str, more: list[Any]) -> None:
+        if not is_main_process():
+            return
+        tensors = [*_unwrap(runner.model).state_dict().values(), *more]
+        size = sum(v.nbytes for v in tensors if isinstance(v, Tensor))
+        disk = shutil.disk_usage(runner.work_dir)
+        if disk.total and disk.free < size:  # some file systems do not tell
+            raise OSError(
+                errno.ENOSPC,
+                f'{disk.free / 2**20:.1f} MiB are free, and {what} {size / 2**20:.1f} MiB',
+                runner.work_dir,
+            )
 
 
 class FromPlainHook(Hook):

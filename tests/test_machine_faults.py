@@ -230,20 +230,38 @@ def test_another_full_disk_is_not_blamed_on_work_dir(tmp_path):
     assert kept.value is elsewhere
 
 
-@pytest.mark.parametrize('free, stops', [(4096, True), (2**40, False)])
-def test_no_room_for_the_weights_of_a_checkpoint(made, tmp_path, monkeypatch, free, stops):
+WEIGHTS = 1.6e6  # bytes, about, of the plain student; its optimizer's momentum has as many
+ROOM = {
+    'the weights': (4096, 'the weights in each checkpoint take', 0),
+    'the optimizer': (1.5 * WEIGHTS, 'each checkpoint takes', 1),
+    'EMA': (2.5 * WEIGHTS, 'each checkpoint takes', 1),
+}
+
+
+@pytest.mark.parametrize('what', ROOM)
+def test_no_room_for_a_checkpoint(made, tmp_path, monkeypatch, capfd, what):
+    """It is said before the first step or right behind it, not where the checkpoint is due."""
     path, _ = config(tmp_path, made)
     command = [path, '--work-dir', str(tmp_path), '--cfg-options', 'train_cfg.max_epochs=1']
+    if what == 'EMA':
+        with Path(path).open('a') as file:
+            print("custom_hooks.append(dict(type='EMAHook'))", file=file)
+    free, takes, steps = ROOM[what]
     usage = SimpleNamespace(total=2**40, free=free)
     monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
-    if stops:
-        said = r'cannot be written \(0\.0 MiB are free, and the weights .* take [1-9]\S* MiB\)'
-        with pytest.raises(SystemExit, match=said):
-            train.main(command)
+    said = rf'cannot be written \(\d\.\d MiB are free, and {takes} [1-9]\S* MiB\)'
+    with pytest.raises(SystemExit, match=said):
+        train.main(command)
+    assert ''.join(capfd.readouterr()).count(' loss: ') == steps
+    assert not list(tmp_path.glob('*.pth'))
+    if what == 'the optimizer':
+        free = usage.free = 2.5 * WEIGHTS
+    elif what == 'EMA':
+        free = usage.free = 3.5 * WEIGHTS
+    else:
         usage.total = 0  # a file system that does not tell
-        command += [f'experiment_name=untold_{tmp_path.name}']
-    train.main(command)
-    assert (tmp_path / 'epoch_1.pth').exists()
+    train.main([*command, f'experiment_name=room_{tmp_path.name}'])
+    assert (tmp_path / 'epoch_1.pth').stat().st_size < free or not usage.total
 
 
 TEACHER = str(ROOT / 'configs/digits/teacher.py')
