@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from mmdet.utils import register_all_modules
 from mmengine.logging import MMLogger
-from step import PAIRS, TERMS, built, config_of, stepper
+from step import PAIRS, TERMS, built, config_of, keep_memory, stepper
 
 from mmkd.check import synthetic_batch
 from mmkd.teacher import plain_student
@@ -57,7 +57,10 @@ def main() -> None:
     parser.add_argument('terms', choices=TERMS)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--accelerate', type=json.loads, metavar='JSON')
+    parser.add_argument('--glibc-defaults', action='store_true', help='freed memory is given back')
     args = parser.parse_args()
+    if not args.glibc_defaults:
+        keep_memory()
     warnings.simplefilter('ignore')
     register_all_modules()
     MMLogger.get_instance('parts', logger_name='mmengine', log_level='ERROR')

@@ -11,12 +11,16 @@ each from the raw batch on (preprocessing) and, for steps, to the optimizer's. T
 (c - a) / b: 1 plus the terms' own arithmetic means that nothing is wasted; its quartiles are those
 of c - a over the rounds. Where MMRazor can be imported, its two algorithms take the same pair with
 the same hints and 1x1 connectors.
+glibc is told to keep the memory that is freed (--glibc-defaults: not). Else the kernel makes the
+pages of large maps anew in each step, and which of a, b and c they fall to is chance: c - a then
+differs from process to process by more than the terms cost.
 Peak memory is what PyTorch's allocator held beyond what it held before the step, as the profiler
 heard it (on a GPU: the allocator's own maximum).
 """
 
 import argparse
 import copy
+import ctypes
 import json
 import statistics
 import sys
@@ -123,6 +127,15 @@ def bare_teacher(model: Any, data: dict) -> Callable[[], None]:
                 network.roi_head._bbox_forward(*stages, features, where)
 
     return forward
+
+
+def keep_memory() -> None:
+    """Let glibc neither give freed memory back to the kernel nor map large blocks apart."""
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is None:
+        return  # another C library
+    for option, value in ((-1, -1), (-4, 0), (-8, 1)):  # M_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX
+        mallopt(option, value)
 
 
 class _Stub(types.ModuleType):
@@ -297,8 +310,11 @@ def main() -> None:
     parser.add_argument('--accelerate', type=json.loads, metavar='JSON',
                         help='distillation.accelerate of the distilled step')  # fmt: skip
     parser.add_argument('--mmrazor', action='store_true', help='MMRazor 1.0 beside it')
+    parser.add_argument('--glibc-defaults', action='store_true', help='freed memory is given back')
     parser.add_argument('--json', type=Path, help='write the figures there too')
     args = parser.parse_args()
+    if not args.glibc_defaults:
+        keep_memory()
     warnings.simplefilter('ignore')
     register_all_modules()
     MMLogger.get_instance('step', logger_name='mmengine', log_level='ERROR')
