@@ -1,15 +1,21 @@
 """Trains pairs of docs/pairs.md for 60 steps with every guard on, and counts what mmkd says.
 
-python benchmarks/reliability/pair_runs.py          # each student from the next kind of teacher
-python benchmarks/reliability/pair_runs.py --all    # every pair
+python benchmarks/reliability/pair_runs.py                 # each student from the next teacher
+python benchmarks/reliability/pair_runs.py --all --resume  # every pair, for an hour and a half
+
+With --resume it goes on with what results/pair_runs.jsonl lacks.
 """
 
 import argparse
+import json
 import logging
+import multiprocessing
+import os
 import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -29,6 +35,7 @@ from pair_matrix import known  # noqa: E402
 from mmkd.runner import DistillationRunner  # noqa: E402
 from mmkd.teacher import fingerprint  # noqa: E402
 
+KEPT = ROOT / 'benchmarks/reliability/results/pair_runs.jsonl'
 STEPS = 60
 """A term that stays at 0 is named after 50."""
 
@@ -95,39 +102,81 @@ def run(student: str, teacher: str, terms: tuple[str, ...], directory: str) -> l
     return heard.said
 
 
+def _prepare() -> None:
+    Config.pretty_text = ''  # its layout takes longer than building the networks
+    warnings.simplefilter('ignore')
+    register_all_modules()
+    torch.set_num_threads(1)
+
+
+def row(pair: tuple[str, str, tuple[str, ...]]) -> dict:
+    """Train a pair in a directory of its own."""
+    start = time.process_time()
+    with tempfile.TemporaryDirectory(prefix='mmkd-pairs-') as directory:
+        said = run(*pair, directory)
+    seconds = round(time.process_time() - start, 1)
+    return {'id': name(pair), 'held': not said, 'said': said, 'seconds': seconds}
+
+
+def name(pair: tuple[str, ...]) -> str:
+    """How a pair is called."""
+    return f'{pair[0]} from {pair[1]}'
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description='Trains the pair matrix with every guard on')
     parser.add_argument('--json', help='where the result goes')
     parser.add_argument('--all', action='store_true', help='every pair, not one for each student')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='pairs side by side')
+    parser.add_argument('--keep', default=KEPT, help='where the pairs that have been run are kept')
+    parser.add_argument('--resume', action='store_true', help='go on with what is not kept there')
+    parser.add_argument('--minutes', type=float, default=1e4, help='begin no pair after these')
     args = parser.parse_args()
-    warnings.simplefilter('ignore')
-    register_all_modules()
-    torch.set_num_threads(1)
+    _prepare()
     matrix, _ = known()
     students, teachers = list(zoo.CONFIGS), [*zoo.CONFIGS, *zoo.ONE_STAGE]
+    # Diagonal by diagonal: cut short, it has been everywhere.
     chosen = [
-        (student, teacher)
+        (student, teachers[(i + apart) % len(teachers)])
+        for apart in range(1, len(teachers) + 1 if args.all else 2)
         for i, student in enumerate(students)
-        for teacher in (teachers if args.all else [teachers[i + 1]])
     ]
-    # The one-stage teachers are nobody's next but the first's.
-    if not args.all:
-        chosen += [('Faster R-CNN', teacher) for teacher in zoo.ONE_STAGE]
-    trained = [pair for pair in dict.fromkeys(chosen) if zoo.terms_of(matrix[pair])]
-    rows, start = [], time.perf_counter()
-    for student, teacher in trained:
-        with tempfile.TemporaryDirectory(prefix='mmkd-pairs-') as directory:
-            said = run(student, teacher, zoo.terms_of(matrix[student, teacher]), directory)
-        held = not said
-        rows.append({'id': f'{student} from {teacher}', 'held': held, 'said': said})
-        print('ok  ' if held else 'LOST', rows[-1]['id'], said or '', flush=True)
-    lost = sum(not row['held'] for row in rows)
+    # The one-stage teachers are nobody's next but the last's.
+    chosen += [('Faster R-CNN', teacher) for teacher in zoo.ONE_STAGE]
+    trained = [
+        (*pair, terms) for pair in dict.fromkeys(chosen) if (terms := zoo.terms_of(matrix[pair]))
+    ]
+    keep = Path(args.keep)
+    if not args.resume:
+        keep.unlink(missing_ok=True)
+    done = [json.loads(line) for line in keep.read_text().splitlines()] if keep.exists() else []
+    found = {entry['id']: entry for entry in done}
+    left = [pair for pair in trained if name(pair) not in found]
+    end = time.monotonic() + 60 * args.minutes
+    context = multiprocessing.get_context('spawn')
+    workers = ProcessPoolExecutor(args.jobs, context, _prepare)
+    with keep.open('a') as file, workers as pool:
+        waiting = {pool.submit(row, pair) for pair in left}
+        for future in as_completed(waiting):
+            if future.cancelled():
+                continue
+            entry = future.result()
+            print(json.dumps(entry), file=file, flush=True)
+            found[entry['id']] = entry
+            print('ok  ' if entry['held'] else 'LOST', entry['id'], entry['said'] or '', flush=True)
+            if time.monotonic() > end:
+                for each in waiting:
+                    each.cancel()
+    rows = [found[name(pair)] for pair in trained if name(pair) in found]
+    start = time.perf_counter() - sum(entry['seconds'] for entry in rows)
+    tried, lost = len(rows), sum(not entry['held'] for entry in rows)
     notes = [
-        f'{len(rows)} pairs of tiny networks, {STEPS} steps each, with the terms of docs/pairs.md; '
-        f'{sum(len(row["said"]) for row in rows)} warnings or stops of mmkd. Random teachers '
+        f'{len(rows)} of the {len(matrix)} pairs of docs/pairs.md, {STEPS} steps of tiny networks; '
+        f'{sum(len(entry["said"]) for entry in rows)} warnings or stops of mmkd. Random teachers '
         "(teacher_ckpt='random'), so their detections are not asked"
     ]
-    return report('pair_runs', len(rows), lost, start, notes, rows, args.json)
+    rows = [entry for entry in rows if not entry['held']]
+    return report('pair_runs', tried, lost, start, notes, rows, args.json)
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 CAMPAIGNS = {
     'faults': ([], 'faults of set-up and training, planted; sound runs beside them'),
     'teacher_check': ([], 'wrong teachers planted on images drawn anew; right ones beside them'),
-    'pair_runs': ([], 'each kind of student trained with every guard on: not a word'),
+    'pair_runs': (['--all'], 'each pair of networks trained with every guard on: not a word'),
     'kills': (['--kills', '200'], 'runs killed at random moments and resumed: equal to the bit'),
     'saves': ([], 'each file operation of a save failed, then resumed: equal to the bit'),
     'bad_input': (['--seeds', '1000'], 'bad annotation files, images and recipes'),
