@@ -124,10 +124,31 @@ class AnchorMatch:
                 common = torch.minimum(_sides(bases), side).prod(1)
                 iou = common / (_sides(bases).prod(1) + side.prod() - common)
                 step = float((self.strides[1][other] / stride).log().abs().sum())
-                if iou.max() >= SAME and step < distance:
-                    distance = step
-                    best[row] = torch.tensor([other, int(iou.argmax())])
+                number = int(iou.argmax())
+                if (
+                    iou[number] < SAME
+                    or step >= distance
+                    or not self._meet(level, row, other, number)
+                ):
+                    continue
+                distance = step
+                best[row] = torch.tensor([other, number])
         return best
+
+    def _meet(self, level: int, row: int, other: int, number: int) -> bool:
+        """Whether two of one size are ever in one place: their grids may lie apart for good.
+
+        With two resolutions the images' own offsets decide.
+        """
+        if self.ratio != 1:
+            return True
+        cells = torch.arange(16.0)
+        steps = torch.cartesian_prod(cells, cells)
+        own = self.boxes[0][level][row] + (steps * self.strides[0][level]).repeat(1, 2)
+        base, stride = self.boxes[1][other][number], self.strides[1][other]
+        middle = (own[:, :2] + own[:, 2:] - base[:2] - base[2:]) / 2
+        theirs = base + ((middle / stride).round() * stride).repeat(1, 2)
+        return bool((_iou(own, theirs) >= SAME).any())
 
 
 def _sides(boxes: Tensor) -> Tensor:

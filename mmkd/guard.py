@@ -103,7 +103,7 @@ class GuardHook(Hook):
                 runner.logger.warning(
                     f'{silent}nothing yet: look at its weights (hard_weight, background_weight), '
                     'at the ground truth of the batches, and whether student and teacher are the '
-                    'same network'
+                    f'same network{_apart(model, name)}'
                 )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -118,6 +118,15 @@ class GuardHook(Hook):
             runner.logger.info(
                 f'teacher: sha256 {digest(self.prints)} after training, as before: unchanged'
             )
+
+
+def _apart(model: Any, name: str) -> str:
+    if model.anchors is None or not name.startswith('loss_kd_rpn_'):
+        return ''
+    return (
+        f". {100 * model.anchors.share:.0f} % of the student's anchors are the teacher's too "
+        f'(levels {model.anchors.levels}): perhaps none of those that ground truth meets'
+    )
 
 
 def _bounded(model: Any) -> set[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from types import SimpleNamespace
 
 import cv2
 import mmcv
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from mmkd.adapters import resample
 from mmkd.anchors import SAME, AnchorMatch
 from mmkd.compare import plan_runs
+from mmkd.guard import GuardHook
 from mmkd.resolution import Resolution, View, apply_resolution, rescale
 
 PACK = dict(type='PackDetInputs', meta_keys=('img_shape', 'scale_factor', 'flip'))
@@ -407,6 +409,29 @@ def test_half_a_cell_off_is_another_anchor():
     sizes = [(16, 20), (8, 10), (4, 5), (2, 3)]
     found, *_ = match(0, torch.arange(16 * 20 * 3), sizes[0], sizes, 1, None)
     assert not found.any()
+    assert match.share == 0
+    with pytest.raises(ValueError, match="no anchor of the student is one of the teacher's"):
+        other = pairs.fpn()
+        other.rpn_head.anchor_generator.center_offset = 0.5
+        pairs.distil(pairs.fpn(), other, recipe())
+
+
+def test_a_grid_that_is_moved_by_whole_cells_on_some_levels_answers_on_these():
+    """CrowdDet's anchors stand 8 pixels aside on every level: too far where a cell is larger."""
+    aside = pairs.fpn()
+    aside.rpn_head.anchor_generator.centers = [(8, 8)] * 5
+    model = pairs.distil(aside, pairs.fpn(), recipe())
+    assert model.anchors.levels == '0 -> 0, 1 -> 1'
+    # Where ground truth meets none of them the term stays 0, and the warning says why.
+    guard, said = GuardHook(), []
+    guard.prints = {'a': ''}
+    runner = SimpleNamespace(model=model, iter=0, logger=SimpleNamespace(warning=said.append))
+    for _ in range(60):
+        outputs = {'loss_kd_rpn_cls': torch.zeros(()), 'loss_kd_hint': torch.ones(())}
+        guard.after_train_iter(runner, 0, None, outputs)
+    assert len(said) == 1
+    share = f'{100 * model.anchors.share:.0f} %'
+    assert f"network. {share} of the student's anchors are the teacher's too (levels 0" in said[0]
 
 
 @pytest.mark.parametrize('ratio', [1.5, 3.0])
