@@ -1,9 +1,9 @@
 """Trains pairs of docs/pairs.md for 60 steps with every guard on, and counts what mmkd says.
 
 python benchmarks/reliability/pair_runs.py                 # each student from the next teacher
-python benchmarks/reliability/pair_runs.py --all --resume  # every pair, for an hour and a half
+python benchmarks/reliability/pair_runs.py --all --resume  # every pair, for hours
 
-With --resume it goes on with what results/pair_runs.jsonl lacks.
+With --resume it goes on with what results/pair_runs.jsonl lacks; without, that is emptied first.
 """
 
 import argparse
@@ -128,9 +128,8 @@ def main() -> int:
     parser.add_argument('--json', help='where the result goes')
     parser.add_argument('--all', action='store_true', help='every pair, not one for each student')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='pairs side by side')
-    parser.add_argument('--keep', default=KEPT, help='where the pairs that have been run are kept')
-    parser.add_argument('--resume', action='store_true', help='go on with what is not kept there')
-    parser.add_argument('--minutes', type=float, default=1e4, help='begin no pair after these')
+    parser.add_argument('--resume', action='store_true', help='go on with what is not kept yet')
+    parser.add_argument('--minutes', type=float, default=1e4, help='then begin no other pair')
     args = parser.parse_args()
     _prepare()
     matrix, _ = known()
@@ -146,16 +145,14 @@ def main() -> int:
     trained = [
         (*pair, terms) for pair in dict.fromkeys(chosen) if (terms := zoo.terms_of(matrix[pair]))
     ]
-    keep = Path(args.keep)
     if not args.resume:
-        keep.unlink(missing_ok=True)
-    done = [json.loads(line) for line in keep.read_text().splitlines()] if keep.exists() else []
-    found = {entry['id']: entry for entry in done}
+        KEPT.write_text('')
+    found = {entry['id']: entry for entry in map(json.loads, KEPT.read_text().splitlines())}
     left = [pair for pair in trained if name(pair) not in found]
     end = time.monotonic() + 60 * args.minutes
     context = multiprocessing.get_context('spawn')
     workers = ProcessPoolExecutor(args.jobs, context, _prepare)
-    with keep.open('a') as file, workers as pool:
+    with KEPT.open('a') as file, workers as pool:
         waiting = {pool.submit(row, pair) for pair in left}
         for future in as_completed(waiting):
             if future.cancelled():
