@@ -1,7 +1,8 @@
 """Tiny versions of every kind of two-stage detector in MMDetection's zoo, and one step of a pair.
 
 A network is the model of a zoo config with a ResNet-18 of width 4 (where the backbone is a ResNet
-before an FPN), narrow heads and three classes; everything that makes its heads what they are stays.
+before an FPN), narrow heads, few boxes and three classes; everything that makes its heads what they
+are stays.
 """
 
 import copy
@@ -54,6 +55,8 @@ ONE_STAGE = {
 WITHOUT_NECK = ('C4', 'DC5', 'Trident')
 ATTENTION = ('Sparse', 'DETR-like (DINO)')
 """Heads whose attention wants their width."""
+MOST = dict(num=64, nms_pre=100, max_per_img=100)
+"""Boxes sampled and proposed: RoIAlign takes nearly all of the time."""
 TERMS = tuple(LOG_NAMES)
 
 
@@ -104,6 +107,8 @@ def _narrow(node: object, keep_width: bool) -> None:
                 node[key] = 32 if value in (256, 1024) else 16
             elif key == 'num_classes' and isinstance(value, int) and value > 3:
                 node[key] = pairs.CLASSES
+            elif key in MOST and isinstance(value, int):
+                node[key] = min(value, MOST[key])
             else:
                 _narrow(value, keep_width)
     elif isinstance(node, (list, tuple)):
