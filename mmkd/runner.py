@@ -173,16 +173,21 @@ class DistillationRunner(Runner):
 
     def build_train_loop(self, loop: Any) -> Any:
         """MMEngine's, with workers that a resumed run can take up, see :mod:`mmkd.resume`."""
+        config = self._train_dataloader
         if self._checkpoints is not None:
             # An iteration-based loop starts them as it is made.
-            if isinstance(self._train_dataloader, dict):
+            if isinstance(config, dict):
                 self._train_dataloader = self.build_dataloader(
-                    self._train_dataloader,
+                    config,
                     seed=self.seed,
                     diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
                 )
             prepare_workers(self._train_dataloader, tell=True)
-        return super().build_train_loop(loop)
+        try:
+            return super().build_train_loop(loop)
+        finally:
+            # scale_lr() reads its batch_size, which a loader with a batch sampler does not know.
+            self._train_dataloader = config
 
     def load_or_resume(self) -> None:
         """Loads or resumes as the constructor's arguments say, once."""

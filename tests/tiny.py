@@ -56,6 +56,7 @@ train_dataloader = dict(
     batch_size={batch_size},
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type='CocoDataset',
         data_root=data_root,
