@@ -2,6 +2,7 @@
 
 python benchmarks/pair_matrix.py              # writes docs/pairs.md
 python benchmarks/pair_matrix.py --missing    # only the pairs that it lacks
+python benchmarks/pair_matrix.py --again DC5  # only those of a network, anew
 """
 
 import argparse
@@ -64,12 +65,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--missing', action='store_true', help='only what docs/pairs.md lacks')
+    parser.add_argument('--again', metavar='NETWORK', help='its pairs, the others stay')
     args = parser.parse_args()
     warnings.simplefilter('ignore')
     register_all_modules()
     MMLogger.get_instance('pair matrix', logger_name='mmengine', log_level='ERROR')
     teachers = [*CONFIGS, *ONE_STAGE]
-    cells, messages = known() if args.missing else ({}, [])
+    cells, messages = known() if args.missing or args.again else ({}, [])
+    cells = {pair: entry for pair, entry in cells.items() if args.again not in pair}
     lines = ['| student \\ teacher | ' + ' | '.join(teachers) + ' |']
     lines.append('| --- ' * (len(teachers) + 1) + '|')
     for student in CONFIGS:

@@ -151,6 +151,15 @@ class AnchorMatch:
         return bool((_iou(own, theirs) >= SAME).any())
 
 
+def described(generator: Any) -> str:
+    """An anchor generator in a few words: strides, and the sides and the middle of its first."""
+    base = generator.base_anchors[0].float()
+    sides = ', '.join(f'{width:.0f}x{height:.0f}' for width, height in _sides(base).tolist())
+    x, y = ((base[0, :2] + base[0, 2:]) / 2).tolist()
+    strides = ', '.join(f'{stride[0]}' for stride in generator.strides)
+    return f'strides {strides}, the first with anchors of {sides} around ({x:g}, {y:g})'
+
+
 def _sides(boxes: Tensor) -> Tensor:
     return boxes[:, 2:] - boxes[:, :2]
 

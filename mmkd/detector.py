@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import wiring
 from .accelerate import Acceleration, laid_out
 from .adapters import KINDS, build_adapter, resample, set_identity
-from .anchors import AnchorMatch
+from .anchors import AnchorMatch, described
 from .classes import Answers, ClassMap
 from .losses import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
 from .recorder import Question, Record, Recorder
@@ -642,8 +642,9 @@ class DistillationMixin(Detector):
             return
         if self.resolution is None:
             raise ValueError(
-                f"no anchor of the student is one of the teacher's ({own} against {theirs}), so "
-                'the two RPNs do not answer one question: ' + _off('rpn_cls', 'rpn_bbox')
+                f"no anchor of the student is one of the teacher's ({described(own)}, against "
+                f'{described(theirs)}), so the two RPNs do not answer one question: '
+                + _off('rpn_cls', 'rpn_bbox')
             )
         # A ratio that is no power of two, say: there is no wrong value to mend.
         for name in terms:
