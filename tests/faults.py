@@ -282,20 +282,29 @@ FAULTS = [
 ]  # fmt: skip
 
 
-class _Heard(logging.Handler):
+MMENGINES = ('FileClient', 'HardDiskBackend', 'save_param')
+"""What it warns of itself, whatever the run."""
+
+
+class Heard(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.said: list[str] = []
 
     def emit(self, record) -> None:
-        # MMEngine's own, whatever the run, and the end that is put to it here.
+        # The end is put to it here.
         said = record.getMessage()
-        if not any(each in said for each in ('FileClient', 'save_param', f'by {_Enough.__name__}')):
+        if not any(each in said for each in (*MMENGINES, f'by {Enough.__name__}')):
             self.said.append(said)
 
 
-class _Enough(Exception):
+class Enough(Exception):
     pass
+
+
+def enough(runner, batch) -> None:
+    """Ends a run."""
+    raise Enough
 
 
 DATA = ROOT / 'data/digits'
@@ -332,11 +341,8 @@ def plant(fault: Fault | None, directory: Path, data: str = 'tiny', steps: int =
     Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.experiment_name = str(time.time_ns())
-    heard = _Heard()
+    heard = Heard()
     steps = 1 if data == 'digits' else steps
-
-    def stop(runner, batch) -> None:
-        raise _Enough
 
     try:
         if fault and fault.config:
@@ -345,9 +351,9 @@ def plant(fault: Fault | None, directory: Path, data: str = 'tiny', steps: int =
         runner.logger.addHandler(heard)
         if fault and fault.runner:
             fault.runner(runner)
-        at(steps, stop)(runner)
+        at(steps, enough)(runner)
         runner.train()
-    except _Enough:
+    except Enough:
         pass
     except Exception as error:  # whatever a fault leads to: the words are what is tested
         heard.said.append(f'{type(error).__name__}: {error}')

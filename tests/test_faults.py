@@ -203,7 +203,7 @@ def test_the_best_of_the_pixels_that_are_better_are_named():
 
 
 def test_what_may_be_an_accident_is_warned_about(monkeypatch):
-    heard = faults._Heard()
+    heard = faults.Heard()
     logger = MMLogger.get_current_instance()
     logger.addHandler(heard)
     try:
@@ -230,6 +230,11 @@ def test_pixels_are_not_blamed_for_a_checkpoint_that_they_do_not_mend(monkeypatc
     some = torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0]])  # chance finds a fifth, and names it right
     looks = [low + some] * 8 + [low] * 32, {'other pixels': [high + some] * 8 + [high] * 32}
     with pytest.raises(TeacherError, match='20 % of 40 boxes.*usually means a wrong checkpoint'):
+        judged(monkeypatch, looks)
+    # Found with others, and its class guessed.
+    guesses = [torch.tensor([1.0, 1.0 if i % 10 == 0 else 0.0, 0.0, 0.0, 1.0]) for i in range(40)]
+    looks = [low] * 40, {'other pixels': [high + guess for guess in guesses]}
+    with pytest.raises(TeacherError, match='100 % instead of 0 .*usually means a wrong checkpoint'):
         judged(monkeypatch, looks)
     looks = [low] * 40, {'other pixels': [high + torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0])] * 40}
     with pytest.raises(TeacherError, match='is not the one that it was trained with'):

@@ -41,8 +41,8 @@ def main() -> int:
         print('ok  ' if held else 'LOST', name, '' if held else said, flush=True)
     lost = sum(not row['held'] for row in rows)
     notes = [
-        f'{len(chosen)} faults, {len(sound)} sound runs; the pair matrix is `pair_runs`, and '
-        'configs/kd are not run'
+        f'{len(chosen)} faults, {len(sound)} sound runs; others are those of `shipped` and '
+        '`pair_runs`'
     ]
     return report('faults', len(rows), lost, start, notes, rows, args.json)
 

@@ -52,7 +52,7 @@ class PairImages(Dataset):
         return dict(inputs=data['inputs'][0], data_samples=data['data_samples'][0])
 
 
-class _Heard(faults._Heard):
+class _Heard(faults.Heard):
     """Warnings and errors that mmkd logs."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CAMPAIGNS = {
     'faults': ([], 'faults of set-up and training, planted; sound runs beside them'),
+    'shipped': ([], 'each config of configs/ trained with every guard on: not a word'),
     'teacher_check': ([], 'wrong teachers planted on images drawn anew; right ones beside them'),
     'pair_runs': (['--all'], 'each pair of networks trained with every guard on: not a word'),
     'kills': (['--kills', '200'], 'runs killed at random moments and resumed: equal to the bit'),

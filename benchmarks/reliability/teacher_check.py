@@ -157,7 +157,7 @@ class Case:
 
     def run(self) -> tuple[str, str, float]:
         """'stopped', 'warned' or 'went on', what was said, and seconds."""
-        heard = faults._Heard()
+        heard = faults.Heard()
         logger = MMLogger.get_current_instance()
         with contextlib.redirect_stdout(io.StringIO()):
             model = MODELS.build(self.cfg.model)
@@ -201,8 +201,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description='Plants wrong teachers and looks for false alarms')
     parser.add_argument('--json', help='where the result goes')
     parser.add_argument(
-        '--seeds', type=int, nargs='+', default=[*range(301, 307)],
-        help='of the images; 11 to 14, 101 to 104 and 201 to 204 chose rule and time',
+        '--seeds', type=int, nargs='+', default=[*range(401, 404)],
+        help='of the images; 11 to 14, 101 to 104, 201 to 204, 301 to 306 chose rule and time',
     )  # fmt: skip
     args = parser.parse_args()
     register_all_modules()
