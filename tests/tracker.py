@@ -167,8 +167,10 @@ ROWS = [
      C + 'test_a_pair_that_trains_is_a_go'),
     ('MMDetection #3240; PaddleDetection #7954', 'NaN', 'the run stops, and the step is kept',
      'test_watch.py::test_the_run_stops_before_a_weight_is_touched_and_the_step_tells_where'),
-    ('MMDetection #1710', 'learning rate scaling', '--auto-scale-lr, which asks for the batch size',
-     T + 'test_auto_scale_lr_needs_the_base_batch_size'),
+    ('MMDetection #1710', 'learning rate scaling', '--auto-scale-lr',
+     T + 'test_options_reach_the_optimizer'),
+    ('MMDetection #1710', 'learning rate scaling without a batch size to scale from',
+     'stops before the first step', T + 'test_auto_scale_lr_needs_the_base_batch_size'),
 ]  # fmt: skip
 ENDS = M + 'test_a_fault_ends_a_run_that_goes_on_once_it_is_mended'
 # what happens to the machine, what mmkd does, the test
