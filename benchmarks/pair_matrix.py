@@ -65,7 +65,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--missing', action='store_true', help='only what docs/pairs.md lacks')
-    parser.add_argument('--again', metavar='NETWORK', help='its pairs, the others stay')
+    parser.add_argument(
+        '--again', metavar='NETWORK', choices=[*CONFIGS, *ONE_STAGE], help='its pairs, anew'
+    )
     args = parser.parse_args()
     warnings.simplefilter('ignore')
     register_all_modules()

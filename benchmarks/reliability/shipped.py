@@ -106,7 +106,7 @@ def config(path: Path, root: Path) -> Config:
     """The config as tools/train.py has it, and, of configs/kd/, what stands in for downloads."""
     cfg = launch.load_config(
         argparse.Namespace(
-            config=str(path), cfg_options=None, launcher='none', work_dir=tempfile.mkdtemp()
+            config=str(path), cfg_options=None, launcher='none', work_dir=tempfile.mkdtemp(dir=root)
         )
     )
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
