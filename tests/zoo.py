@@ -55,8 +55,15 @@ ONE_STAGE = {
 WITHOUT_NECK = ('C4', 'DC5', 'Trident')
 ATTENTION = ('Sparse', 'DETR-like (DINO)')
 """Heads whose attention wants their width."""
-MOST = dict(num=64, nms_pre=100, max_per_img=100)
-"""Boxes sampled and proposed: RoIAlign takes nearly all of the time."""
+MOST = dict(
+    num=64,
+    nms_pre=100,
+    max_per_img=100,
+    num_proposals=32,
+    num_convs=2,
+    feedforward_channels=64,
+)
+"""Boxes sampled and proposed, for RoIAlign takes most of the time; layers of heads."""
 TERMS = tuple(LOG_NAMES)
 
 
@@ -71,6 +78,9 @@ def tiny(name: str) -> dict:
         return pairs.c4()
     model = copy.deepcopy(_zoo({**CONFIGS, **ONE_STAGE}[name]))
     _narrow(model, keep_width=name in ATTENTION)
+    if name == 'Sparse':  # 18 million parameters in each of its six stages
+        head = model.roi_head
+        head.update(num_stages=2, stage_loss_weights=[1, 1], bbox_head=head.bbox_head[:2])
     if name == 'CrowdDet':  # torchvision's RoIAlign is another package
         model.roi_head.bbox_roi_extractor.roi_layer.use_torchvision = False
         # A resize inside forward, to 1400 x 800: an eighth of it suits the images here.
