@@ -20,7 +20,7 @@ import re
 import sys
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -42,7 +42,15 @@ from mmengine.runner.checkpoint import (
 from torch import Tensor, nn
 
 from . import safe_read
-from .safe_read import NUMPY_DTYPES, WAY_OUT, CheckpointError, checked_key, history_buffer, show
+from .safe_read import (
+    NUMPY_DTYPES,
+    WAY_OUT,
+    CheckpointError,
+    Keys,
+    history_buffer,
+    readable,
+    show,
+)
 
 TAG = '__mmkd__'
 """Key that marks the plain form of something that is not plain, see :func:`to_plain`."""
@@ -84,12 +92,10 @@ def read_checkpoint(
     if not osp.exists(path):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        checkpoint = _read(path, map_location, sha256, osp.basename(path))
-        if finite:
-            _check_weights(checkpoint)
+        checkpoint = _read(path, map_location, sha256, osp.basename(path), finite)
         config_left_out = _drop_config_text(checkpoint)
     except CheckpointError as error:
-        raise CheckpointError(f'checkpoint {path} {error}') from None
+        raise CheckpointError(readable(f'checkpoint {path} {error}')) from None
     if config_left_out:
         print_log(
             f'the config text in checkpoint {path} is left out: resuming would run it',
@@ -98,7 +104,9 @@ def read_checkpoint(
     return checkpoint
 
 
-def _read(path: str, map_location: MapLocation, sha256: str | None, name: str) -> dict:
+def _read(
+    path: str, map_location: MapLocation, sha256: str | None, name: str, finite: bool
+) -> dict:
     _check_kind(path, name)
     try:
         with open(path, 'rb') as file:
@@ -110,7 +118,10 @@ def _read(path: str, map_location: MapLocation, sha256: str | None, name: str) -
             raise CheckpointError(
                 f'holds one {type(checkpoint).__name__} instead of a dict of tensors. {WAY_OUT}'
             )
-        return _replace(checkpoint, safe_read.real, {})
+        checkpoint = _replace(checkpoint, safe_read.real, {})
+        if finite:
+            _check_weights(checkpoint)
+        return checkpoint
     except CheckpointError:
         raise
     except Exception as error:  # a damaged file can be wrong in any way
@@ -161,27 +172,64 @@ def _check_weights(checkpoint: dict) -> None:
     Raises:
         CheckpointError: with the name of the first tensor that is not finite.
     """
+    look = _Finite()
     for part in ('state_dict', 'ema_state_dict'):
         weights = checkpoint.get(part, {})
         if not isinstance(weights, dict) or not all(type(key) is str for key in weights):
             raise CheckpointError(f'holds a {part} that is no dict of tensors by name')
-        _check_finite(weights)
+        look.through(weights)
     if 'state_dict' not in checkpoint:
-        _check_finite(checkpoint)
+        look.through(checkpoint)
 
 
-def _check_finite(weights: dict) -> None:
-    for key, value in weights.items():
-        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
-            continue
-        # In parts: the answer takes as much memory as what it is asked of.
-        for part in value.detach().reshape(-1).split(2**20):
-            part = part.float() if part.element_size() == 1 else part
-            if not part.isfinite().all():
+_PART = 2**20
+"""Elements looked at together: the answer takes as much memory as what it is asked of."""
+
+
+class _Finite:
+    """Looks at each tensor once, by however many names it goes."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple] = set()
+        self.looked_at: Counter[int] = Counter()
+
+    def through(self, weights: dict) -> None:
+        """Raises a CheckpointError with the name of the first tensor that is not finite."""
+        for key, value in weights.items():
+            if not isinstance(value, Tensor) or not (
+                value.is_floating_point() or value.is_complex()
+            ):
+                continue
+            memory = value.untyped_storage()
+            start = memory.data_ptr()
+            view = (start, value.storage_offset(), value.shape, value.stride(), value.dtype)
+            if view in self.seen:
+                continue
+            self.seen.add(view)
+            self.looked_at[start] += value.nbytes
+            if self.looked_at[start] > 10 * memory.nbytes() + 2**27:
                 raise CheckpointError(
-                    f'holds weights that are NaN or infinite, first in {key}: the training that '
-                    'wrote it had failed. Take an earlier checkpoint'
+                    'holds more views of one piece of memory than any network has, which would '
+                    f'take long to look through. {WAY_OUT}'
                 )
+            for part in _parts(value.detach()):
+                part = part.float() if part.element_size() == 1 else part
+                if not part.isfinite().all():
+                    raise CheckpointError(
+                        f'holds weights that are NaN or infinite, first in {key:.200}: the '
+                        'training that wrote it had failed. Take an earlier checkpoint'
+                    )
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """All of a tensor, in the order of its memory, so that nothing large is copied."""
+    if tensor.numel() <= _PART:
+        yield tensor
+        return
+    tensor = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+    rows = _PART * len(tensor) // tensor.numel()
+    for part in tensor.split(max(1, rows)):
+        yield from [part] if rows else _parts(part[0])
 
 
 def _check_kind(path: str, name: str) -> None:
@@ -256,8 +304,12 @@ def _replace(obj: Any, convert: Callable[[Any], Any], memo: dict[int, tuple[Any,
             raise CheckpointError('holds a container that contains itself')
         return memo[id(obj)][1]
     kind, result = type(obj), obj
-    if kind in (dict, OrderedDict, Counter, list, tuple):
-        memo[id(obj)] = (obj, memo)  # open; the object is kept, so that its id stays its own
+    if kind not in (dict, OrderedDict, Counter, list, tuple):
+        result = convert(obj)
+        if result is not obj:  # millions of numbers need no note
+            memo[id(obj)] = (obj, result)
+        return result
+    memo[id(obj)] = (obj, memo)  # open; the object is kept, so that its id stays its own
     if kind in (dict, OrderedDict, Counter):
         for key, value in obj.items():
             obj[key] = _replace(value, convert, memo)
@@ -412,6 +464,7 @@ def from_plain(checkpoint: dict) -> dict:
         CheckpointError: Something is marked as a plain form and is none.
     """
     seen: set[int] = set()
+    keys = Keys()
 
     def convert(obj: Any) -> Any:
         if type(obj) is not dict or TAG not in obj:
@@ -423,12 +476,12 @@ def from_plain(checkpoint: dict) -> dict:
                 if memory in seen:
                     raise CheckpointError('the checkpoint holds plain forms that share a tensor')
                 seen.add(memory)
-        return _from_tagged(obj)
+        return _from_tagged(obj, keys)
 
     return _replace(checkpoint, convert, {})
 
 
-def _from_tagged(obj: Any) -> Any:
+def _from_tagged(obj: Any, keys: Keys) -> Any:
     form = {key: value for key, value in obj.items() if key != TAG}
     match obj[TAG] if type(obj[TAG]) is str else None, form:
         case 'HistoryBuffer', {
@@ -446,7 +499,8 @@ def _from_tagged(obj: Any) -> Any:
         case 'dict', {'items': list(items)} if len(form) == 1 and all(
             type(item) is tuple and len(item) == 2 for item in items
         ):
-            return {checked_key(key): value for key, value in items}
+            keys.check(key for key, _ in items)
+            return dict(items)
     raise CheckpointError(f'the checkpoint holds an unknown plain form {show(obj[TAG])}')
 
 
@@ -576,7 +630,7 @@ def _download(url: str, model_dir: str) -> str:
             url, temporary, digits and digits[1], progress=sys.stderr.isatty()
         )
         # As a whole: what is cut off must not stay, and not every format has an end to look for.
-        _read(temporary, 'cpu', None, name)
+        _read(temporary, 'cpu', None, name, finite=False)
         os.replace(temporary, target)
     except CheckpointError as error:
         raise CheckpointError(f'what {url} gave {error}. {way_out}') from None

@@ -14,11 +14,10 @@ import codecs
 import io
 import json
 import math
-import reprlib
 import struct
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -51,12 +50,40 @@ MAX_DEPTH = 100
 """Containers in containers; a training checkpoint has some ten."""
 MAX_VALUES = 10_000_000
 """Values in a file whose shared containers are counted wherever they appear."""
-MAX_KEYS = 2**15
-"""Keys that are not text: numbers can be chosen so that a dict of them takes quadratic time."""
+MAX_KEYS, MAX_PAIRS = 2**15, 2**12
+"""Keys that are not text, and those of several numbers, whose hashes can be chosen to be one."""
 _CHUNK, _LONG = 2**22, 2**16
 
-show = reprlib.repr
-"""For messages: a small tuple can be endless when written out."""
+
+def show(value: Any) -> str:
+    """A value in a message: short, on one line, and not written out where it holds others."""
+    if type(value) in (tuple, list) and len(value) <= 8:
+        items = ', '.join(show(each) if type(each) in _SHOWN else _kind(each) for each in value)
+        comma = ',' if len(value) == 1 else ''
+        return f'({items}{comma})' if type(value) is tuple else f'[{items}]'
+    if isinstance(value, str):  # a stand-in too
+        value = str.__str__(value)
+    if type(value) not in _SHOWN:
+        return _kind(value)
+    if type(value) is int and abs(value) >= 2**64:
+        return f'an integer of {value.bit_length()} bits'
+    return ascii(value[:60]) + '...' if type(value) in (str, bytes) and value[60:] else ascii(value)
+
+
+_SHOWN = (type(None), bool, int, float, str, bytes)
+
+
+def _kind(value: Any) -> str:
+    return f'<{type(value).__name__}>'
+
+
+def readable(said: str) -> str:
+    """A message without what a terminal would take for an instruction, and not endless."""
+    said = said if len(said) <= 1500 else f'{said[:1500]}...'
+    return ''.join(
+        letter if letter.isprintable() else letter.encode('unicode_escape').decode()
+        for letter in said
+    )
 
 
 class CheckpointError(ValueError):
@@ -80,6 +107,14 @@ class _Budget:
 
 class _StatisticsMethod(str):
     """Stands in for ``getattr(HistoryBuffer, name)``, one of the four methods it is saved with."""
+
+
+class _Annealing(str):
+    """Stands in for ``getattr(OneCycleParamScheduler, name)``; the scheduler has its own."""
+
+
+class _OneCycle:
+    """Stands in for the class that MMEngine's OneCycleLR names in its state."""
 
 
 class _LongText:
@@ -176,8 +211,10 @@ class _Array:
         return np.frombuffer(raw, dtype.dtype).reshape(shape, order='F' if fortran else 'C')
 
 
-def _getattr(owner: Any, name: Any) -> _StatisticsMethod:
-    """Stands in for ``getattr``, which a ``HistoryBuffer`` names for its four methods only."""
+def _getattr(owner: Any, name: Any) -> _StatisticsMethod | _Annealing:
+    """Stands in for ``getattr``, by which two of MMEngine's classes name methods of their own."""
+    if owner is _OneCycle and name in ('_annealing_cos', '_annealing_linear'):
+        return _Annealing(name)
     if owner is not _HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         owner = 'HistoryBuffer' if owner is _HistoryBuffer else show(owner)
         raise CheckpointError(f'calls builtins.getattr({owner}, {show(name)})')
@@ -229,6 +266,13 @@ def _ordered_dict(items: Any = ()) -> OrderedDict:
     return OrderedDict(pairs)
 
 
+def _config_dict(items: Any = None) -> dict:
+    """Stands in for MMEngine's ConfigDict, in a data set's metainfo: the dict it is made of."""
+    if type(items) is not dict:
+        raise CheckpointError('holds a ConfigDict that is not made of a dict')
+    return items
+
+
 def _counter(items: Any = None) -> Counter:
     if type(items) is not dict and items is not None:
         raise CheckpointError('holds a Counter that is not made of a dict')
@@ -236,9 +280,9 @@ def _counter(items: Any = None) -> Counter:
 
 
 def _set(items: Any = ()) -> set:
-    if type(items) not in (list, tuple) or len(items) > 1000:
-        raise CheckpointError('holds a set that is not made of a short list')
-    return {checked_key(item) for item in items}
+    if type(items) not in (list, tuple):
+        raise CheckpointError('holds a set that is not made of a list')
+    return set(items)
 
 
 def _size(sizes: Any = ()) -> torch.Size:
@@ -287,15 +331,18 @@ def _tensor(
     if type(storage) is not _Storage or dtype is None:
         raise CheckpointError('holds a tensor without a storage, or without a type')
     if len(shape) != len(stride) or type(offset) is not int or offset < 0:
-        raise CheckpointError(f'holds a tensor of shape {shape}, stride {stride}, offset {offset}')
+        raise CheckpointError(
+            f'holds a tensor of shape {show(shape)}, stride {show(stride)}, offset {show(offset)}'
+        )
     if hooks or metadata or type(requires_grad) is not bool:
         raise CheckpointError('holds a tensor with hooks or other state of its own')
     numel, held = math.prod(shape), storage.nbytes // dtype.itemsize
     reach = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
-    if offset + (reach if numel else 0) > held:
+    offset = offset if numel else 0  # that of an empty slice may lie anywhere
+    if numel and offset + reach > held:
         raise CheckpointError(
-            f'holds a tensor of shape {shape}, stride {stride} and offset {offset}, which lies '
-            f'beyond its storage of {held} elements'
+            f'holds a tensor of shape {show(shape)}, stride {show(stride)} and offset '
+            f'{show(offset)}, which lies beyond its storage of {held} elements'
         )
     # An expanded tensor is larger than what it is made of.
     storage.budget.spend(max(0, numel - held) * dtype.itemsize)
@@ -365,6 +412,7 @@ _CALLABLE: dict[str, Any] = {
     'builtins.set': _set,
     'collections.Counter': _counter,
     'collections.OrderedDict': _ordered_dict,
+    'mmengine.config.config.ConfigDict': _config_dict,
     'mmengine.logging.history_buffer.HistoryBuffer': _HistoryBuffer,
     'numpy.core.multiarray._reconstruct': _reconstruct,
     'numpy._core.multiarray._reconstruct': _reconstruct,
@@ -379,9 +427,15 @@ _CALLABLE: dict[str, Any] = {
     'torch.device': _device,
     'torch.serialization._get_layout': _layout,
 }
-_NAMES = {**_CALLABLE, **_STORAGES, **_DTYPES, 'numpy.ndarray': _Array}
+_NAMES = {
+    **_CALLABLE,
+    **_STORAGES,
+    **_DTYPES,
+    'numpy.ndarray': _Array,
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': _OneCycle,
+}
 _CALLABLE_IDS = {id(function) for function in _CALLABLE.values()}
-_PIECES = (_Dtype, _Storage, _StorageType, _StatisticsMethod)
+_PIECES = (_Dtype, _Storage, _StorageType, _StatisticsMethod, _Annealing)
 _PIECE_IDS = {id(value) for value in _NAMES.values()} - {id(value) for value in _DTYPES.values()}
 
 _NO_WEIGHTS = {
@@ -419,14 +473,32 @@ def _named(module: str, name: str) -> Any:
 _KEYS = (str, int, float, bool, type(None), bytes, complex, torch.dtype, torch.device)
 
 
-def checked_key(key: Any) -> Any:
-    """A dict's key; the hash of a tuple of tuples could take forever."""
-    parts = key if type(key) is tuple and len(key) <= 16 else (key,)
-    if not all(type(part) in _KEYS for part in parts):
-        raise CheckpointError(f'holds a dict with a key that is a {type(key).__name__}')
-    if any(type(part) is int and abs(part) >= 2**60 for part in parts):
-        raise CheckpointError('holds a dict with a key that is a huge number')
-    return key
+class Keys:
+    """The keys of one file's dicts and sets: the hash of a tuple of tuples could take for ever."""
+
+    def __init__(self) -> None:
+        self.numbers = self.pairs = 0
+
+    def check(self, keys: Iterable[Any]) -> None:
+        """Before they become some."""
+        for key in keys:
+            if type(key) is str:
+                continue
+            parts = key if type(key) is tuple and len(key) <= 16 else (key,)
+            if not all(type(part) in _KEYS for part in parts):
+                raise CheckpointError(f'holds a dict with a key that is a {type(key).__name__}')
+            if any(type(part) is int and abs(part) >= 2**60 for part in parts):
+                raise CheckpointError('holds a dict with a key that is a huge number')
+            self.numbers += 1
+            self.pairs += type(key) in (tuple, complex)
+            if self.numbers > MAX_KEYS or self.pairs > MAX_PAIRS:
+                raise CheckpointError(
+                    f'holds more than {MAX_KEYS} keys that are not text, or more than {MAX_PAIRS} '
+                    'that are several numbers'
+                )
+
+
+_HASHED = (list, tuple, dict)
 
 
 def _cut_off() -> CheckpointError:
@@ -448,7 +520,7 @@ class _Machine:
         self.stack: list = []
         self.marks: list[list] = []
         self.memo: list = []
-        self.keys = 0
+        self.keys = Keys()
 
     def run(self) -> Any:
         read, spend = self.file.read, self.budget.spend
@@ -546,11 +618,10 @@ class _Machine:
         target = self.stack[-1]
         if type(target) not in (dict, OrderedDict, Counter) or len(items) % 2:
             raise CheckpointError('cannot be read as tensors: it fills what is no dict')
+        self.keys.check(items[::2])
         for key, value in zip(items[::2], items[1::2], strict=True):
-            self.keys += type(checked_key(key)) is not str
-            target[key] = value
-        if self.keys > MAX_KEYS:
-            raise CheckpointError(f'holds more than {MAX_KEYS} keys that are not text')
+            if type(value) is not _Annealing or key != 'anneal_func':
+                target[key] = value
 
     def charge(self, values: Any) -> None:
         """What is made of other values may be a copy of them."""
@@ -568,6 +639,8 @@ class _Machine:
             )
         self.budget.spend(_CALL)
         self.charge(arguments)
+        if function in (_set, _counter):  # they hash anew
+            self.keys.check(arguments[0] if arguments and type(arguments[0]) in _HASHED else ())
         self.stack.append(function(*arguments))
 
     def new(self) -> None:
@@ -745,8 +818,16 @@ def _storage_reader(file: BinaryIO, map_location: Any, find: Callable[[str], _En
                 f'claims {nbytes} bytes for the storage {key}, of which the file has {entry.size}'
             )
         if key not in known:
-            data = _read_bytes(file, entry, dtype)
-            known[key] = restore(data.untyped_storage(), location), dtype
+            data = _read_bytes(file, entry, dtype).untyped_storage()
+            try:
+                known[key] = restore(data, location), dtype
+            except (RuntimeError, AssertionError):
+                raise CheckpointError(
+                    f'was saved from the device {show(location)}, which is not there: read it '
+                    "with map_location='cpu'"
+                ) from None
+            if known[key][0].device.type == 'meta':
+                raise CheckpointError('holds tensors without numbers (of the device meta)')
         if known[key][1] is not dtype:
             raise CheckpointError(f'holds tensors of two types in the storage {key}')
         return known[key][0]
@@ -900,6 +981,8 @@ def _zip_entries(file: BinaryIO, size: int, budget: _Budget) -> dict[str, _Entry
 
 def _zip64(extra: bytes, packed: int, full: int, offset: int) -> tuple[int, int, int]:
     """The sizes and the offset of a part beyond 4 GiB."""
+    if len(extra) > 1000:
+        raise CheckpointError(f'is damaged or forged: a part beyond 4 GiB with additions. {AGAIN}')
     while len(extra) >= 4:
         kind, length = struct.unpack('<HH', extra[:4])
         if kind == 1:

@@ -197,6 +197,10 @@ def _file(kind: str, reason: str, make, file: str = 'x.pth') -> Hostile:
 
 _NAMES_CODE = r'names \S+, which is neither'
 CODE = {
+    'what a terminal obeys': Hostile(
+        'code', r'first in \\x1b\]0;loaded\\x07\\nfine:',
+        lambda m: saved({'state_dict': {'\x1b]0;loaded\x07\nfine': torch.tensor(float('nan'))}}),
+    ),
     'os.system': _code(lambda m: Calls(os.system, f'touch {m}'), r'names \w+\.system,'),
     'os.system, old format': _code(
         lambda m: Calls(os.system, f'touch {m}'),
@@ -412,7 +416,62 @@ def _history(marker: str) -> bytes:
     return _copies(program, each, 2000)
 
 
+def _of_one_hash(count: int) -> list[bytes]:
+    """Pairs of numbers whose tuples have one hash: CPython's sum for a tuple, solved for it."""
+    high, (first, second, start) = 2**64, (
+        11400714785074694791, 14029467366897019727, 2870177450012600261,
+    )  # fmt: skip
+    pairs: list[tuple[int, int]] = []
+    a = 0
+    while len(pairs) < count:
+        a += 1
+        lane = (start + a * second) % high
+        lane = ((lane << 31 | lane >> 33) % high) * first % high
+        b = (123456789 - lane) * pow(second, -1, high) % high
+        b -= high * (b >= 2**63)
+        if abs(b) < 2**60 and b != -1:
+            pairs.append((a, b))
+    assert len({hash(pair) for pair in pairs}) == 1
+    return [number(a) + number(b) + b'\x86' for a, b in pairs]
+
+
+def _set_again(marker: str) -> bytes:
+    """A thousand tuples of one hash, made a set over and over."""
+    program = b'](' + b''.join(_of_one_hash(1000)) + b'eq\0'
+    return checkpoint(x(b'(' + program + (name('builtins.set') + b'h\0\x85R') * 1000 + b't'))
+
+
+def _views(marker: str) -> bytes:
+    """A part of one tensor that begins elsewhere each time, a thousand times."""
+    memory = torch.zeros(2**21)
+    return saved({'state_dict': {str(i): memory[i:] for i in range(1000)}})
+
+
+def _additions(marker: str) -> bytes:
+    """A zip archive whose parts claim to be beyond 4 GiB, in additions of 16,000 empty ones."""
+    local = struct.pack('<4s5H3I2H', b'PK\3\4', 20, 0, 0, 0, 0, 0, 0, 0, 1, 0) + b'a'
+    fields = (20, 20, 0, 0, 0, 0, 0, 2**32 - 1, 2**32 - 1, 1, 65532, 0, 0, 0, 0, 0)
+    each = struct.pack('<4s6H3I5H2I', b'PK\1\2', *fields) + b'a' + bytes(65532)
+    end = struct.pack('<4s4H2IH', b'PK\5\6', 0, 0, 600, 600, 600 * len(each), len(local), 0)
+    return local + 600 * each + end
+
+
 BOMBS = {
+    'laughs in an OrderedDict as a dtype': _raw(
+        'bomb', r'numpy data of type <OrderedDict>',
+        x(call('numpy.dtype', b'ccollections\nOrderedDict\n)R' + text('x') + laughs() + b's')),
+    ),
+    'a dtype of 60 MB': _raw(
+        'bomb', r'numpy data of type b',
+        lambda m: x(call('numpy.dtype', call('_codecs.encode', text('a' * 60_000_000)))),
+    ),
+    'tuples of one hash': _raw(
+        'bomb', r'that are several numbers',
+        lambda m: b'}(' + b''.join(each + b'N' for each in _of_one_hash(30000)) + b'u',
+    ),
+    'a set of tuples of one hash': Hostile('bomb', r'that are several numbers', _set_again),
+    'views of one tensor': Hostile('bomb', r'more views of one piece of memory', _views),
+    'additions to names': Hostile('bomb', r'beyond 4 GiB with additions', _additions),
     'deflated': Hostile(
         'bomb',
         r'is compressed, which torch\.save never',
@@ -448,7 +507,7 @@ BOMBS = {
     'laughs': _raw('bomb', r'when written out', x(laughs())),
     'laughs as a key': _raw('bomb', r'with a key that is a tuple', b'}' + laughs() + b'Ns'),
     'laughs in a set': _raw(
-        'bomb', r'with a key that is a tuple', call('builtins.set', b']' + laughs() + b'a')
+        'bomb', r'key that is a tuple', call('builtins.set', b']' + laughs() + b'a')
     ),
     'laughs as a shape': _raw(
         'bomb', r'shape or stride', x(tensor(shape=laughs(20), stride=(1,))), s0=FOUR

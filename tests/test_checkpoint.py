@@ -20,6 +20,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleLR
 from mmengine.runner.checkpoint import CheckpointLoader, save_checkpoint
 
 from mmkd.checkpoint import (
@@ -100,6 +101,55 @@ def training_checkpoint() -> dict:
 
 
 # --- reading --------------------------------------------------------------------------------------
+
+
+def test_what_stock_runs_save_beside_numbers(tmp_path):
+    """A method of OneCycleLR, which it has itself; metainfo as MMEngine's dict; a long set."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    scheduler = OneCycleLR(optimizer, eta_max=0.1, total_steps=9).state_dict()
+    assert callable(scheduler['anneal_func'])
+    saved = {
+        'state_dict': {'empty': torch.arange(6.0).reshape(2, 3)[2:, 1:]},
+        'param_schedulers': [scheduler],
+        'meta': {'dataset_meta': ConfigDict(info=dict(year=[dict(a=1)])), 'ids': set(range(1500))},
+    }
+    torch.save(saved, tmp_path / 'x.pth')
+    read = read_checkpoint(tmp_path / 'x.pth')
+    assert read['state_dict']['empty'].shape == (0, 2)
+    del scheduler['anneal_func']
+    assert read['param_schedulers'] == [scheduler]
+    assert read['meta'] == {
+        'dataset_meta': {'info': {'year': [{'a': 1}]}}, 'ids': set(range(1500)),
+    }  # fmt: skip
+    assert type(read['meta']['dataset_meta']['info']) is dict
+
+
+def test_large_weights_in_another_order_are_not_copied(tmp_path):
+    """Nor looked at again under another name."""
+    weight = torch.ones(2**11, 2**12).T
+    torch.save({f'w{i}': weight for i in range(100)}, tmp_path / 'x.pth')
+    looks = []
+    isfinite = torch.Tensor.isfinite
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, 'isfinite', lambda t: looks.append(t) or isfinite(t))
+        read = read_checkpoint(tmp_path / 'x.pth')
+    memory = read['w0'].untyped_storage().data_ptr()
+    assert sum(part.numel() for part in looks) == weight.numel()
+    assert all(part.untyped_storage().data_ptr() == memory for part in looks)
+    weight[5, 7] = float('inf')
+    torch.save({'w': weight}, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match='NaN or infinite, first in w:'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='wants a device that is not there')
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    torch.save({'w': torch.zeros(2)}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    old = (tmp_path / 'old.pth').read_bytes().replace(b'X\3\0\0\0cpu', b'X\6\0\0\0cuda:0')
+    (tmp_path / 'old.pth').write_bytes(old)
+    assert read_checkpoint(tmp_path / 'old.pth')['w'].tolist() == [0, 0]
+    with pytest.raises(CheckpointError, match="device 'cuda:0', which is not there"):
+        read_checkpoint(tmp_path / 'old.pth', map_location=None)
 
 
 def test_a_training_checkpoint_comes_back_to_the_bit(tmp_path):
