@@ -38,6 +38,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, get_worker_info
 
+from .resume_check import own_file, own_ids
 from .watch import random_state, set_random
 
 KEY = 'mmkd_resume'
@@ -60,6 +61,7 @@ class WholeCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.random: list[dict] = []
+        self.offset = 0
         self.workers: list[list] = []
         self.heard: dict[int, bytes] = {}
         self.validated_at: int | None = None
@@ -70,6 +72,9 @@ class WholeCheckpointHook(CheckpointHook):
         self.stopping = False
         self.stopped_as: str | None = None
         self.file_backend: Any = None
+
+    def _begins(self) -> str:
+        return self.filename_tmpl.partition('{')[0]
 
     # ------------------------------------------------------------------------------ saving
 
@@ -151,6 +156,7 @@ class WholeCheckpointHook(CheckpointHook):
                 'workers': self.workers,
                 'validated': checkpoint['meta'].get('iter') == self.validated_at,
                 'sampler_seed': self.sampler_seed,
+                **self._place(runner.train_loop, checkpoint['meta']),
                 'stopped': self.stopping,
             }
 
@@ -159,7 +165,11 @@ class WholeCheckpointHook(CheckpointHook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Takes from the batch what the worker that made it has added."""
         loop = runner.train_loop
-        if self.heard and _begin_anew(loop.dataloader) and _seen(loop) % len(loop.dataloader) == 0:
+        if (
+            self.heard
+            and _begin_anew(loop.dataloader)
+            and self._seen(loop) % len(loop.dataloader) == 0
+        ):
             self.heard.clear()
         if isinstance(data_batch, dict) and KEY in data_batch:
             worker, state = data_batch.pop(KEY)
@@ -168,13 +178,26 @@ class WholeCheckpointHook(CheckpointHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes what a resumed run needs."""
         if getattr(runner, '_resuming', None) is not None:
-            self.found = checkpoint.get(KEY, {})
+            found = checkpoint.get(KEY, {})
+            self.found = found if isinstance(found, dict) else {}
 
     def before_train(self, runner: Runner) -> None:
         """As MMEngine's; a resumed run remembers the file that it came from.
 
-        What a run that was killed in a save had not renamed is removed.
+        What a run that was killed in a save had not renamed is removed. A checkpoint names files
+        that its run deletes: only those of this run's folder are believed.
         """
+        resumed, info = getattr(runner, 'resumed_from', None), runner.message_hub.runtime_info
+        if resumed:
+            folder = runner.work_dir
+            if self.out_dir not in (None, folder):
+                folder = osp.join(self.out_dir, osp.basename(folder.rstrip(osp.sep)))
+            here = osp.realpath(osp.dirname(resumed)) == osp.realpath(folder)
+            for key in [key for key in info if key.startswith(('best_ckpt', 'last_ckpt'))]:
+                begins = ('best_',) if key.startswith('best') else (self._begins(), 'iter_')
+                info[key] = own_file(info[key], folder, begins) if here else None
+            if 'keep_ckpt_ids' in info:
+                info['keep_ckpt_ids'] = own_ids(info['keep_ckpt_ids'], here)
         super().before_train(runner)
         if is_main_process():
             for partial in glob.glob(osp.join(glob.escape(runner.work_dir), '*.[0-9]*.partial')):
@@ -208,13 +231,19 @@ class WholeCheckpointHook(CheckpointHook):
                 'numbers'
             )
         loop = runner.train_loop
-        seen = _seen(loop)
+        self._go_to(loop, found, runner)
+        seen = self._seen(loop)
         drawn = self._workers(found, loop, runner)
         _restore(state)
         if isinstance(loop, IterBasedTrainLoop):
             due, at = loop._iter, loop.max_iters
         else:
             due, at = loop._epoch, loop.max_epochs
+        if due >= at:
+            runner.logger.warning(
+                f'the checkpoint is at {due} of {at} that train_cfg asks for: NOTHING IS TRAINED. '
+                'To go on, ask for more; to begin anew, drop --resume'
+            )
         if (
             runner.val_loop is not None
             and not found.get('validated')
@@ -228,11 +257,42 @@ class WholeCheckpointHook(CheckpointHook):
         if seen or drawn:
             _skip(loop, seen, random_state() if state is not None else None)
 
+    def _seen(self, loop: Any) -> int:
+        """How many batches of this epoch, or of an iteration-based run, are behind it."""
+        if isinstance(loop, IterBasedTrainLoop):
+            return loop._iter
+        return loop._iter - loop._epoch * len(loop.dataloader) - self.offset
+
+    def _place(self, loop: Any, meta: dict) -> dict[str, int]:
+        """Where in its epoch an epoch-based run is as it saves, and how long an epoch is."""
+        if isinstance(loop, IterBasedTrainLoop) or not hasattr(loop.dataloader, '__len__'):
+            return {}
+        length = len(loop.dataloader)
+        return {'seen': meta['iter'] - meta['epoch'] * length - self.offset, 'length': length}
+
+    def _go_to(self, loop: Any, found: dict, runner: Runner) -> None:
+        """An epoch may have more or fewer batches than where the checkpoint was written."""
+        if isinstance(loop, IterBasedTrainLoop) or not hasattr(loop.dataloader, '__len__'):
+            return
+        length = len(loop.dataloader)
+        counted = loop._iter - loop._epoch * length
+        seen, of = found.get('seen', counted), found.get('length', length)
+        if type(seen) is not int or type(of) is not int or of != length or not 0 <= seen <= of:
+            known = type(seen) is int and type(of) is int and 0 < seen <= of
+            there, seen = (seen, of), round(seen / of * length) if known else 0
+            runner.logger.warning(
+                f'the checkpoint was written at batch {there[0]} of an epoch of {there[1]}, and '
+                f'here an epoch has {length}: other data, another batch size or another number of '
+                f'processes. Epoch {loop._epoch + 1} '
+                + (f'goes on behind batch {seen} of {length}' if seen else 'is run as a whole')
+            )
+        self.offset = counted - seen
+
     def _workers(self, found: dict, loop: Any, runner: Runner) -> dict[int, dict]:
         """Lets the workers draw on where those of the checkpoint were; what each has drawn."""
         loader = loop.dataloader
         count = getattr(loader, 'num_workers', 0)
-        if not count or (_begin_anew(loader) and _seen(loop) % len(loader) == 0):
+        if not count or (_begin_anew(loader) and self._seen(loop) % len(loader) == 0):
             return {}
         workers = found.get('workers') or []
         own = workers[get_rank()] if len(workers) == runner.world_size else []
@@ -496,13 +556,6 @@ def _begin_behind(loader: DataLoader, seen: int, state: dict | None) -> int:
 def _restore(state: dict | None) -> None:
     if state is not None:
         set_random(state)
-
-
-def _seen(loop: Any) -> int:
-    """How many batches of this epoch, or of an iteration-based run, are behind it."""
-    if isinstance(loop, IterBasedTrainLoop):
-        return loop._iter
-    return loop._iter - loop._epoch * len(loop.dataloader)
 
 
 def _skip(loop: Any, seen: int, state: dict | None) -> None:

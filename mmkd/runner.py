@@ -30,6 +30,7 @@ from .guard import GuardHook
 from .images import require_whole_images
 from .resolution import apply_resolution
 from .resume import GoOnHook, WholeCheckpointHook, prepare_workers
+from .resume_check import check_resumed, guard_optimizer
 from .watch import NonFiniteLossError, StepHook, images
 
 _PEER = re.compile(
@@ -159,14 +160,18 @@ class DistillationRunner(Runner):
 
     def _stopped(self, error: Exception) -> str:
         """One line for the log, which has no traceback: where, by what, and how to go on."""
-        last = latest_checkpoint(self.work_dir)
+        last = latest_checkpoint(self.work_dir) or self.resumed_from
         # An error in a data-loader worker comes with its traceback: the last line says it.
         said = (str(error).strip().splitlines() or [''])[-1]
-        on = f'{last} is whole: ' if last else f'no checkpoint is in {self.work_dir} yet: '
+        on = (
+            f'{last} is whole: with the cause mended, the same command with --resume goes on from '
+            'there'
+            if last
+            else f'no checkpoint is in {self.work_dir} yet: mend the cause and run the same again'
+        )
         return (
             f'stopped in iteration {self.iter + 1} (epoch {self.epoch + 1}) by '
-            f'{type(error).__name__}: {said}. Nothing that was saved is lost, {on}with the cause '
-            'mended, the same command with --resume goes on from there'
+            f'{type(error).__name__}: {said}. Nothing that was saved is lost, {on}'
         )
 
     _train_dataloader: Any
@@ -188,6 +193,13 @@ class DistillationRunner(Runner):
         finally:
             # scale_lr() reads its batch_size, which a loader with a batch sampler does not know.
             self._train_dataloader = config
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """MMEngine's; what its optimizers load from a checkpoint is checked."""
+        built = super().build_optim_wrapper(optim_wrapper)
+        for each in built.values() if isinstance(built, OptimWrapperDict) else [built]:
+            guard_optimizer(each.optimizer)
+        return built
 
     def load_or_resume(self) -> None:
         """Loads or resumes as the constructor's arguments say, once."""
@@ -323,12 +335,8 @@ class FromPlainHook(Hook):
         """Turns the checkpoint's plain forms back, in place."""
         checkpoints.from_plain(checkpoint)
         resuming = getattr(runner, '_resuming', None)
-        lacks = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
-        if resuming is not None and lacks:
-            raise checkpoints.CheckpointError(
-                f'checkpoint {resuming} cannot be resumed: it holds no {", ".join(lacks)}, so it '
-                'is not the state of a training run. To start from its weights set load_from'
-            )
+        if resuming is not None:
+            check_resumed(checkpoint, resuming, runner, _unwrap(runner.model))
         if not any(key.startswith('kd_adapters.') for key in _unwrap(runner.model).state_dict()):
             _drop_adapters(runner, checkpoint)
 

@@ -122,10 +122,19 @@ def set_back(step: dict) -> None:
 
 
 def set_random(state: dict) -> None:
-    """Put the generators where :func:`random_state` found them."""
+    """Put the generators where :func:`random_state` found them.
+
+    Raises:
+        CheckpointError: The state is none; numpy would read beyond its numbers.
+    """
     version, internal, gauss = state['python']
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state['numpy']
+    if name != 'MT19937' or type(position) is not int or not 0 <= position <= len(keys) == 624:
+        raise checkpoints.CheckpointError(
+            f"the checkpoint's random numbers of numpy are no state of its generator ({name}, "
+            f'{len(keys)} numbers, position {position})'
+        )
     np.random.set_state((name, np.asarray(keys, np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state['torch'])
     if state['cuda'] is not None and torch.cuda.is_available():

@@ -1,0 +1,202 @@
+"""What a resumed file says is done only where a run like this one could have written it."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from test_resume import Noisy, Score, runner
+from torch import nn
+
+from mmkd.checkpoint import CheckpointError
+from mmkd.resume_check import guard_optimizer, own_file, own_ids
+from mmkd.watch import random_state, set_random
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A run of three epochs with its best checkpoint, and what changes a copy of the second."""
+    runner(tmp_path / 'one', score=Score(), keep=-1).train()
+
+    def change(do, to='two'):
+        checkpoint = torch.load(tmp_path / 'one/epoch_2.pth', weights_only=True)
+        do(checkpoint)
+        os.makedirs(tmp_path / to, exist_ok=True)
+        torch.save(checkpoint, tmp_path / 'changed.pth')
+        return str(tmp_path / 'changed.pth')
+
+    return tmp_path, change
+
+
+def test_only_its_own_files_are_deleted(written):
+    tmp_path, change = written
+    victim = tmp_path / 'somebody/best_thesis.pth'
+    (tmp_path / 'somebody').mkdir()
+    victim.write_text('mine')
+
+    def name(checkpoint):
+        info = checkpoint['message_hub']['runtime_info']
+        checkpoint['message_hub']['resumed_keys']['keep_ckpt_ids'] = True
+        assert info['best_ckpt']
+        info.update(best_ckpt=str(victim), best_score=-1, keep_ckpt_ids=[7, 8, 9, 2])
+
+    path = change(name)
+    for number in (7, 8, 9):
+        (tmp_path / f'two/epoch_{number}.pth').write_text('mine')
+    runner(tmp_path / 'two', score=Score(), keep=1, resume=True, load_from=path).train()
+    assert victim.read_text() == 'mine'
+    assert all((tmp_path / f'two/epoch_{number}.pth').exists() for number in (3, 7, 8, 9))
+
+
+@pytest.mark.parametrize(
+    ('path', 'found'),
+    [
+        ('w/best_score_epoch_2.pth', 'w/best_score_epoch_2.pth'),
+        ('elsewhere/best_score_epoch_2.pth', 'w/best_score_epoch_2.pth'),
+        ('/home/somebody', None),
+        ('w/epoch_2.pth', None),
+        ('w/best_/..', None),
+        (['w'], None),
+        (None, None),
+    ],
+)
+def test_a_path_from_a_file_is_one_of_the_runs_folder(path, found):
+    assert own_file(path, 'w', ['best_']) == found
+
+
+def test_numbers_of_files_are_numbers_of_the_same_folder():
+    assert own_ids([1, 2], True) == [1, 2]
+    assert own_ids([1, 2], False) == own_ids([1, '../x'], True) == own_ids('12', True) == []
+
+
+@pytest.mark.parametrize('kind', [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize('forged', ['short', 'expanded'])
+def test_kernels_are_the_runs_and_go_over_whole_tensors(kind, forged):
+    """A fused kernel writes as many numbers as the parameter has, from where the state begins."""
+    options = dict(lr=0.1, momentum=0.9) if kind is torch.optim.SGD else dict(lr=0.1)
+    layer = nn.Linear(16, 16, bias=False)
+    optimizer = kind(layer.parameters(), **options)
+    layer(torch.ones(1, 16)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    for key, value in state['state'][0].items():
+        if value is not None and value.ndim:
+            small = torch.zeros(1)
+            state['state'][0][key] = small if forged == 'short' else small.expand(16, 16)
+    state['param_groups'][0].update(fused=True, foreach=False, maximize=True)
+    guard_optimizer(optimizer)
+    if forged == 'short':
+        with pytest.raises(CheckpointError, match=r'of shape \(1,\) for a parameter of shape'):
+            optimizer.load_state_dict(state)
+        return
+    optimizer.load_state_dict(state)
+    assert not optimizer.param_groups[0]['fused'] and optimizer.param_groups[0]['maximize']
+    for value in optimizer.state[layer.weight].values():
+        assert not value.ndim or value.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ('other', 'says'),
+    [
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), 'another optimizer than AdamW: one with'),
+        (lambda p: torch.optim.AdamW(p[:1]), 'an optimizer of 1 parameters in 1 groups'),
+        (
+            lambda p: torch.optim.AdamW([dict(params=[each]) for each in p]),
+            'of 2 parameters in 2 groups, this run one of 2 in 1',
+        ),
+    ],
+)
+def test_another_optimizer_is_named(other, says):
+    parameters = list(nn.Linear(2, 2).parameters())
+    optimizer = torch.optim.AdamW(parameters)
+    guard_optimizer(optimizer)
+    with pytest.raises(CheckpointError, match=says):
+        optimizer.load_state_dict(other(parameters).state_dict())
+    optimizer.load_state_dict(torch.optim.AdamW(parameters).state_dict())
+
+
+@pytest.mark.parametrize('position', [-5, 625, 2_000_000_000, 3.0])
+def test_random_numbers_of_numpy_lie_within_its_state(position):
+    state = random_state()
+    state['numpy'][2] = position
+    with pytest.raises(CheckpointError, match=r'no state of its generator \(MT19937, 624 numbers'):
+        set_random(state)
+    state = random_state()
+    drawn = np.random.rand()
+    set_random(state)
+    assert np.random.rand() == drawn
+
+
+@pytest.mark.parametrize(
+    ('do', 'says'),
+    [
+        (lambda c: c['meta'].update(iter=-5), 'is at iter -5, which is none'),
+        (lambda c: c['meta'].update(epoch='2'), "is at epoch '2', which is none"),
+        (lambda c: c.pop('optimizer'), 'holds no optimizer'),
+        (
+            lambda c: c['state_dict'].update({'linear.weight': torch.zeros(1, 7)}),
+            r'another network: linear.weight is \(1, 7\) in it and \(1, 3\) here',
+        ),
+        (
+            lambda c: c['state_dict'].update({'kd_adapters.0.weight': torch.zeros(1)}),
+            'has kd_adapters.0.weight, an adaptation layer: it was written with other hints',
+        ),
+    ],
+)
+def test_the_state_of_another_run_is_refused(written, do, says):
+    tmp_path, change = written
+    with pytest.raises(CheckpointError, match=says):
+        runner(tmp_path / 'two', load_from=change(do), resume=True).train()
+
+
+def test_an_endless_count_of_iterations_ends(written, tmp_path):
+    _, change = written
+    path = change(lambda c: c['meta'].update(iter=10**12))
+    runner(tmp_path / 'two', load_from=path, resume=True).train()
+    with pytest.raises(CheckpointError, match='train_cfg.max_iters is 13: nothing would be'):
+        runner(tmp_path / 'three', loop='iter', load_from=path, resume=True).train()
+
+
+@pytest.mark.parametrize(
+    ('every', 'file', 'size', 'read', 'says'),
+    [
+        (None, 'epoch_1', 10, 10 + 10, None),
+        (None, 'epoch_1', 20, 20 + 20, 'Epoch 2 is run as a whole'),
+        (None, 'epoch_1', 6, 6 + 6, 'batch 0 of an epoch of 5, and here an epoch has 3'),
+        (1, 'iter_5', 20, 20 + 20, 'goes on behind batch 10 of 10'),
+        (1, 'iter_7', 10, 6 + 10, None),
+        (1, 'iter_7', 20, 12 + 20, 'Epoch 2 goes on behind batch 4 of 10'),
+        (1, 'iter_7', 6, 4 + 6, 'Epoch 2 goes on behind batch 1 of 3'),
+    ],
+)
+def test_an_epoch_of_another_length_is_no_other_epoch(
+    tmp_path, capfd, every, file, size, read, says
+):
+    """Other data, another batch size or more GPUs: of 3 epochs of 5 batches of 2, those left."""
+    runner(tmp_path / 'one', every=every, keep=-1).train()
+    capfd.readouterr()
+    data, two = Noisy(size), tmp_path / 'two'
+    path = tmp_path / 'one' / f'{file}.pth'
+    again = runner(two, every=every, keep=-1, data=data, resume=True, load_from=str(path))
+    again.train()
+    assert again.epoch == 3
+    assert len(data.read) == read
+    said = ''.join(capfd.readouterr())
+    assert says in said if says else 'an epoch of' not in said
+    # And a run that goes on from that one is where that one was.
+    begun = again.iter - size // 2
+    path = two / (f'iter_{begun + 1}.pth' if every else 'epoch_2.pth')
+    data = Noisy(size)
+    runner(
+        tmp_path / 'three', every=1, keep=-1, data=data, resume=True, load_from=str(path)
+    ).train()
+    assert len(data.read) == size - (2 if every else 0)
+    assert 'an epoch of' not in ''.join(capfd.readouterr())
+
+
+def test_a_run_that_has_nothing_left_says_so(tmp_path, capfd):
+    runner(tmp_path).train()
+    data = Noisy()
+    runner(tmp_path, data=data, resume=True).train()
+    assert not data.read
+    assert 'at 3 of 3 that train_cfg asks for: NOTHING IS TRAINED' in ''.join(capfd.readouterr())
