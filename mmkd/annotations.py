@@ -46,6 +46,60 @@ def check_annotations(dataloader: Any, who: str = 'train') -> None:
             _check_dataset(dataset, who)
 
 
+def check_evaluator(evaluator: Any, dataloader: Any, who: str) -> None:
+    """Check that detections are scored against the annotations of the images that are looked at.
+
+    Another file with other boxes gives an mAP near 0, and no error where its ids are the same. It
+    may hold more images, and other boxes in less than half of them.
+
+    Args:
+        evaluator: its config, or several; anything else is passed over.
+        dataloader: its config; anything else is passed over.
+        who: what the messages call it: val or test.
+
+    Raises:
+        AnnotationError: naming both files.
+    """
+    data = list(leaves(dataloader.get('dataset'))) if isinstance(dataloader, dict) else []
+    if len(data) != 1 or data[0].get('backend_args'):
+        return
+    path = _join(data[0].get('data_root') or '', data[0].get('ann_file') or '')
+    for metric in evaluator if isinstance(evaluator, list) else [evaluator]:
+        other = metric.get('ann_file') if isinstance(metric, dict) else None
+        if not other or 'CocoMetric' not in str(metric.get('type')):
+            continue
+        if not all(map(osp.isfile, (path, other))) or osp.realpath(path) == osp.realpath(other):
+            continue
+        shown = _boxes_by_image(read_coco(path, f'{who} annotations {path}'))
+        scored = _boxes_by_image(read_coco(other, f'annotations {other} of {who}_evaluator'))
+        unlike = [image for image in shown if shown[image] != scored.get(image)]
+        if 2 * len(unlike) > len(shown):
+            raise AnnotationError(
+                f'{who}_evaluator.ann_file={other} is not of the images of {who}_dataloader '
+                f'({path}): {len(unlike)} of {len(shown)} are not in it, or with other boxes. '
+                'Name one file in both'
+            )
+        if unlike:
+            _warn(
+                f'{who}_evaluator.ann_file={other} has other boxes than {path} in {len(unlike)} of '
+                f'{len(shown)} images, first in {unlike[0][1]}'
+            )
+
+
+def _boxes_by_image(content: dict[str, list[dict]]) -> dict[tuple, list[str]]:
+    boxes: dict[Any, list[str]] = {}
+    for each in content['annotations']:
+        boxes.setdefault(str(each.get('image_id')), []).append(
+            f'{each.get("bbox")} {each.get("category_id")}'
+        )
+    return {
+        (str(image.get('id')), str(image.get('file_name'))): sorted(
+            boxes.get(str(image.get('id')), [])
+        )
+        for image in content['images']
+    }
+
+
 def leaves(dataset: Any) -> Iterator[dict]:
     """Datasets below wrappers such as ConcatDataset and RepeatDataset."""
     if isinstance(dataset, (list, tuple)):

@@ -230,6 +230,11 @@ def _require_begun(model: Any, runner: Runner) -> None:
     by_iter = isinstance(loop, IterBasedTrainLoop)
     for name, term in model.terms.items():
         end = loop.max_epochs if term.schedule.by_epoch and not by_iter else loop.max_iters
+        if end <= 0:
+            raise GuardError(
+                f'train_cfg asks for {end} epochs or iterations, so nothing would be trained: set '
+                'max_epochs, or max_iters'
+            )
         if term.schedule.begin >= end:
             unit = 'epochs' if term.schedule.by_epoch else 'iterations'
             raise GuardError(

@@ -1,12 +1,16 @@
 """What ``tools/train.py`` and ``tools/test.py`` share: the options, the config, the processes."""
 
 import argparse
+import ast
 import contextlib
 import datetime
+import difflib
 import errno
+import inspect
 import logging
 import os
 import os.path as osp
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -98,6 +102,8 @@ def load_config(args: argparse.Namespace) -> Config:
                 f'--cfg-options {key}: the recipe has already been copied into the model, so this '
                 f'would change nothing; write model.{key}'
             )
+        _require_used(key, cfg)
+    _require_in_model(args.config, cfg)
     try:
         cfg.merge_from_dict(options)
     except (TypeError, KeyError) as error:
@@ -110,6 +116,57 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     return cfg
+
+
+_READ = {
+    *inspect.signature(Runner.__init__).parameters,
+    *('runner_type', 'auto_scale_lr', 'tta_model', 'tta_pipeline', 'custom_imports'),
+}
+"""Keys of a config that something reads; others are variables for those."""
+
+
+def _require_used(option: str, cfg: Config) -> None:
+    """An option that nothing reads would change nothing."""
+    key = option.split('.')[0]
+    if key in _READ or (key in cfg and isinstance(cfg[key], dict)):
+        return
+    if key in cfg:
+        stop(
+            f'--cfg-options {option}: {key} is a variable of the config, which has already been '
+            'copied to where it is used, so this would change nothing; set it there, as '
+            'train_cfg.max_epochs=1'
+        )
+    near = difflib.get_close_matches(key, sorted(_READ | set(cfg)), 3)
+    stop(
+        f'--cfg-options {option}: no config has {key}'
+        + (f'; near it: {", ".join(near)}' if near else '')
+        + ". What is the detector's begins with model., as model.distillation.hint.loss_weight=0"
+    )
+
+
+_OF_MODEL = ('distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher')
+
+
+def _require_in_model(path: str, cfg: Config) -> None:
+    """What a config sets beside its model, and does not use, would change nothing."""
+    if 'teacher_config' not in cfg.get('model', {}) or not osp.isfile(path) or path[-3:] != '.py':
+        return
+    with open(path, encoding='utf-8') as file:
+        text = re.sub('{{(.*?)}}', r'(\1)', file.read())
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    used = {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        for name in (each.id for each in targets if isinstance(each, ast.Name)):
+            if name in _OF_MODEL and name not in used:
+                stop(
+                    f'{path}: {name} stands beside the model and nothing uses it there, so it '
+                    f'would change nothing; write model=dict({name}=...)'
+                )
 
 
 def build_runner(cfg: Config) -> Runner:

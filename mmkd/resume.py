@@ -376,8 +376,19 @@ class GoOnHook(Hook):
         self.checkpoints = checkpoints
 
     def before_train(self, runner: Runner) -> None:
-        """Goes on where the checkpoint was written."""
-        self.checkpoints.go_on(runner)
+        """Goes on where the checkpoint was written; says where none would be."""
+        hook, loop = self.checkpoints, runner.train_loop
+        by_iter = isinstance(loop, IterBasedTrainLoop)
+        total = loop.max_iters if by_iter or not hook.by_epoch else loop.max_epochs
+        if hook.interval <= 0 or hook.interval > total or (by_iter and hook.by_epoch):
+            runner.logger.warning(
+                f'default_hooks.checkpoint (by_epoch={hook.by_epoch}, interval={hook.interval}) '
+                f'writes {"ONE CHECKPOINT, AT THE END" if hook.save_last else "NO CHECKPOINT"}, '
+                f'after {total} {"iterations" if by_iter or not hook.by_epoch else "epochs"}: a '
+                'run that is killed before is lost. Set '
+                f'{"by_epoch=False and " if by_iter else ""}an interval that is smaller'
+            )
+        hook.go_on(runner)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from . import checkpoint as checkpoints
-from .annotations import check_annotations
+from .annotations import check_annotations, check_evaluator, leaves
 from .classes import apply_classes, check_labels, check_num_classes
 from .guard import GuardHook
 from .images import require_whole_images
@@ -82,7 +82,21 @@ class DistillationRunner(Runner):
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
         """Builds it; an image that is not whole will stop the run by its name."""
-        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        try:
+            loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        except ValueError as error:  # of numpy, which is to join the samples
+            if 'need at least one array' not in str(error):
+                raise
+            files = [str(each.get('ann_file')) for each in leaves(dataloader.get('dataset'))]
+            raise ValueError(
+                'a data set is empty: filter_cfg leaves none of its images, or indices, or '
+                f'ann_file has none: {", ".join(files)}'
+            ) from None
+        if not len(loader):
+            raise ValueError(
+                f'a data set of {len(loader.dataset)} images gives not one batch: batch_size='
+                f'{loader.batch_size}, drop_last={loader.drop_last}'
+            )
         require_whole_images(loader.dataset)
         return loader
 
@@ -127,6 +141,13 @@ class DistillationRunner(Runner):
         check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
+        check_evaluator(self._val_evaluator, self._val_dataloader, 'val')
+        earlier = None if self._resume else latest_checkpoint(self.work_dir)
+        if earlier:
+            self.logger.warning(
+                f'{earlier} IS OF AN EARLIER RUN, whose files in this folder this one writes over: '
+                'to go on from it use --resume, to keep it another --work-dir'
+            )
         heeding = (
             self._checkpoints.heeding_signals() if self._checkpoints else contextlib.nullcontext()
         )
@@ -140,6 +161,15 @@ class DistillationRunner(Runner):
         finally:
             for loop in (self._train_loop, self._val_loop):
                 end_workers(getattr(loop, 'dataloader', None))
+
+    def test(self) -> dict[str, float]:
+        """Tests.
+
+        Raises:
+            AnnotationError: the evaluator has the annotations of other images.
+        """
+        check_evaluator(self._test_evaluator, self._test_dataloader, 'test')
+        return super().test()
 
     @contextlib.contextmanager
     def _naming_the_end(self) -> Iterator[None]:

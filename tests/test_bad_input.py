@@ -1,6 +1,7 @@
 """Bad input trains rightly or is refused in a sentence, before the first step."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from mmengine.config import Config
 from planted import ANNOTATIONS, RECIPES, Planter, check_recipe, fuzz
 from tiny import tiny_config
 
-from mmkd.annotations import AnnotationError, check_annotations
+from mmkd.annotations import AnnotationError, check_annotations, check_evaluator
 from mmkd.runner import DistillationRunner
 
 
@@ -49,6 +50,47 @@ def test_a_file_that_does_not_exist_is_named_behind_every_wrapper(tmp_path):
             check_annotations(dict(dataset=dataset), 'val')
     with pytest.raises(AnnotationError, match='is a directory'):
         check_annotations(dict(dataset={**leaf, 'ann_file': ''}))
+
+
+def test_an_evaluator_has_the_annotations_of_the_images(tmp_path, caplog):
+    config = Config.fromfile(tiny_config(tmp_path))
+    loader, metric = config.val_dataloader, config.val_evaluator
+    check_evaluator(metric, loader, 'val')
+    copy = tmp_path / 'copy.json'
+    content = json.loads(Path(metric.ann_file).read_text())
+    content['images'].append({'id': 99, 'file_name': 'more.png', 'width': 64, 'height': 64})
+    copy.write_text(json.dumps(content))
+    check_evaluator([dict(metric, ann_file=str(copy))], loader, 'val')
+    # The same names and numbers, as those of another split can be; boxes that differ.
+    for entry in content['annotations']:
+        entry['bbox'][0] += 1
+    copy.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match='8 of 8 are not in it, or with other boxes'):
+        check_evaluator(dict(metric, ann_file=str(copy)), loader, 'val')
+    runner = DistillationRunner.from_cfg(
+        config.merge_from_dict({'val_evaluator.ann_file': str(copy)}) or config
+    )
+    with pytest.raises(AnnotationError, match='val_evaluator.ann_file=.*Name one file in both'):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        ({'train_dataloader.dataset.filter_cfg': dict(min_size=1000)}, 'a data set is empty'),
+        (
+            {'train_dataloader.batch_size': 64, 'train_dataloader.drop_last': True,
+             'train_dataloader.batch_sampler': None},
+            'of 16 images gives not one batch: batch_size=64, drop_last=True',
+        ),
+    ],
+)  # fmt: skip
+def test_data_that_give_no_batch(tmp_path, options, says):
+    config = Config.fromfile(tiny_config(tmp_path))
+    config.merge_from_dict(options)
+    config.experiment_name = f'empty_{tmp_path.name}'
+    with pytest.raises(ValueError, match=says):
+        DistillationRunner.from_cfg(config).train()
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])

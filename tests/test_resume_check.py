@@ -194,6 +194,19 @@ def test_an_epoch_of_another_length_is_no_other_epoch(
     assert 'an epoch of' not in ''.join(capfd.readouterr())
 
 
+@pytest.mark.parametrize(
+    ('loop', 'every', 'says'),
+    [('epoch', None, None), ('iter', 5, None), ('iter', 50, 'AT THE END, after 13 iterations')],
+)
+def test_a_run_without_a_checkpoint_before_its_end_says_so(tmp_path, capfd, loop, every, says):
+    runner(tmp_path, loop, every=every).train()
+    said = ''.join(capfd.readouterr())
+    assert says in said if says else 'ONE CHECKPOINT' not in said
+    assert 'IS OF AN EARLIER RUN' not in said
+    runner(tmp_path, loop, every=every).train()
+    assert '.pth IS OF AN EARLIER RUN, whose files' in ''.join(capfd.readouterr())
+
+
 def test_a_run_that_has_nothing_left_says_so(tmp_path, capfd):
     runner(tmp_path).train()
     data = Noisy()

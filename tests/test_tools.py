@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tiny_config
 
 from mmkd import launch
+from mmkd.annotations import AnnotationError
 from mmkd.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,6 +225,39 @@ def test_an_option_for_the_recipe_that_would_change_nothing(tmp_path, capsys):
     assert line.endswith(f'write model.{option}')
     cfg = launch.load_config(train.parse_args([str(pair), '--cfg-options', f'model.{option}=0']))
     assert cfg.model.distillation.hint.loss_weight == 0
+
+
+@pytest.mark.parametrize(
+    ('option', 'says'),
+    [
+        ('modle.distillation.hint.loss_weight=0', 'no config has modle; near it: model'),
+        ('optim_wraper.optimizer.lr=1', 'no config has optim_wraper; near it: optim_wrapper'),
+        ('teacher_ckpt=x.pth', 'no config has teacher_ckpt'),
+        ('data_root=x/', 'data_root is a variable of the config, which has already been copied'),
+    ],
+)
+def test_an_option_that_nothing_reads(config, capsys, option, says):
+    line = refusal(capsys, train.main, config, '--cfg-options', option)
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    'name', ['distillation = dict(hint=dict(loss_weight=0))', "teacher_ckpt = 'other.pth'"]
+)
+def test_what_stands_beside_the_model_in_a_config(tmp_path, capsys, name):
+    pair, path = ROOT / 'configs/kd/faster_rcnn_r101_to_r50.py', tmp_path / 'child.py'
+    path.write_text(f'_base_ = {str(pair)!r}\n{name}\n')
+    key = name.split()[0]
+    line = refusal(capsys, train.main, path)
+    assert line.startswith(f'error: {path}: {key} stands beside the model')
+    path.write_text(f'_base_ = {str(pair)!r}\n{name}\nmodel = dict({key}={key})\n')
+    assert launch.load_config(train.parse_args([str(path)])).model[key]
+
+
+def test_detections_are_not_scored_against_other_images(config, trained, folder, tmp_path):
+    options = ['--cfg-options', f'test_evaluator.ann_file={folder}/data/train.json']
+    with pytest.raises(AnnotationError, match=r'test_evaluator.ann_file=.*8 of 8 are not in it'):
+        test.main([config, str(trained), '--work-dir', str(tmp_path), *options])
 
 
 def test_tensorboard_through_vis_backends(config, tmp_path):
