@@ -24,6 +24,7 @@ from tiny import tiny_config
 
 from mmkd import RelabelledTestLoop
 from mmkd import compare as cmp
+from mmkd.compare.plan import fingerprint as plan_fingerprint
 
 TERMS = ('rpn_cls', 'rpn_bbox', 'rcnn_cls', 'rcnn_bbox', 'hint')
 RECIPE = """\
@@ -402,6 +403,25 @@ def test_everything_is_run_once_and_the_table_ends_in_a_word(configs, tmp_path):
     code, out = call(configs, ['mmkd'], val, tmp_path, split='val', seeds=[0])
     assert (code, val.trained()) == (0, [])
     assert 'proves nothing' in out
+
+
+def test_results_on_other_annotations_are_not_compared(configs, tmp_path):
+    code, _ = call(configs, ['mmkd'], Fake(), tmp_path, seeds=[0])
+    assert code == 0
+    path = Path(configs['plain']).parent / 'data/train.json'
+    before = path.read_text()
+    try:
+        path.write_text(before.replace('"bbox": [', '"bbox": [1, ', 1))
+        plan_fingerprint.cache_clear()
+        for options in ({}, {'table_only': True}):
+            code, out = call(configs, ['mmkd'], Fake(), tmp_path, seeds=[0], **options)
+            assert code == 2
+            assert f'compare: {path} has changed since the results in' in out
+    finally:
+        path.write_text(before)
+        plan_fingerprint.cache_clear()
+    code, out = call(configs, ['mmkd'], Fake(), tmp_path, seeds=[0])
+    assert code == 0 and '3 of them done already' in out
 
 
 def test_commands_are_those_of_a_user(configs, tmp_path):

@@ -30,6 +30,7 @@ from .runs import (
     perform,
     perform_all,
     read_curves,
+    require_same_data,
     run_command,
     score,
     training_state,
@@ -111,6 +112,7 @@ def compare(
         plan = plan_runs(configs, seeds, plain, options, split, processes)
         if not margin > 0:
             raise ValueError(f'--margin must be above 0, not {margin}')
+        require_same_data(plan, results_path, keep=not table_only)
     except (ValueError, FileNotFoundError) as error:
         print(f'compare: {error}', file=stream)
         return 2
@@ -138,7 +140,11 @@ def compare(
             print('\nstopped; the same command goes on from here', file=stream)
             return 130
         results |= done
-        measures = measure_all(plan, bench, results)
+        try:
+            measures = measure_all(plan, bench, results)
+        except KeyboardInterrupt:
+            print('\nstopped; the same command goes on from here', file=stream)
+            return 130
     if not results:
         print(f'no result of these configs in {results_path}', file=stream, flush=True)
         return 1

@@ -6,6 +6,7 @@ import argparse
 import copy
 import hashlib
 import json
+import os.path
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from .. import recipe
+from ..annotations import leaves
 from ..classes import ClassMap, apply_classes
 from ..resolution import apply_resolution, at_teachers_scale
 from ..teacher import load_config, plain_student
@@ -98,6 +100,8 @@ class Plan:
     seeds: list[int]
     split: str
     notes: list[str]
+    annotations: set[str] = field(default_factory=set)
+    """Files that the runs are trained on, tested on and scored with."""
 
     @property
     def runs(self) -> list[Run]:
@@ -145,6 +149,7 @@ def plan_runs(
             train_key = _train_key(cfg, processes)
             test_cfg = _test_config(cfg, cfg.model, split, path)
             key = _digest([train_key, split, _test_settings(test_cfg)])
+            plan.annotations |= _annotations(cfg, test_cfg)
             epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
             runs.append(
                 Run(
@@ -319,6 +324,18 @@ def _test_settings(cfg: Config) -> list:
     speed = ('batch_size', 'num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
     loader = {k: v for k, v in cfg.test_dataloader.items() if k not in speed}
     return [loader, cfg.test_evaluator]
+
+
+def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
+    """Annotation files of the training data, the tested data and what these are scored with."""
+    found = set()
+    for loader in (cfg.get('train_dataloader'), test_cfg.test_dataloader):
+        for data in leaves((loader or {}).get('dataset')):
+            found.add(os.path.join(data.get('data_root') or '', data.get('ann_file') or ''))
+    metrics = test_cfg.test_evaluator
+    for metric in [metrics] if isinstance(metrics, dict) else metrics:
+        found.add(metric.get('ann_file') or '')
+    return {path for path in found if os.path.isfile(path)}
 
 
 def _train_key(cfg: Config, processes: int) -> str:

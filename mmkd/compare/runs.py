@@ -33,7 +33,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..teacher import ADAPTER_PREFIX
-from .plan import Plan, Run, arch_key
+from .plan import Plan, Run, arch_key, fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +73,31 @@ def load_results(directory: Path, plan: Plan) -> tuple[dict[str, dict], list[str
             f'since ({", ".join(stale[:3])}{", ..." if len(stale) > 3 else ""})'
         )
     return found, notes
+
+
+def require_same_data(plan: Plan, directory: Path, keep: bool) -> None:
+    """Insists that the annotations are those of the results that are there already.
+
+    Args:
+        plan: with the annotation files.
+        directory: of the results, which gets ``annotations.json``.
+        keep: whether runs follow, so that what is there now is remembered.
+
+    Raises:
+        ValueError: naming a file that has changed since.
+    """
+    path = directory / 'annotations.json'
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    now = {name: fingerprint(name) for name in sorted(plan.annotations)}
+    for name in now:
+        if known.get(name, now[name]) != now[name]:
+            raise ValueError(
+                f'{name} has changed since the results in {directory} were made, so runs of today '
+                'would be compared with runs on other data: name another --work-dir (or --results) '
+                'or delete it'
+            )
+    if keep and known != {**known, **now}:
+        write_json(path, {**known, **now})
 
 
 def read_curves(directory: Path, points: int = 60) -> dict:
