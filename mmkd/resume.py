@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import hashlib
+import json
 import os
 import os.path as osp
 import pickle
@@ -33,6 +35,7 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
@@ -156,6 +159,7 @@ class WholeCheckpointHook(CheckpointHook):
                 'workers': self.workers,
                 'validated': checkpoint['meta'].get('iter') == self.validated_at,
                 'sampler_seed': self.sampler_seed,
+                'settings': settings(runner),
                 **self._place(runner.train_loop, checkpoint['meta']),
                 'stopped': self.stopping,
             }
@@ -232,6 +236,7 @@ class WholeCheckpointHook(CheckpointHook):
             )
         loop = runner.train_loop
         self._go_to(loop, found, runner)
+        _tell_changes(found.get('settings'), settings(runner), runner)
         seen = self._seen(loop)
         drawn = self._workers(found, loop, runner)
         _restore(state)
@@ -277,6 +282,8 @@ class WholeCheckpointHook(CheckpointHook):
         length = len(loop.dataloader)
         counted = loop._iter - loop._epoch * length
         seen, of = found.get('seen', counted), found.get('length', length)
+        if 'length' not in found and loop._epoch and loop._iter % loop._epoch == 0:
+            seen, of = 0, loop._iter // loop._epoch  # MMEngine's, most likely at an epoch's end
         if type(seen) is not int or type(of) is not int or of != length or not 0 <= seen <= of:
             known = type(seen) is int and type(of) is int and 0 < seen <= of
             there, seen = (seen, of), round(seen / of * length) if known else 0
@@ -487,6 +494,49 @@ class _Advanced:
             _started(loader)
             return batches[-1]
         return next(self.iterator)
+
+
+def settings(runner: Runner) -> dict[str, str]:
+    """What a resumed run may have been given otherwise: part of the config to digits of its hash.
+
+    The teacher's are those of its tensors.
+    """
+    cfg: Any = getattr(runner, 'cfg', None) or {}
+    parts: dict[str, Any] = {}
+    optimizer = cfg.get('optim_wrapper') or {}
+    parts['optim_wrapper.optimizer'] = [optimizer.get(k) for k in ('optimizer', 'paramwise_cfg')]
+    parts['param_scheduler'] = cfg.get('param_scheduler')
+    model = cfg.get('model')
+    if isinstance(model, dict):
+        parts['model.distillation'] = model.get('distillation')
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    teacher = getattr(model, 'teacher', None)
+    if teacher is not None:
+        parts['the teacher'] = teacher.prints
+    found = {}
+    for name, value in parts.items():
+        text = json.dumps(value, sort_keys=True, default=lambda other: type(other).__name__)
+        found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
+
+
+_FROM_FILE = ('optim_wrapper.optimizer', 'param_scheduler')
+
+
+def _tell_changes(before: Any, now: dict[str, str], runner: Runner) -> None:
+    if not isinstance(before, dict):
+        return
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    if kept := [name for name in changed if name in _FROM_FILE]:
+        runner.logger.warning(
+            f'{" and ".join(kept)} of the config ARE NOT USED: the run goes on with the learning '
+            'rate and schedule of the checkpoint, which was written with others. To train with '
+            "the config's, start from its weights with load_from"
+        )
+    if new := [name for name in changed if name not in _FROM_FILE]:
+        runner.logger.warning(
+            f'{" and ".join(new)} differ from those of the checkpoint, and are used from here on'
+        )
 
 
 def _sampler(loader: Any) -> Any:

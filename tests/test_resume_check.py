@@ -5,10 +5,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import Runner
 from test_resume import Noisy, Score, runner
 from torch import nn
 
 from mmkd.checkpoint import CheckpointError
+from mmkd.resume import _tell_changes
 from mmkd.resume_check import guard_optimizer, own_file, own_ids
 from mmkd.watch import random_state, set_random
 
@@ -205,6 +207,43 @@ def test_a_run_without_a_checkpoint_before_its_end_says_so(tmp_path, capfd, loop
     assert 'IS OF AN EARLIER RUN' not in said
     runner(tmp_path, loop, every=every).train()
     assert '.pth IS OF AN EARLIER RUN, whose files' in ''.join(capfd.readouterr())
+
+
+def test_mmengines_own_checkpoint_begins_the_next_epoch(tmp_path, capfd):
+    runner(tmp_path / 'one', keep=-1, cls=Runner).train()
+    data = Noisy(20)
+    runner(
+        tmp_path / 'two', data=data, resume=True, load_from=str(tmp_path / 'one/epoch_1.pth')
+    ).train()
+    assert len(data.read) == 2 * 20
+    assert 'batch 0 of an epoch of 5, and here an epoch has 10' in ''.join(capfd.readouterr())
+
+
+def test_what_the_config_no_longer_decides_is_said(tmp_path, capfd):
+    def train(name, steps, **kwargs):
+        run = runner(tmp_path / name, keep=-1, **kwargs)
+        run.cfg.param_scheduler = dict(T_max=steps)  # one built from a config has it
+        run.train()
+
+    train('one', 15)
+    path = str(tmp_path / 'one/epoch_2.pth')
+    train('two', 15, load_from=path, resume=True)
+    assert 'ARE NOT USED' not in ''.join(capfd.readouterr())
+    train('three', 99, load_from=path, resume=True)
+    said = ''.join(capfd.readouterr())
+    assert 'param_scheduler of the config ARE NOT USED' in said and 'from here on' not in said
+
+
+def test_another_teacher_is_said(tmp_path, capfd):
+    before = {'the teacher': 'a', 'model.distillation': 'b', 'param_scheduler': 'c'}
+    now = runner(tmp_path)
+    _tell_changes({**before}, before, now)
+    _tell_changes(None, before, now)
+    assert 'from here on' not in ''.join(capfd.readouterr())
+    _tell_changes({**before, 'the teacher': 'z'}, before, now)
+    said = ''.join(capfd.readouterr())
+    assert 'the teacher differ from those of the checkpoint, and are used from here on' in said
+    assert 'ARE NOT USED' not in said
 
 
 def test_a_run_that_has_nothing_left_says_so(tmp_path, capfd):
