@@ -208,6 +208,24 @@ MACHINE = [
      R + 'test_told_to_stop_it_saves_and_goes_on_in_mid_epoch[epoch-15]'),
     ('killed in a validation', 'it is made up for',
      R + 'test_cut_off_in_a_validation_it_is_made_up_for[epoch]'),
+    ('resumed on more GPUs, or with another batch size or data',
+     'the epoch goes on behind the same share of it, and it is said',
+     'test_resume_check.py::test_an_epoch_of_another_length_is_no_other_epoch'
+     '[1-iter_7-20-32-Epoch 2 goes on behind batch 4 of 10]'),
+    ('resumed with another learning rate or schedule', 'the checkpoint decides, and it is said',
+     'test_resume_check.py::test_what_the_config_no_longer_decides_is_said'),
+    ('resumed with another optimizer', 'refused in one sentence',
+     'test_resume_check.py::test_another_optimizer_is_named'
+     '[<lambda>-another optimizer than AdamW: one with]'),
+    ('resumed from a file that names files of others', 'only those of its own folder are deleted',
+     'test_resume_check.py::test_only_its_own_files_are_deleted'),
+    ('--resume forgotten', 'said, before anything is written over',
+     'test_resume_check.py::test_a_run_without_a_checkpoint_before_its_end_says_so'
+     '[epoch-None-None]'),
+    ('annotations changed between the runs of a comparison', 'refused',
+     'test_compare.py::test_results_on_other_annotations_are_not_compared'),
+    ('detections scored against the annotations of another split', 'stops before the first image',
+     'test_tools.py::test_detections_are_not_scored_against_other_images'),
 ]  # fmt: skip
 
 
