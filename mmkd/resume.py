@@ -42,6 +42,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, get_worker_info
 
 from .resume_check import own_file, own_ids
+from .safe_read import show
 from .watch import random_state, set_random
 
 KEY = 'mmkd_resume'
@@ -288,7 +289,8 @@ class WholeCheckpointHook(CheckpointHook):
             known = type(seen) is int and type(of) is int and 0 < seen <= of
             there, seen = (seen, of), round(seen / of * length) if known else 0
             runner.logger.warning(
-                f'the checkpoint was written at batch {there[0]} of an epoch of {there[1]}, and '
+                f'the checkpoint was written at batch {show(there[0])} of an epoch of '
+                f'{show(there[1])}, and '
                 f'here an epoch has {length}: other data, another batch size or another number of '
                 f'processes. Epoch {loop._epoch + 1} '
                 + (f'goes on behind batch {seen} of {length}' if seen else 'is run as a whole')

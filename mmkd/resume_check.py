@@ -44,7 +44,8 @@ def check_resumed(checkpoint: dict, path: str, runner: Runner, model: nn.Module)
         CheckpointError: It is not the state of a training run, or is that of another network, or
             counts what cannot be.
     """
-    lacks = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
+    parts = ('meta', 'message_hub', 'optimizer')
+    lacks = [key for key in parts if not isinstance(checkpoint.get(key), dict)]
     if lacks:
         raise CheckpointError(
             f'checkpoint {path} cannot be resumed: it holds no {", ".join(lacks)}, so it '

@@ -92,7 +92,7 @@ class DistillationRunner(Runner):
                 'a data set is empty: filter_cfg leaves none of its images, or indices, or '
                 f'ann_file has none: {", ".join(files)}'
             ) from None
-        if not len(loader):
+        if hasattr(loader.dataset, '__len__') and not len(loader):
             raise ValueError(
                 f'a data set of {len(loader.dataset)} images gives not one batch: batch_size='
                 f'{loader.batch_size}, drop_last={loader.drop_last}'

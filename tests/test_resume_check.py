@@ -135,6 +135,7 @@ def test_random_numbers_of_numpy_lie_within_its_state(position):
         (lambda c: c['meta'].update(iter=-5), 'is at iter -5, which is none'),
         (lambda c: c['meta'].update(epoch='2'), "is at epoch '2', which is none"),
         (lambda c: c.pop('optimizer'), 'holds no optimizer'),
+        (lambda c: c.update(meta=[1]), 'holds no meta'),
         (
             lambda c: c['state_dict'].update({'linear.weight': torch.zeros(1, 7)}),
             r'another network: linear.weight is \(1, 7\) in it and \(1, 3\) here',
