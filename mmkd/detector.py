@@ -150,6 +150,10 @@ class DistillationMixin(Detector):
         eval_teacher: bool = True,
         **student: Any,
     ) -> None:
+        taken = inspect.signature(super().__init__).parameters.values()
+        if all(each.kind is not each.VAR_KEYWORD for each in taken):
+            ours = ['distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256']
+            _known('model', student, [*(each.name for each in taken), *ours])
         super().__init__(*args, **student)
         if not eval_teacher:
             raise ValueError(

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pairs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from planted import ANNOTATIONS, RECIPES, Planter, check_recipe, fuzz
 from tiny import tiny_config
@@ -50,6 +52,15 @@ def test_a_file_that_does_not_exist_is_named_behind_every_wrapper(tmp_path):
             check_annotations(dict(dataset=dataset), 'val')
     with pytest.raises(AnnotationError, match='is a directory'):
         check_annotations(dict(dataset={**leaf, 'ann_file': ''}))
+
+
+@pytest.mark.parametrize(
+    ('key', 'near'), [('distilation', 'distillation'), ('teacher_chkpt', 'teacher_ckpt')]
+)
+def test_a_misspelt_key_of_the_model_is_answered_with_the_nearest(key, near):
+    model = dict(pairs.distilled(pairs.fpn(), pairs.fpn(), pairs.off()), **{key: None})
+    with pytest.raises(ValueError, match=f"model has no entry '{key}'; did you mean {near} or"):
+        MODELS.build(model)
 
 
 def test_an_evaluator_has_the_annotations_of_the_images(tmp_path, caplog):
