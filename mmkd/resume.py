@@ -271,14 +271,14 @@ class WholeCheckpointHook(CheckpointHook):
 
     def _place(self, loop: Any, meta: dict) -> dict[str, int]:
         """Where in its epoch an epoch-based run is as it saves, and how long an epoch is."""
-        if isinstance(loop, IterBasedTrainLoop) or not hasattr(loop.dataloader, '__len__'):
+        if isinstance(loop, IterBasedTrainLoop):
             return {}
         length = len(loop.dataloader)
         return {'seen': meta['iter'] - meta['epoch'] * length - self.offset, 'length': length}
 
     def _go_to(self, loop: Any, found: dict, runner: Runner) -> None:
         """An epoch may have more or fewer batches than where the checkpoint was written."""
-        if isinstance(loop, IterBasedTrainLoop) or not hasattr(loop.dataloader, '__len__'):
+        if isinstance(loop, IterBasedTrainLoop):
             return
         length = len(loop.dataloader)
         counted = loop._iter - loop._epoch * length

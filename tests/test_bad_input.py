@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pairs
 import pytest
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from planted import ANNOTATIONS, RECIPES, Planter, check_recipe, fuzz
 from tiny import tiny_config
 
+from mmkd import annotations
 from mmkd.annotations import AnnotationError, check_annotations, check_evaluator
 from mmkd.runner import DistillationRunner
 
@@ -63,7 +65,7 @@ def test_a_misspelt_key_of_the_model_is_answered_with_the_nearest(key, near):
         MODELS.build(model)
 
 
-def test_an_evaluator_has_the_annotations_of_the_images(tmp_path, caplog):
+def test_an_evaluator_has_the_annotations_of_the_images(tmp_path):
     config = Config.fromfile(tiny_config(tmp_path))
     loader, metric = config.val_dataloader, config.val_evaluator
     check_evaluator(metric, loader, 'val')
@@ -72,15 +74,20 @@ def test_an_evaluator_has_the_annotations_of_the_images(tmp_path, caplog):
     content['images'].append({'id': 99, 'file_name': 'more.png', 'width': 64, 'height': 64})
     copy.write_text(json.dumps(content))
     check_evaluator([dict(metric, ann_file=str(copy))], loader, 'val')
+    # Labels that were mended.
+    content['annotations'][0]['bbox'][0] += 1
+    copy.write_text(json.dumps(content))
+    with patch.object(annotations, '_warn') as warn:
+        check_evaluator(dict(metric, ann_file=str(copy)), loader, 'val')
+    assert 'in 1 of 8 images, first in val_000.png' in warn.call_args.args[0]
     # The same names and numbers, as those of another split can be; boxes that differ.
     for entry in content['annotations']:
         entry['bbox'][0] += 1
     copy.write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match='8 of 8 are not in it, or with other boxes'):
         check_evaluator(dict(metric, ann_file=str(copy)), loader, 'val')
-    runner = DistillationRunner.from_cfg(
-        config.merge_from_dict({'val_evaluator.ann_file': str(copy)}) or config
-    )
+    config.val_evaluator.ann_file = str(copy)
+    runner = DistillationRunner.from_cfg(config)
     with pytest.raises(AnnotationError, match='val_evaluator.ann_file=.*Name one file in both'):
         runner.train()
 

@@ -136,13 +136,9 @@ def compare(
     else:
         try:
             done, failures = perform_all(todo, bench)
-        except Stopped:
-            print('\nstopped; the same command goes on from here', file=stream)
-            return 130
-        results |= done
-        try:
+            results |= done
             measures = measure_all(plan, bench, results)
-        except KeyboardInterrupt:
+        except (Stopped, KeyboardInterrupt):
             print('\nstopped; the same command goes on from here', file=stream)
             return 130
     if not results:
