@@ -6,11 +6,14 @@ import contextlib
 import datetime
 import difflib
 import errno
+import fcntl
 import inspect
+import io
 import logging
 import os
 import os.path as osp
 import re
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -234,6 +237,45 @@ def check_work_dir(path: str) -> None:
             file.write(bytes(ROOM))
     except OSError as error:
         _stop_unwritten(path, error)
+
+
+_RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+
+@contextlib.contextmanager
+def holding(work_dir: str, launcher: str = 'none') -> Iterator[None]:
+    """In this block no other job trains in ``work_dir``: they would delete each other's files.
+
+    The first process of a job holds the folder by a lock, which the system takes back when the
+    process ends, killed or not. A file system without locks is passed over.
+
+    Raises:
+        SystemExit: Another process has it.
+    """
+    first = os.environ.get(_RANKS.get(launcher, ''), '0') == '0'
+    with contextlib.ExitStack() as stack:
+        # What cannot be written is left to check_work_dir().
+        with contextlib.suppress(OSError):
+            if first:
+                os.makedirs(work_dir, exist_ok=True)
+                path = osp.join(work_dir, '.training')
+                _lock(stack.enter_context(open(path, 'ab+', buffering=0)), work_dir)
+        yield
+
+
+def _lock(file: io.FileIO, work_dir: str) -> None:
+    try:
+        # Not flock: the workers of a data loader would hold that too, and may outlive a kill.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        stop(
+            f'work_dir {work_dir}: another run is training in it '
+            f'({file.read(200).decode(errors="replace").strip()}), and each would write over the '
+            'other. Wait for it or stop it, or take another --work-dir'
+        )
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
 
 
 def check_devices() -> None:

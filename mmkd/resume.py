@@ -41,6 +41,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, get_worker_info
 
+from .best import check_save_best
 from .resume_check import own_file, own_ids
 from .safe_read import show
 from .watch import random_state, set_random
@@ -127,6 +128,13 @@ class WholeCheckpointHook(CheckpointHook):
             self.stopped_as = None
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        missing = [name for name in self._chosen_by() if name not in metrics]
+        if missing:
+            runner.logger.warning(
+                f'save_best={missing[0]} is not among what this validation gave '
+                f'({", ".join(metrics)}): NO BEST CHECKPOINT is chosen by it'
+            )
+            return
         backend = self.file_backend
         deferred = self.file_backend = _Deferred(backend)
         try:
@@ -137,6 +145,9 @@ class WholeCheckpointHook(CheckpointHook):
             # A score that is as good may have been written to the same name.
             if path not in (getattr(self, 'best_ckpt_path', None), *self._best_paths()):
                 self._remove(path)
+
+    def _chosen_by(self) -> list[str]:
+        return [name for name in self.key_indicators if name != 'auto'] if self.save_best else []
 
     def _best_paths(self) -> list[str]:
         return list(getattr(self, 'best_ckpt_path_dict', None) or {}.values())
@@ -204,6 +215,13 @@ class WholeCheckpointHook(CheckpointHook):
             if 'keep_ckpt_ids' in info:
                 info['keep_ckpt_ids'] = own_ids(info['keep_ckpt_ids'], here)
         super().before_train(runner)
+        if self.save_best:
+            check_save_best(self._chosen_by(), getattr(runner.val_loop, 'evaluator', None))
+            if runner.val_loop is None:
+                runner.logger.warning(
+                    f'save_best={", ".join(self.save_best)} waits for a validation, and this '
+                    'config has none (val_dataloader): NO BEST CHECKPOINT will be written'
+                )
         if is_main_process():
             for partial in glob.glob(osp.join(glob.escape(runner.work_dir), '*.[0-9]*.partial')):
                 os.remove(partial)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
+from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 from terminaltables import AsciiTable
 from torch import nn
@@ -150,6 +152,13 @@ def _loaded(student: nn.Module, path: str) -> str:
             'written by another detector, or its keys have another prefix'
         )
     rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
+    if 2 * same < len(own):
+        print_log(
+            f'load_from {path} holds {same} of the {len(own)} tensors of the student: MOST OF IT '
+            'IS TRAINED FROM NOISE. Is the file of another backbone, or of another width?',
+            logger='current',
+            level=logging.WARNING,
+        )
     return f'{same} of {len(own)} tensors loaded from {path}{rest}'
 
 

@@ -1075,7 +1075,7 @@ def test_a_pair_that_cannot_answer_one_question_is_refused():
 # ---------------------------------------------------------------- the table at the start
 
 
-def test_the_startup_table_says_what_is_trained(tmp_path):
+def test_the_startup_table_says_what_is_trained(tmp_path, monkeypatch):
     student, teacher = build(pairs.fpn()), build(pairs.fpn(8), seed=9)
     path = save(tmp_path / 'teacher.pth', teacher)
     terms = [t for t in TERMS if t != 'rpn_bbox']
@@ -1105,10 +1105,14 @@ def test_the_startup_table_says_what_is_trained(tmp_path):
     own = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_adapters.')}
     torch.save(own, tmp_path / 'here.pth')
     here = str(tmp_path / 'here.pth')
+    warned = []
+    monkeypatch.setattr('mmkd.startup.print_log', lambda said, **kwargs: warned.append(said))
     assert f'{len(own)} of {len(own)} tensors loaded from {here}' in model.startup_table(here)
+    assert not warned
     torch.save(dict(list(own.items())[:5]), here)
     said = f'5 of {len(own)} tensors loaded from {here}; THE OTHER {len(own) - 5} ARE NOT IN IT'
     assert said in model.startup_table(here)
+    assert f'holds 5 of the {len(own)} tensors of the student: MOST OF IT' in ''.join(warned)
     assert 'resumed from there.pth' in model.startup_table('here.pth', 'there.pth')
     assert 'RANDOM' in distil(pairs.fpn(), pairs.fpn(8)).startup_table()
     assert 'every term is off' in distil(pairs.fpn(), pairs.fpn(8), off()).startup_table()

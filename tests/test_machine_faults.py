@@ -214,7 +214,49 @@ def test_a_disk_that_is_full_at_the_start(made, tmp_path, monkeypatch, capfd, wh
     heard = ''.join(capfd.readouterr())
     assert 'Epoch(train)' not in heard and 'Logging error' not in heard
     if what in ('the folder', 'the first bytes'):  # no network was built for it
-        assert not work_dir.exists() or not list(work_dir.iterdir())
+        assert not work_dir.exists() or os.listdir(work_dir) == ['.training']
+
+
+HOLD = """
+import sys, time
+from multiprocessing import Process
+from mmkd import launch
+with launch.holding(sys.argv[1]):
+    worker = Process(target=time.sleep, args=(60,))
+    worker.start()
+    print(worker.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_runs_in_one_work_dir(made, tmp_path, monkeypatch):
+    """The second is refused before it writes anything; a kill frees the folder, workers or not."""
+    work_dir = tmp_path / 'work'
+    path, _ = config(tmp_path, made)
+    again = [path, '--work-dir', str(work_dir), '--cfg-options', 'train_cfg.max_epochs=1']
+    first = subprocess.Popen(
+        [sys.executable, '-c', HOLD, str(work_dir)], stdout=subprocess.PIPE, text=True
+    )
+    worker = int(first.stdout.readline())
+    try:
+        said = (
+            rf'error: work_dir {work_dir}: another run is training in it \(process {first.pid} on'
+        )
+        with pytest.raises(SystemExit, match=said):
+            train.main(again)
+        assert os.listdir(work_dir) == ['.training']
+        monkeypatch.setenv('RANK', '1')  # of one job: its first process asks for all
+        with launch.holding(str(work_dir), 'pytorch'):
+            pass
+    finally:
+        first.kill()
+        first.wait()
+    os.kill(worker, 0)  # it lives
+    try:
+        train.main(again)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert (work_dir / 'epoch_1.pth').exists()
 
 
 def test_another_full_disk_is_not_blamed_on_work_dir(tmp_path):

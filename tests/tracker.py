@@ -222,6 +222,10 @@ MACHINE = [
     ('--resume forgotten', 'said, before anything is written over',
      'test_resume_check.py::test_a_run_without_a_checkpoint_before_its_end_says_so'
      '[epoch-None-None]'),
+    ('a second run in the same work_dir', 'refused before anything is written',
+     M + 'test_two_runs_in_one_work_dir'),
+    ('save_best names a figure that no validation gives', 'stops before the first step',
+     'test_best.py::test_a_misspelt_name_stops_before_the_first_step'),
     ('annotations changed between the runs of a comparison', 'refused',
      'test_compare.py::test_results_on_other_annotations_are_not_compared'),
     ('detections scored against the annotations of another split', 'stops before the first image',

@@ -73,9 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.auto_scale_lr:
         apply_auto_scale_lr(cfg)
     apply_resume(cfg, args.resume)
-    runner = launch.build_runner(cfg)
-    with launch.naming_a_full_disk(cfg.work_dir):
-        runner.train()
+    with launch.holding(cfg.work_dir, cfg.launcher):
+        runner = launch.build_runner(cfg)
+        with launch.naming_a_full_disk(cfg.work_dir):
+            runner.train()
     launch.leave()
 
 

@@ -1,0 +1,91 @@
+"""The best checkpoint: what it is chosen by is looked for before the run, not behind an epoch."""
+
+from pathlib import Path
+
+import pytest
+from mmdet.evaluation import CocoMetric, VOCMetric
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, Evaluator
+from tiny import tiny_config
+
+from mmkd import DistillationRunner
+from mmkd.best import check_save_best
+
+
+def coco(**kwargs):
+    return Evaluator([CocoMetric(**kwargs)])
+
+
+class Own(BaseMetric):
+    def process(self, data_batch, data_samples):
+        raise NotImplementedError
+
+    compute_metrics = process
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'evaluator', 'near'),
+    [
+        ('coco/bbox_map', coco(), 'coco/bbox_mAP, '),
+        ('bbox_mAP', coco(), 'coco/bbox_mAP, '),
+        ('coco/segm_mAP', coco(), 'coco/bbox_mAP, '),
+        ('coco/bbox_mAP_75', coco(metric_items=['mAP', 'mAP_50']), 'coco/bbox_mAP'),
+        ('coco/bbox_mAP', coco(metric='proposal'), None),
+        ('coco/bbox_mAP', coco(prefix='val'), 'val/bbox_mAP, '),
+        ('coco/bbox_mAP', Evaluator([VOCMetric()]), 'pascal_voc/...'),
+        ('mAP', Evaluator([VOCMetric(), CocoMetric()]), 'coco/bbox_mAP, '),
+        ('coco/bbox_mAP', coco(), None),
+        ('coco/segm_mAP_s', coco(metric=['bbox', 'segm']), None),
+        ('coco/seven_precision', coco(classwise=True), None),
+        ('coco/bbox_mAP', coco(metric='proposal_fast'), None),
+        ('pascal_voc/mAP', Evaluator([VOCMetric()]), None),
+        ('anything', Evaluator([Own()]), None),
+        ('anything', None, None),
+    ],
+)
+def test_a_name_that_no_metric_gives_is_refused_with_the_nearest(wanted, evaluator, near):
+    if near is None:
+        check_save_best([wanted], evaluator)
+        return
+    with pytest.raises(ValueError, match=f'save_best={wanted} is none of') as error:
+        check_save_best([wanted], evaluator)
+    assert f'Nearest: {near}' in str(error.value)
+
+
+def run(tmp_path, **changes):
+    config = Config.fromfile(tiny_config(tmp_path, 'run'))
+    config.merge_from_dict(changes)
+    config.experiment_name = tmp_path.name
+    runner = DistillationRunner.from_cfg(config)
+    runner.train()
+    (log,) = Path(config.work_dir).glob('*/*.log')
+    return runner, log.read_text()
+
+
+SAVE_BEST = 'default_hooks.checkpoint'
+
+
+def test_a_misspelt_name_stops_before_the_first_step(tmp_path):
+    kind = dict(type='CheckpointHook', save_best='coco/bbox_map')
+    with pytest.raises(ValueError, match='Nearest: coco/bbox_mAP, '):
+        run(tmp_path, **{SAVE_BEST: kind})
+    assert not list(tmp_path.glob('**/*.pth'))
+
+
+def test_a_figure_that_a_validation_does_not_give_does_not_end_the_run(tmp_path):
+    changes = {
+        SAVE_BEST: dict(type='CheckpointHook', save_best='coco/eight_precision', rule='greater'),
+        'val_evaluator.classwise': True,
+    }
+    runner, log = run(tmp_path, **changes)
+    assert 'save_best=coco/eight_precision is not among what this validation gave (coco/' in log
+    assert runner.epoch == runner.max_epochs and not list(tmp_path.glob('**/best_*'))
+
+
+def test_without_a_validation_there_is_no_best(tmp_path):
+    changes = {
+        SAVE_BEST: dict(type='CheckpointHook', save_best='auto'),
+        'val_dataloader': None, 'val_evaluator': None, 'val_cfg': None,
+    }  # fmt: skip
+    _, log = run(tmp_path, **changes)
+    assert 'save_best=auto waits for a validation, and this config has none' in log
