@@ -523,8 +523,11 @@ def settings(runner: Runner) -> dict[str, str]:
     """
     cfg: Any = getattr(runner, 'cfg', None) or {}
     parts: dict[str, Any] = {}
-    optimizer = cfg.get('optim_wrapper') or {}
-    parts['optim_wrapper.optimizer'] = [optimizer.get(k) for k in ('optimizer', 'paramwise_cfg')]
+    wrapper = cfg.get('optim_wrapper')
+    if isinstance(wrapper, dict) and isinstance(wrapper.get('optimizer'), dict):
+        optimizer = dict(wrapper['optimizer'])
+        parts['optim_wrapper.optimizer.type'] = optimizer.pop('type', None)
+        parts['optim_wrapper.optimizer'] = [optimizer, wrapper.get('paramwise_cfg')]
     parts['param_scheduler'] = cfg.get('param_scheduler')
     model = cfg.get('model')
     if isinstance(model, dict):
@@ -535,9 +538,13 @@ def settings(runner: Runner) -> dict[str, str]:
         parts['the teacher'] = teacher.prints
     found = {}
     for name, value in parts.items():
-        text = json.dumps(value, sort_keys=True, default=lambda other: type(other).__name__)
+        text = json.dumps(value, sort_keys=True, default=_name)
         found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return found
+
+
+def _name(value: Any) -> str:
+    return getattr(value, '__name__', type(value).__name__)
 
 
 _FROM_FILE = ('optim_wrapper.optimizer', 'param_scheduler')

@@ -10,7 +10,7 @@ from test_resume import Noisy, Score, runner
 from torch import nn
 
 from mmkd.checkpoint import CheckpointError
-from mmkd.resume import _tell_changes
+from mmkd.resume import _tell_changes, settings
 from mmkd.resume_check import guard_optimizer, own_file, own_ids
 from mmkd.watch import random_state, set_random
 
@@ -233,6 +233,21 @@ def test_what_the_config_no_longer_decides_is_said(tmp_path, capfd):
     train('three', 99, load_from=path, resume=True)
     said = ''.join(capfd.readouterr())
     assert 'param_scheduler of the config ARE NOT USED' in said and 'from here on' not in said
+
+
+@pytest.mark.parametrize('other', ['Adam', torch.optim.Adam])
+def test_an_optimizer_with_the_same_state_is_said(tmp_path, capfd, other):
+    """Adam goes on from what AdamW has gathered."""
+    run = runner(tmp_path)
+    run.cfg.optim_wrapper = dict(optimizer=dict(type=torch.optim.AdamW, lr=0.01))
+    before = settings(run)
+    _tell_changes(before, settings(run), run)
+    assert 'from here on' not in ''.join(capfd.readouterr())
+    run.cfg.optim_wrapper.optimizer.type = other
+    _tell_changes(before, settings(run), run)
+    said = ''.join(capfd.readouterr())
+    assert 'optim_wrapper.optimizer.type differ from those of the checkpoint, and are used' in said
+    assert 'ARE NOT USED' not in said
 
 
 def test_another_teacher_is_said(tmp_path, capfd):
