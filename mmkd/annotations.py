@@ -121,6 +121,12 @@ def _check_dataset(dataset: dict, who: str) -> None:
         return
     classes = (dataset.get('metainfo') or {}).get('classes', cls.METAINFO.get('classes'))
     if isinstance(classes, str):
+        if not osp.isfile(classes):
+            raise AnnotationError(
+                f'metainfo.classes={classes!r} of the {who} data set is a string, so the name of a '
+                f'file with one class a line, and there is none. One class is a tuple too, with '
+                f'its comma: classes=({classes!r},)'
+            )
         classes = list_from_file(classes)
     what = f'{who} annotations {path}'
     content = read_coco(path, what)

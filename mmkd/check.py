@@ -27,7 +27,14 @@ from terminaltables import AsciiTable
 from torch import Tensor, nn
 
 from . import teacher_check
-from .classes import ClassMap, apply_classes, check_labels, class_names, head_classes
+from .classes import (
+    ClassMap,
+    apply_classes,
+    check_labels,
+    check_same_labels,
+    class_names,
+    head_classes,
+)
 from .detector import DWARFS, LOG_NAMES
 from .launch import leave
 from .recipe import terms, terms_on
@@ -81,10 +88,11 @@ def check_pair(
     try:
         cfg = _prepare(cfg, report, download)
         model = _build(cfg.model)
+        table = model.startup_table()
     except Exception as error:  # whatever a config may raise when it is built
         report.against.append(f'{type(error).__name__}: {error}')
         return report
-    report.say(model.startup_table())
+    report.say(table)
     trained = model.teacher.source != UNTRAINED
     _sizes(cfg, model, size, report)
     _trial(model, synthetic_batch(cfg, size, image), trained, report)
@@ -381,6 +389,8 @@ def _epoch(cfg: Config, report: Report) -> None:
     report.say(f'an epoch: {images} images, {images // loader.batch_size} steps on one device')
     try:
         check_labels(dataset)
+        with contextlib.suppress(OSError, KeyError, AttributeError, TypeError):
+            check_same_labels(dataset, _dataset(cfg.val_dataloader.dataset))
     except ValueError as error:
         report.against.append(str(error))
 

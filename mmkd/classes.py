@@ -302,26 +302,57 @@ def check_labels(dataset: Any) -> None:
     Raises:
         ValueError: with the order to write.
     """
+    for path, named, numbered in _numbered(dataset):
+        if numbered in (named, []):
+            continue
+        missing = [name for name in named if name not in numbered]
+        raise ValueError(
+            f'metainfo=dict(classes=({_few(named)})) does not fit {path}: '
+            + (
+                f'it has no category {_few(missing)}, so the classes behind it are numbered wrongly'
+                if missing
+                else 'MMDetection numbers classes in the order of the file'
+            )
+            + f'. Write classes=({", ".join(map(repr, numbered))})'
+            + (' and as many num_classes' if missing else '')
+        )
+
+
+def check_same_labels(train: Any, val: Any) -> None:
+    """Insist that validation numbers the classes as training does.
+
+    Each data set of COCO form numbers them in the order of its own file's categories. Where the two
+    files differ in that, detections of one class are scored as another's.
+
+    Args:
+        train: the data set that is trained on, or a wrapper round one or several.
+        val: the one that is validated on; None where there is none.
+
+    Raises:
+        ValueError: naming both files and their orders.
+    """
+    for path, _, ours in _numbered(train):
+        for other, _, theirs in _numbered(val):
+            few, many = sorted((ours, theirs), key=len)
+            if set(few) <= set(many) and few != many[: len(few)]:
+                raise ValueError(
+                    f'{path} has its categories in the order {_few(ours)}, and {other} in the '
+                    f'order {_few(theirs)}: MMDetection numbers classes in the order of each file, '
+                    'so what is trained as one class would be validated as another. Write both '
+                    'files with the same categories in the same order'
+                )
+
+
+def _numbered(dataset: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Of each data set below wrappers: its file, its names, and those in the file's order."""
     for part in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if part is not None:
-            check_labels(part)
-    if not isinstance(dataset, CocoDataset) or not osp.isfile(dataset.ann_file):
-        return
-    named = list(dataset.metainfo['classes'])
-    numbered = [name for name in _categories(dataset.ann_file) if name in named]
-    if numbered in (named, []):
-        return
-    missing = [name for name in named if name not in numbered]
-    raise ValueError(
-        f'metainfo=dict(classes=({_few(named)})) does not fit {dataset.ann_file}: '
-        + (
-            f'it has no category {_few(missing)}, so the classes behind it are numbered wrongly'
-            if missing
-            else 'MMDetection numbers classes in the order of the file'
-        )
-        + f'. Write classes=({", ".join(map(repr, numbered))})'
-        + (' and as many num_classes' if missing else '')
-    )
+            yield from _numbered(part)
+    # Some subclasses bring the categories in an order of their own.
+    own = getattr(type(dataset), 'load_data_list', None) is CocoDataset.load_data_list
+    if own and osp.isfile(dataset.ann_file):
+        named = list(dataset.metainfo['classes'])
+        yield dataset.ann_file, named, [n for n in _categories(dataset.ann_file) if n in named]
 
 
 def _categories(path: str) -> list[str]:

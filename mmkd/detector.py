@@ -152,6 +152,12 @@ class DistillationMixin(Detector):
     ) -> None:
         taken = inspect.signature(super().__init__).parameters.values()
         if all(each.kind is not each.VAR_KEYWORD for each in taken):
+            if 'bbox_head' in student and 'roi_head' not in student:
+                raise ValueError(
+                    'model has a bbox_head and no roi_head, so the student is a one-stage '
+                    'detector: mmkd distils into two-stage ones, such as faster-rcnn_r50_fpn; '
+                    'a one-stage detector can be the teacher'
+                )
             ours = ['distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256']
             _known('model', student, [*(each.name for each in taken), *ours])
         super().__init__(*args, **student)

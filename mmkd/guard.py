@@ -216,12 +216,15 @@ def require_trainable(model: nn.Module, optimizers: Any) -> None:
             f'optimizer (first: {left[0]}), so they would stay as they are: build the optimizer '
             'from this model, after all of its layers exist (optim_wrapper.constructor)'
         )
+    ours = {id(p) for p in free.values()}
     groups = [group for o in _optimizers(optimizers) for group in o.param_groups]
+    groups = [group for group in groups if any(id(p) in ours for p in group['params'])]
     # A warm-up from 0 begins at 0: what counts is where the schedule starts from.
     if all(group.get('initial_lr', group['lr']) == 0 for group in groups):
         raise GuardError(
-            'the learning rate is 0 for every parameter, so nothing would be trained: set '
-            'optim_wrapper.optimizer.lr'
+            "the learning rate is 0 for each of the student's parameters, so nothing would be "
+            'trained: look at optim_wrapper.optimizer.lr, and at lr_mult in '
+            'optim_wrapper.paramwise_cfg'
         )
 
 

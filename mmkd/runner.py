@@ -25,13 +25,14 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from . import checkpoint as checkpoints
 from .annotations import check_annotations, check_evaluator, leaves
-from .classes import apply_classes, check_labels, check_num_classes
+from .classes import apply_classes, check_labels, check_num_classes, check_same_labels
 from .guard import GuardHook
 from .images import require_whole_images
 from .resolution import apply_resolution
 from .resume import GoOnHook, WholeCheckpointHook, prepare_workers
 from .resume_check import check_resumed, guard_optimizer
 from .watch import NonFiniteLossError, StepHook, images
+from .weights import origins
 
 _PEER = re.compile(
     r'(gloo|NCCL|ProcessGroup).*(connection (closed|reset|refused)|broken pipe|timed out|timeout'
@@ -358,7 +359,7 @@ class RoomHook(Hook):
 class FromPlainHook(Hook):
     """After loading, first of all: real objects for plain forms, no adapters that nobody has.
 
-    Before training it logs the model's start-up table.
+    Before training it logs the model's start-up table, or where a plain model's weights are from.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -370,16 +371,31 @@ class FromPlainHook(Hook):
         if not any(key.startswith('kd_adapters.') for key in _unwrap(runner.model).state_dict()):
             _drop_adapters(runner, checkpoint)
 
+    def before_test(self, runner: Runner) -> None:
+        """Warns where the names of the classes are not those of their numbers."""
+        try:
+            check_labels(getattr(runner.test_loop.dataloader, 'dataset', None))
+        except ValueError as error:
+            runner.logger.warning(
+                f'{error}. Unless the detector was trained on a file in the same order, its '
+                'classes are scored as others'
+            )
+
     def before_train(self, runner: Runner) -> None:
         """Logs what is about to be trained.
 
         Raises:
             ValueError: A term is scheduled by epochs, and the loop counts none; the classes of the
-                training data are numbered in another order than their names.
+                training data are numbered in another order than their names, or than those of
+                validation; a file that the config names holds none of the weights.
         """
         model = _unwrap(runner.model)
+        data = runner.train_dataloader.dataset
         if hasattr(model, 'terms'):
-            check_labels(runner.train_dataloader.dataset)
+            check_labels(data)
+        check_same_labels(
+            data, getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
+        )
         scheduled = [n for n, t in getattr(model, 'terms', {}).items() if t.schedule.by_epoch]
         if scheduled and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise ValueError(
@@ -388,13 +404,15 @@ class FromPlainHook(Hook):
                 'stay where it begins: give begin, warmup and end in iterations, without by_epoch'
             )
         table = getattr(model, 'startup_table', None)
+        resumed = getattr(runner, 'resumed_from', None)
+        load_from = None if resumed else runner._load_from
+        # On all ranks: it may read a checkpoint by URL, which is a collective call.
         if table is not None:
-            resumed = getattr(runner, 'resumed_from', None)
-            load_from = None if resumed else runner._load_from
-            # On all ranks: it may read a checkpoint by URL, which is a collective call.
             text = table(load_from=load_from, resumed=resumed)
-            if is_main_process():
-                runner.logger.info(text)
+        else:
+            text = 'weights: ' + '; '.join(origins(model, load_from, resumed))
+        if is_main_process():
+            runner.logger.info(text)
 
 
 class ToPlainHook(Hook):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-import torch
-from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 from terminaltables import AsciiTable
 from torch import nn
 
 from .teacher import ADAPTER_PREFIX, UNTRAINED
+from .weights import origins
 
 if TYPE_CHECKING:
     from .detector import DistillationMixin
@@ -31,12 +28,7 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
     from .detector import LOG_NAMES
 
     rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
-    if resumed:
-        rows.append(['  weights', f'resumed from {resumed}'])
-    elif load_from:
-        rows.append(['  weights', _loaded(student, load_from)])
-    else:
-        rows += [['  weights', line] for line in _origins(student)]
+    rows += [['  weights', line] for line in origins(student, load_from, resumed)]
     if student.start is not None and not (resumed or load_from):
         taken, left = student.start.taken, student.start.left
         rows.append(['  start', f"{len(taken)} tensors of neck and heads are the teacher's"])
@@ -137,63 +129,3 @@ def _describe(term) -> str:
 
 def _chw(shape: tuple[int, ...]) -> str:
     return '×'.join(str(size) for size in shape[1:])
-
-
-def _loaded(student: nn.Module, path: str) -> str:
-    """How much of the student is what the file at ``path`` holds."""
-    file = CheckpointLoader.load_checkpoint(path, 'cpu')
-    file = {k.removeprefix('module.'): v for k, v in file.get('state_dict', file).items()}
-    own = {k: v for k, v in student.state_dict().items() if not k.startswith(ADAPTER_PREFIX)}
-    same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
-    if not same:
-        raise ValueError(
-            f'load_from {path} holds not one of the {len(own)} tensors of the student, which would '
-            f'be trained from noise (first of its keys: {", ".join(list(file)[:3])}): it was '
-            'written by another detector, or its keys have another prefix'
-        )
-    rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
-    if 2 * same < len(own):
-        print_log(
-            f'load_from {path} holds {same} of the {len(own)} tensors of the student: MOST OF IT '
-            'IS TRAINED FROM NOISE. Is the file of another backbone, or of another width?',
-            logger='current',
-            level=logging.WARNING,
-        )
-    return f'{same} of {len(own)} tensors loaded from {path}{rest}'
-
-
-def _origins(student: nn.Module) -> list[str]:
-    """Which tensors of the student hold what an ``init_cfg`` says they were loaded from."""
-    state = {k: v for k, v in student.state_dict().items() if not k.startswith(ADAPTER_PREFIX)}
-    lines, found = [], 0
-    for path, module in student.named_modules():
-        for init_cfg in _pretrained(module):
-            checkpoint = init_cfg['checkpoint']
-            if prefix := init_cfg.get('prefix'):
-                file = _load_checkpoint_with_prefix(prefix, checkpoint, 'cpu')
-            else:
-                file = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
-                file = file.get('state_dict', file)
-            own = module.state_dict()
-            same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
-            if not same:
-                raise ValueError(
-                    f'init_cfg of {path or "the student"}: not one of its {len(own)} tensors was '
-                    f'loaded from {checkpoint} (first of its keys: {", ".join(list(file)[:3])}), '
-                    'so it would be trained from noise: name the right file, give '
-                    "init_cfg.prefix='backbone.' where it holds a whole detector, or set "
-                    'init_cfg=None if noise is what you want'
-                )
-            lines.append(f'{same} of {len(own)} tensors of {path or "all"} from {checkpoint}')
-            found += same
-    inherited = len(student.start.taken) if student.start else 0
-    return [
-        *lines,
-        f'{len(state) - found - inherited} of {len(state)} tensors initialised at random',
-    ]
-
-
-def _pretrained(module: nn.Module) -> list[dict]:
-    init_cfg = getattr(module, 'init_cfg', None) or []
-    init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
-    return [c for c in init_cfgs if c['type'] == 'Pretrained']

@@ -35,8 +35,10 @@ def prove(term: str, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
     if not _reaches(loss, {id(p) for p in parameters if p.requires_grad}):
         raise DeadTermError(
             f'{term} is dead: no gradient arrives at the student through it, so it would teach '
-            'nothing. A hint layer in a frozen stage does this (frozen_stages), or a layer that '
-            'runs without grad; take a later layer, or turn the term off by its loss_weight=0'
+            'nothing. A hint layer in a frozen stage does this (frozen_stages), or one within '
+            'activation checkpointing (with_cp, activation_checkpointing), whose first pass has no '
+            'gradient: take a later layer, outside of that, or turn the term off by its '
+            'loss_weight=0'
         )
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pairs
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from tiny import tiny_config
 
 from mmkd.runner import DistillationRunner
+from mmkd.teacher import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -185,9 +187,21 @@ def _roll(runner) -> None:
     head = runner.model.teacher.network.roi_head.bbox_head.fc_cls
     order = [*range(1, len(head.weight) - 1), 0, len(head.weight) - 1]
     head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
-    from mmkd.teacher import fingerprint
-
     runner.model.teacher.prints = fingerprint(runner.model.teacher.network)
+
+
+def _wider(prefix: str = '') -> dict:
+    """A backbone of twice the width: of what fits, BatchNorm's counters alone."""
+    wide = MODELS.build(dict(type='ResNet', depth=18, base_channels=64))
+    return {prefix + k: v for k, v in wide.state_dict().items()}
+
+
+def _untrained(runner) -> None:
+    network = runner.model.teacher.network
+    for module in network.modules():
+        if hasattr(module, 'reset_parameters'):
+            module.reset_parameters()
+    runner.model.teacher.prints = fingerprint(network)
 
 
 D = 'model__distillation__'
@@ -233,14 +247,21 @@ FAULTS = [
     # the student
     Fault('load_from of another network', 'load_from .* holds not one of',
           _student(lambda: {'net.a': torch.zeros(1)}, 'load_from')),
+    Fault('load_from of another width', 'load_from .* holds not one of',
+          _student(lambda: _wider('backbone.'), 'load_from')),
     Fault('load_from absent', 'does not exist', option(load_from='lost.pth')),
     Fault('backbone file of another network', 'init_cfg of backbone: not one of',
           _student(lambda: {'net.a': torch.zeros(1)}, 'init_cfg')),
+    Fault('backbone file of another width', 'init_cfg of backbone: not one of',
+          _student(_wider, 'init_cfg')),
     Fault('backbone file absent', 'lost.pth', option(
         model__backbone__init_cfg=dict(type='Pretrained', checkpoint='lost.pth'))),
     Fault('student frozen', 'not one of .* requires a gradient', None, _parameters(False)),
     Fault('optimizer without the student', 'are not in the optimizer', None, at(-1, _drop_group)),
     Fault('learning rate 0', 'learning rate is 0', option(optim_wrapper__optimizer__lr=0.0)),
+    Fault("the student's learning rate 0", "learning rate is 0 .* lr_mult", option(
+        optim_wrapper__paramwise_cfg=dict(custom_keys={
+            name: dict(lr_mult=0.0) for name in ('backbone', 'neck.', 'rpn_head', 'roi_head')}))),
     Fault('student weights NaN', 'is nan at iteration 4', None, _poison('student')),
     Fault('image NaN', 'is nan at iteration 4', None, _poison('image')),
     Fault('box NaN', 'nan|finite', None, _poison('boxes')),
@@ -276,6 +297,8 @@ FAULTS = [
     Fault('std', 'is not the one that it was trained with', _pixels(std=[1.0, 1.0, 1.0]),
           data='digits'),
     Fault('class order', 'if its classes stood in another order', None, at(-1, _roll),
+          data='digits'),
+    Fault('teacher untrained', 'That usually means a wrong checkpoint', None, at(-1, _untrained),
           data='digits'),
     Fault('term too heavy', 'loss_kd_hint dwarfs the hard losses',
           option(**{D + 'hint__loss_weight': 1e4}), data='digits'),

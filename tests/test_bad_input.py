@@ -65,6 +65,13 @@ def test_a_misspelt_key_of_the_model_is_answered_with_the_nearest(key, near):
         MODELS.build(model)
 
 
+def test_a_one_stage_student_is_named():
+    model = pairs.distilled(pairs.fpn(), pairs.fpn(), pairs.off())
+    model['bbox_head'] = model.pop('roi_head')
+    with pytest.raises(ValueError, match='the student is a one-stage detector.* the teacher'):
+        MODELS.build(model)
+
+
 def test_an_evaluator_has_the_annotations_of_the_images(tmp_path):
     config = Config.fromfile(tiny_config(tmp_path))
     loader, metric = config.val_dataloader, config.val_evaluator

@@ -1,6 +1,8 @@
 """Whose class is whose: lists that differ, heads whose logits mean other things."""
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pairs
@@ -12,7 +14,14 @@ from mmengine.registry import RUNNERS
 from pairs import build, distil, distilled, losses, recipe
 from tiny import CLASSES, tiny_config
 
-from mmkd.classes import Answers, ClassMap, apply_classes, check_labels, class_names
+from mmkd.classes import (
+    Answers,
+    ClassMap,
+    apply_classes,
+    check_labels,
+    check_same_labels,
+    class_names,
+)
 from mmkd.start import inherit
 
 
@@ -389,6 +398,58 @@ def test_names_in_another_order_than_the_file_are_refused(tmp_path, wrap):
     assert f'({order})' in str(error.value)
     with pytest.raises(ValueError, match='has no category purple, .* and as many num_classes'):
         check_labels(given(dataset_of(tmp_path, ('purple', *CLASSES))))
+
+
+def reversed_categories(path):
+    content = json.loads(Path(path).read_text())
+    content['categories'].reverse()
+    Path(path).write_text(json.dumps(content))
+
+
+def test_validation_numbers_classes_as_training_does(tmp_path):
+    config = Config.fromfile(tiny_config(tmp_path))
+    config.runner_type = 'mmkd.DistillationRunner'
+    data = [config[f'{split}_dataloader'].dataset for split in ('train', 'val')]
+    check_same_labels(*map(DATASETS.build, data))
+    check_same_labels(DATASETS.build(data[0]), None)
+    val = tmp_path / 'data/val.json'
+    reversed_categories(val)
+    train, other = map(DATASETS.build, data)
+    # The reason for the check: one box, two numbers.
+    assert train.cat2label[1] == 0 and other.cat2label[1] == 2
+    said = 'in the order red, green, blue, and .*val.json in the order blue, green, red'
+    with pytest.raises(ValueError, match=said):
+        check_same_labels(train, other)
+    with pytest.raises(ValueError, match=said):
+        RUNNERS.build(config).train()
+    # Other names for the same classes, and a file with the first few, are numbered alike.
+    data[1].metainfo.classes = ('Red', 'Green', 'Blue')
+    check_same_labels(train, DATASETS.build(data[1]))
+    data[0].metainfo.classes = data[1].metainfo.classes = ('green', 'blue')
+    with pytest.raises(ValueError, match='in the order green, blue'):
+        check_same_labels(*map(DATASETS.build, data))
+    data[1].metainfo.classes = ('green',)
+    check_same_labels(*map(DATASETS.build, data))
+
+
+def test_a_test_with_another_order_is_warned_about(tmp_path, capfd):
+    config = Config.fromfile(tiny_config(tmp_path))
+    config.runner_type = 'mmkd.DistillationRunner'
+    for what in ('', 'in the order of the file. Write classes='):
+        config.experiment_name = f'{tmp_path.name}{len(what)}'
+        RUNNERS.build(config).test()
+        said = ''.join(capfd.readouterr())
+        assert what in said and ('scored as others' in said) == bool(what)
+        reversed_categories(tmp_path / 'data/val.json')
+
+
+def test_one_class_without_its_comma(tmp_path):
+    config = Config.fromfile(tiny_config(tmp_path))
+    config.runner_type = 'mmkd.DistillationRunner'
+    for split in ('train', 'val'):
+        config[f'{split}_dataloader'].dataset.metainfo.classes = 'red'
+    with pytest.raises(ValueError, match=r"classes='red' of the train .* classes=\('red',\)"):
+        RUNNERS.build(config).train()
 
 
 def test_a_run_with_such_names_stops_before_its_first_step(tmp_path):

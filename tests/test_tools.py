@@ -159,7 +159,10 @@ def test_amp_needs_a_gpu(config, capsys, monkeypatch):
     line = refusal(capsys, train.main, config, '--amp')
     assert 'needs a GPU' in line and '--amp' in line
     asked_in_config = ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper']
-    assert 'needs a GPU' in refusal(capsys, train.main, config, *asked_in_config)
+    line = refusal(capsys, train.main, config, *asked_in_config)
+    assert 'needs a GPU' in line and 'remove its' not in line
+    more = [*asked_in_config, 'optim_wrapper.dtype=bfloat16']
+    assert 'and remove its dtype' in refusal(capsys, train.main, config, *more)
 
 
 def test_amp_on_a_gpu(config, monkeypatch):

@@ -41,7 +41,7 @@ def first_wrong(networks: dict[str, nn.Module]) -> list[str]:
         def heard(module: nn.Module, args: tuple, output: object) -> None:
             if not _finite(output):
                 given = 'was given finite numbers' if _finite(args) else 'was given such already'
-                found.append(f'{name} ({type(module).__name__}) {given}')
+                found.append(f'{name or "its losses"} ({type(module).__name__}) {given}')
 
         module.register_forward_hook(heard)
 
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = model(**model.data_preprocessor(batch, True), mode='loss')
     for name, value in values.items():
         single = sum(value) if isinstance(value, list) else value
-        print(f'{name}: {float(single):.6g}' + ('' if single.isfinite() else '   <--'))
+        print(f'{name}: {single.detach().item():.6g}' + ('' if single.isfinite() else '   <--'))
     print(f'first to say something that is not finite: {found[0]}' if found else
           'every module says finite numbers')  # fmt: skip
     return 0

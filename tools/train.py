@@ -38,10 +38,12 @@ def apply_amp(cfg: Config, amp: bool) -> None:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        more = [key for key in ('dtype', 'loss_scale', 'use_fsdp') if key in cfg.optim_wrapper]
         launch.stop(
             'mixed precision (--amp, or optim_wrapper.type=AmpOptimWrapper in the config) needs a '
             "GPU: MMEngine's AmpOptimWrapper does not run on a CPU, and this machine shows no "
-            'other device; leave --amp out, or pass --cfg-options optim_wrapper.type=OptimWrapper'
+            'other device; leave --amp out, or write optim_wrapper.type=OptimWrapper in the config'
+            + (f' and remove its {", ".join(more)}' if more and not amp else '')
         )
 
 

@@ -1,0 +1,137 @@
+"""Where a network's weights come from, told by the numbers that it holds after loading."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
+from torch import Tensor, nn
+
+from .teacher import ADAPTER_PREFIX
+
+
+def origins(
+    network: nn.Module, load_from: str | None = None, resumed: str | None = None
+) -> list[str]:
+    """Say how many of a network's tensors hold what a file holds.
+
+    Args:
+        network: its weights initialised, and loaded from ``load_from``.
+        load_from: the checkpoint it was loaded from, if any.
+        resumed: the checkpoint its run goes on from, if any.
+
+    Returns:
+        A line for each file, and one for what was initialised at random.
+
+    Raises:
+        ValueError: not one tensor was loaded from a file that the config names.
+    """
+    if resumed:
+        return [f'resumed from {resumed}']
+    if load_from:
+        return [_loaded(network, load_from)]
+    return _initialised(network)
+
+
+def _loaded(network: nn.Module, path: str) -> str:
+    file = CheckpointLoader.load_checkpoint(path, 'cpu')
+    file = file.get('state_dict', file)
+    own = _weights(network)
+    same = _same(own, {k.removeprefix('module.'): v for k, v in file.items()})
+    if not same:
+        raise ValueError(
+            f'load_from {path} holds not one of the {len(own)} tensors of the detector, which '
+            f'would be trained from noise (first of its keys: {", ".join(list(file)[:3])}): it was '
+            'written by another detector, or one of another width, or its keys have another prefix'
+        )
+    _warn_of_noise(f'load_from {path}', same, len(own))
+    rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
+    return f'{same} of {len(own)} tensors loaded from {path}{rest}'
+
+
+def _initialised(network: nn.Module) -> list[str]:
+    lines, found = [], 0
+    for path, module in network.named_modules():
+        for init_cfg in _pretrained(module):
+            checkpoint = init_cfg['checkpoint']
+            if prefix := init_cfg.get('prefix'):
+                file = _load_checkpoint_with_prefix(prefix, checkpoint, 'cpu')
+            else:
+                file = CheckpointLoader.load_checkpoint(checkpoint, 'cpu')
+                file = file.get('state_dict', file)
+            own = _weights(module)
+            same = _same(own, file)
+            if not same:
+                raise ValueError(
+                    f'init_cfg of {path or "the detector"}: not one of its {len(own)} tensors was '
+                    f'loaded from {checkpoint} (first of its keys: {", ".join(list(file)[:3])}), '
+                    'so it would be trained from noise: name the right file, of this depth and '
+                    "width, give init_cfg.prefix='backbone.' where it holds a whole detector, or "
+                    'set init_cfg=None if noise is what you want'
+                )
+            _warn_of_noise(f'{checkpoint} (init_cfg of {path or "all"})', same, len(own))
+            lines.append(f'{same} of {len(own)} tensors of {path or "all"} from {checkpoint}')
+            found += same
+    start = getattr(network, 'start', None)
+    own = _weights(network)
+    rest = len(own) - found - (sum(k in own for k in start.taken) if start else 0)
+    return [*lines, f'{rest} of {len(own)} tensors initialised at random']
+
+
+def _warn_of_noise(what: str, same: int, of: int) -> None:
+    if 2 * same < of:
+        print_log(
+            f'{what} holds {same} of the {of} tensors that it is for: MOST OF THEM ARE TRAINED '
+            'FROM NOISE. Is it the file of another network, or of one of another width?',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    # BatchNorm's counters and indices of positions fit a network of any width.
+    return {
+        k: v
+        for k, v in module.state_dict().items()
+        if not k.startswith(ADAPTER_PREFIX) and v.is_floating_point()
+    }
+
+
+def _same(own: dict[str, Tensor], file: dict[str, Any]) -> int:
+    """How many of the weights are as in the file, under the same names or else under others.
+
+    A backbone may read the file of another library, and rename what is in it.
+    """
+    same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
+    if same:
+        return same
+    theirs = {_print(v) for v in _tensors(file) if _varies(v)}
+    return sum(_varies(v) and _print(v) in theirs for v in own.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _tensors(each)
+
+
+def _varies(tensor: Tensor) -> bool:
+    return tensor.numel() > 1 and bool((tensor != tensor.flatten()[0]).any())
+
+
+def _print(tensor: Tensor) -> tuple[torch.Size, bytes]:
+    numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return tensor.shape, hashlib.sha256(numbers).digest()
+
+
+def _pretrained(module: nn.Module) -> list[dict]:
+    init_cfg = getattr(module, 'init_cfg', None) or []
+    init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
+    return [c for c in init_cfgs if c['type'] == 'Pretrained']
