@@ -1,6 +1,7 @@
 """Each planted fault is stopped, or warned about, by the sentence that names it."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import faults
@@ -25,8 +26,9 @@ FAST = [
         'teacher half loaded', 'teacher in training mode', 'one teacher tensor trainable',
         'teacher in the optimizer', 'teacher shares a tensor', 'teacher re-initialised',
         'teacher buffer changed later', 'load_from of another network', 'student frozen',
-        'backbone file of another network', 'optimizer without the student', 'learning rate 0',
-        'never begins', 'term at zero',
+        'backbone file of another network', 'backbone file of another width',
+        'optimizer without the student', 'learning rate 0',
+        "the student's learning rate 0", 'never begins', 'term at zero',
     )
 ]  # fmt: skip
 
@@ -56,6 +58,27 @@ def test_a_fault_is_named(fault, tmp_path):
 def test_a_teacher_that_does_not_fit_is_named(fault, tmp_path):
     said = faults.plant(fault, tmp_path)
     assert faults.caught(fault, said), said
+
+
+def test_the_weight_that_is_named_makes_the_gradients_equal(tmp_path):
+    fault = next(f for f in faults.FAULTS if f.id == 'term too heavy')
+    (said,) = faults.plant(fault, tmp_path)
+    pattern = r'is (\d+) times theirs.*hint.loss_weight=(\S+) \(now (\S+)\)'
+    times, advice, now = map(float, re.search(pattern, said).groups())
+    assert now == 1e4 and times > 100
+    assert advice == pytest.approx(now / times, rel=0.5)  # one digit
+
+
+def test_no_checkpoint_is_written_beside_a_changed_teacher(tmp_path):
+    fault = next(f for f in faults.FAULTS if f.id == 'teacher buffer changed later')
+
+    def often(cfg):
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2)
+
+    said = faults.plant(dataclasses.replace(fault, config=often), tmp_path)
+    assert faults.caught(fault, said), said
+    # It changes in the third step of four.
+    assert [path.name for path in tmp_path.glob('**/*.pth')] == ['iter_2.pth']
 
 
 @pytest.mark.parametrize('data', ['tiny', 'digits'])

@@ -377,6 +377,22 @@ class TellHook(Hook):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    class Impatient(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter + 1 == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert runner._checkpoints.signal == signal.SIGINT
+                os.kill(os.getpid(), signal.SIGINT)
+                pytest.fail('the second was heeded too late')
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        runner(tmp_path, cut=Impatient()).train()
+    assert signal.getsignal(signal.SIGINT) == before
+    assert not list(tmp_path.glob('iter_*.pth'))
+
+
 def test_told_to_stop_it_takes_the_step_that_it_accumulates_for(tmp_path):
     with pytest.raises(SystemExit):
         runner(tmp_path, cut=TellHook(7), accumulate=2).train()

@@ -243,7 +243,11 @@ def test_an_optimizer_with_the_same_state_is_said(tmp_path, capfd, other):
     before = settings(run)
     _tell_changes(before, settings(run), run)
     assert 'from here on' not in ''.join(capfd.readouterr())
-    run.cfg.optim_wrapper.optimizer.type = other
+    run.cfg.optim_wrapper.optimizer.lr = 0.02
+    _tell_changes(before, settings(run), run)
+    said = ''.join(capfd.readouterr())
+    assert 'optim_wrapper.optimizer of the config ARE NOT USED' in said and 'here on' not in said
+    run.cfg.optim_wrapper.optimizer.update(lr=0.01, type=other)
     _tell_changes(before, settings(run), run)
     said = ''.join(capfd.readouterr())
     assert 'optim_wrapper.optimizer.type differ from those of the checkpoint, and are used' in said

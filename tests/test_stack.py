@@ -258,11 +258,16 @@ def test_the_extra_says_the_same_ranges():
         assert str(want) in extra
 
 
-def test_the_tested_pins_are_in_range():
-    pins = dict(
-        line.split('==')
-        for line in (ROOT / 'requirements.txt').read_text().splitlines()
-        if '==' in line
-    )
-    for want in (stack.TORCH, *stack.UPSTREAM.values()):
+@pytest.mark.parametrize(
+    ('file', 'wanted'),
+    [
+        ('requirements.txt', (stack.TORCH, *stack.UPSTREAM.values())),
+        ('requirements-onedl.txt', stack.FORK.values()),
+    ],
+    ids=['upstream', 'onedl'],
+)
+def test_the_tested_pins_are_in_range(file, wanted):
+    lines = (ROOT / file).read_text().splitlines()
+    pins = dict(line.split('==') for line in lines if '==' in line)
+    for want in wanted:
         assert want.fault(pins[want.distribution]) is None

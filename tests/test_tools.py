@@ -6,23 +6,27 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import pairs
 import pytest
 import torch
 from mmdet.apis import init_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_config
 
 from mmkd import launch
 from mmkd.annotations import AnnotationError
 from mmkd.checkpoint import read_checkpoint
+from mmkd.runner import DistillationRunner
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -172,11 +176,63 @@ def test_amp_on_a_gpu(config, monkeypatch):
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
 
 
-def test_auto_scale_lr_needs_the_base_batch_size(config):
-    cfg = Config.fromfile(config)
-    cfg.pop('auto_scale_lr')
-    with pytest.raises(SystemExit, match='base_batch_size'):
-        train.apply_auto_scale_lr(cfg)
+def test_auto_scale_lr_needs_the_base_batch_size(config, tmp_path, capsys):
+    path = tmp_path / 'no_base.py'
+    path.write_text(f'_base_ = {config!r}\nauto_scale_lr = dict(_delete_=True, enable=False)\n')
+    work_dir = tmp_path / 'work'
+    line = refusal(capsys, train.main, path, '--work-dir', work_dir, '--auto-scale-lr')
+    assert 'names no auto_scale_lr.base_batch_size' in line
+    assert not list(tmp_path.glob('**/*.pth'))
+
+
+class TellTrained(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_each_file_of_a_distilled_run_is_the_plain_students(config, tmp_path, monkeypatch):
+    """Stopped, resumed, the best, the averaged: no tensor of the teacher is in any of them."""
+    path, work_dir = tmp_path / 'distilled.py', tmp_path / 'work'
+    path.write_text(
+        f'_base_ = {config!r}\n'
+        'model = dict(\n'
+        "    type='mmkd.KnowledgeDistillationTwoStageDetector',\n"
+        f"    teacher_config={config!r}, teacher_ckpt='random',\n"
+        f'    distillation={pairs.recipe()!r})\n'
+        "default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', interval=1))\n"
+        "custom_hooks = [dict(type='EMAHook')]\n"
+        'train_cfg = dict(max_epochs=2)\n'
+    )
+    train_on = DistillationRunner.train
+
+    def told(runner):
+        if not runner._resume:
+            runner.register_hook(TellTrained())
+        return train_on(runner)
+
+    monkeypatch.setattr(DistillationRunner, 'train', told)
+    call = [str(path), '--work-dir', str(work_dir)]
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*call, '--cfg-options', 'visualizer.name=told'])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    shutil.copy(work_dir / 'iter_3.pth', tmp_path)
+    train.main([*call, '--resume', '--cfg-options', 'visualizer.name=on'])
+    plain = MODELS.build(Config.fromfile(config).model)
+    own = plain.state_dict()
+    files = [*work_dir.glob('*.pth'), tmp_path / 'iter_3.pth']
+    assert {f.name[:5] for f in files} == {'iter_', 'epoch', 'best_'}
+    for file in files:
+        read = torch.load(file, weights_only=True)
+        averaged = read.get('ema_state_dict', {})
+        for state in (read['state_dict'], averaged):
+            state = {k.removeprefix('module.'): v for k, v in state.items() if k != 'steps'}
+            adapters = {k for k in state if k.startswith('kd_adapters.')}
+            assert len(adapters) == 10 and len(state) == 10 + len(own)
+            plain.load_state_dict({k: v for k, v in state.items() if k not in adapters})
+        groups = read['optimizer']['param_groups'] if 'optimizer' in read else []
+        slots = sum(len(group['params']) for group in groups)
+        assert slots == (10 + len(list(plain.parameters())) if groups else 0)
 
 
 def test_slurm_and_mpi_need_a_gpu(config, capsys, monkeypatch):
