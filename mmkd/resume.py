@@ -4,8 +4,13 @@ What MMEngine does not keep is kept here: the state of the random numbers of eve
 its data-loader workers, and how many batches of the epoch have been seen. On a CPU a resumed run
 then equals one that was never cut off, to the bit, with these exceptions: gradients that were being
 accumulated (``accumulative_counts``) are lost; a schedule that follows a metric misses the step
-that belongs to a validation it was cut off in; and a worker's data set has what it was built with,
-not what it has gathered since (the cache of ``CachedMosaic``, say).
+that belongs to a validation it was cut off in; a worker's data set has what it was built with,
+not what it has gathered since (the cache of ``CachedMosaic``, say); persistent workers that a hook
+restarts (``PipelineSwitchHook``) draw on from where the old ones were, if the run was cut off just
+before; a sampler that does not take its order from its seed and epoch begins anew, and is named;
+hooks of one's own have what they keep in MMEngine's message hub alone; and of several processes all
+but the first lose what DistributedDataParallel leaves to each: statistics of a BatchNorm that is
+trained, so that its part of a validation differs.
 """
 
 from __future__ import annotations
@@ -20,12 +25,19 @@ import os.path as osp
 import pickle
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import mmengine.fileio as fileio
 import torch
-from mmengine.dataset import InfiniteSampler
+from mmdet.datasets.samplers import (
+    ClassAwareSampler,
+    MultiDataSampler,
+    MultiSourceSampler,
+    TrackImgSampler,
+)
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import (
     all_gather_object,
     all_reduce,
@@ -34,12 +46,12 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS
+from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, get_worker_info
 
 from .best import check_save_best
 from .resume_check import own_file, own_ids
@@ -49,7 +61,12 @@ from .watch import random_state, set_random
 KEY = 'mmkd_resume'
 """Where a checkpoint has it."""
 AGREE = 10
-"""Every so many iterations several processes agree on whether one of them was told to stop."""
+"""At most so many iterations apart several processes agree on whether one was told to stop."""
+AGREE_WITHIN = 5.0
+"""And about so many seconds apart, if an iteration is not longer: torchrun waits for 30."""
+
+BEGUN = '.begun'
+"""In a work directory with checkpoints of an earlier run, while this one has saved none."""
 
 GRACE = 120
 """Seconds that a data-loader worker goes on after SIGTERM or Ctrl-C: an iteration and its save."""
@@ -77,6 +94,9 @@ class WholeCheckpointHook(CheckpointHook):
         self.stopping = False
         self.stopped_as: str | None = None
         self.file_backend: Any = None
+        self.data: Any = None
+        self.due = 1
+        self.since: tuple[int, float] = (0, 0.0)
 
     def _begins(self) -> str:
         return self.filename_tmpl.partition('{')[0]
@@ -122,7 +142,11 @@ class WholeCheckpointHook(CheckpointHook):
         )
         if is_main_process():
             path = fileio.join_path(out_dir, name, backend_args=self.backend_args)
-            fileio.put_text(path, osp.join(runner.work_dir, 'last_checkpoint'))
+            # Found from another folder too.
+            record = path if '://' in path else osp.abspath(path)
+            fileio.put_text(record, osp.join(runner.work_dir, 'last_checkpoint'))
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(osp.join(runner.work_dir, BEGUN))
             if self.stopped_as not in (None, path):
                 self._remove(self.stopped_as)
             self.stopped_as = None
@@ -174,6 +198,11 @@ class WholeCheckpointHook(CheckpointHook):
                 'settings': settings(runner),
                 **self._place(runner.train_loop, checkpoint['meta']),
                 'stopped': self.stopping,
+                'patience': [
+                    {'wait_count': hook.wait_count, 'best_score': float(hook.best_score)}
+                    for hook in runner.hooks
+                    if isinstance(hook, EarlyStoppingHook)
+                ],
             }
 
     # ---------------------------------------------------------------------------- going on
@@ -208,7 +237,7 @@ class WholeCheckpointHook(CheckpointHook):
             folder = runner.work_dir
             if self.out_dir not in (None, folder):
                 folder = osp.join(self.out_dir, osp.basename(folder.rstrip(osp.sep)))
-            here = osp.realpath(osp.dirname(resumed)) == osp.realpath(folder)
+            here = _same_folder(osp.dirname(resumed), folder)
             for key in [key for key in info if key.startswith(('best_ckpt', 'last_ckpt'))]:
                 begins = ('best_',) if key.startswith('best') else (self._begins(), 'iter_')
                 info[key] = own_file(info[key], folder, begins) if here else None
@@ -223,8 +252,9 @@ class WholeCheckpointHook(CheckpointHook):
                     'config has none (val_dataloader): NO BEST CHECKPOINT will be written'
                 )
         if is_main_process():
-            for partial in glob.glob(osp.join(glob.escape(runner.work_dir), '*.[0-9]*.partial')):
-                os.remove(partial)
+            for folder in {runner.work_dir, self.out_dir}:
+                for partial in glob.glob(osp.join(glob.escape(folder), '*.[0-9]*.partial')):
+                    os.remove(partial)
         if self.last_ckpt is None and getattr(runner, 'resumed_from', None):
             self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
 
@@ -243,8 +273,16 @@ class WholeCheckpointHook(CheckpointHook):
             # MMEngine builds the sampler before it reads the seed of a run that was given none.
             sampler.seed = found['sampler_seed']
         self.sampler_seed = getattr(sampler, 'seed', None)
-        if found.get('stopped') and osp.dirname(runner.resumed_from) == runner.work_dir:
-            self.stopped_as = runner.resumed_from
+        if found.get('stopped') and _same_folder(osp.dirname(runner.resumed_from), self.out_dir):
+            self.stopped_as = osp.join(self.out_dir, osp.basename(runner.resumed_from))
+        waiting = [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+        patience = found.get('patience')
+        for hook, kept in zip(
+            waiting, patience if isinstance(patience, list) else [], strict=False
+        ):
+            if isinstance(kept, dict) and type(kept.get('wait_count')) is int:
+                hook.wait_count = kept['wait_count']
+                hook.best_score = float(kept.get('best_score', hook.best_score))
         states = found.get('random') or []
         state = states[get_rank()] if len(states) == runner.world_size else None
         if state is None:
@@ -256,6 +294,11 @@ class WholeCheckpointHook(CheckpointHook):
         loop = runner.train_loop
         self._go_to(loop, found, runner)
         _tell_changes(found.get('settings'), settings(runner), runner)
+        if loop._iter and not _repeats(loop.dataloader):
+            runner.logger.warning(
+                f'{type(_sampler(loop.dataloader)).__name__} may take its order from what is not '
+                'put back: in the epoch that is gone on with, images may come twice or not at all'
+            )
         seen = self._seen(loop)
         drawn = self._workers(found, loop, runner)
         _restore(state)
@@ -278,25 +321,35 @@ class WholeCheckpointHook(CheckpointHook):
             if due >= loop.val_begin and (due % loop.val_interval == 0 or due == at):
                 runner.logger.info('the run was cut off before or in its validation: made up for')
                 runner.val_loop.run()
-        if seen or drawn:
-            _skip(loop, seen, random_state() if state is not None else None)
+        if seen or drawn or (loop._iter and isinstance(loop, IterBasedTrainLoop)):
+            _skip(loop, seen, random_state() if state is not None else None, self._anew(loop))
 
     def _seen(self, loop: Any) -> int:
         """How many batches of this epoch, or of an iteration-based run, are behind it."""
         if isinstance(loop, IterBasedTrainLoop):
-            return loop._iter
+            return loop._iter - self.offset
         return loop._iter - loop._epoch * len(loop.dataloader) - self.offset
 
-    def _place(self, loop: Any, meta: dict) -> dict[str, int]:
-        """Where in its epoch an epoch-based run is as it saves, and how long an epoch is."""
+    def _place(self, loop: Any, meta: dict) -> dict[str, int | None]:
+        """Where in its epoch, or in its stream of images, a run is as it saves."""
         if isinstance(loop, IterBasedTrainLoop):
-            return {}
+            return {'seen': meta['iter'] - self.offset, 'images': _images_a_step(loop.dataloader)}
         length = len(loop.dataloader)
         return {'seen': meta['iter'] - meta['epoch'] * length - self.offset, 'length': length}
 
     def _go_to(self, loop: Any, found: dict, runner: Runner) -> None:
         """An epoch may have more or fewer batches than where the checkpoint was written."""
         if isinstance(loop, IterBasedTrainLoop):
+            seen, of, now = found.get('seen'), found.get('images'), _images_a_step(loop.dataloader)
+            if type(seen) is not int or not 0 <= seen < 2**48:
+                seen = loop._iter
+            if type(of) is int and 0 < of < 2**32 and now and now != of:
+                there, seen = seen, round(seen * of / now)
+                runner.logger.warning(
+                    f'the checkpoint was written after {there} batches of {of} images, and here a '
+                    f'batch of all processes has {now}: it goes on behind {seen} of them'
+                )
+            self.offset = loop._iter - seen
             return
         length = len(loop.dataloader)
         counted = loop._iter - loop._epoch * length
@@ -314,6 +367,19 @@ class WholeCheckpointHook(CheckpointHook):
                 + (f'goes on behind batch {seen} of {length}' if seen else 'is run as a whole')
             )
         self.offset = counted - seen
+
+    def _anew(self, loop: Any) -> Any:
+        """A batch sampler of which nothing was taken: what MMEngine starts early takes from it."""
+        config = self.data if isinstance(loop, IterBasedTrainLoop) else None
+        if not isinstance(config, dict) or not isinstance(config.get('sampler'), dict):
+            return None
+        default = dict(dataset=loop.dataloader.dataset, seed=self.sampler_seed)
+        sampler = DATA_SAMPLERS.build(config['sampler'], default_args=default)
+        size = config.get('batch_size', 1)
+        if not config.get('batch_sampler'):
+            return BatchSampler(sampler, size, config.get('drop_last', False))
+        default = dict(sampler=sampler, batch_size=size)
+        return DATA_SAMPLERS.build(config['batch_sampler'], default_args=default)
 
     def _workers(self, found: dict, loop: Any, runner: Runner) -> dict[int, dict]:
         """Lets the workers draw on where those of the checkpoint were; what each has drawn."""
@@ -370,20 +436,25 @@ class WholeCheckpointHook(CheckpointHook):
         """
         done, number = runner.iter + 1, self.signal or 0
         if runner.world_size > 1:
-            if done % AGREE == 0:
-                flag = torch.tensor(number, device=next(runner.model.parameters()).device)
-                all_reduce(flag, 'max')
-                self.agreed = int(flag)
+            if done >= self.due:
+                now, (before, at) = time.monotonic(), self.since
+                took = (now - at) / max(done - before, 1) if at else AGREE_WITHIN
+                device = next(runner.model.parameters()).device
+                told = torch.tensor([float(number), took], device=device)
+                all_reduce(told, 'max')
+                self.agreed, took = int(told[0]), float(told[1])
+                self.due = done + max(1, min(AGREE, int(AGREE_WITHIN / max(took, 1e-9))))
+                self.since = done, now
             number = self.agreed
         # Gradients that are being accumulated are in no checkpoint.
         if not number or done % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
             return
         # One written by the schedule at this iteration is kept as long as the schedule says.
         self.stopping = osp.basename(self.last_ckpt or '') != f'iter_{done}.pth'
-        self._save(runner, runner.work_dir, f'iter_{done}.pth', dict(epoch=runner.epoch, iter=done))
+        self._save(runner, self.out_dir, f'iter_{done}.pth', dict(epoch=runner.epoch, iter=done))
         runner.logger.warning(
             f'{signal.Signals(number).name} after iteration {done}: saved as '
-            f'{osp.join(runner.work_dir, f"iter_{done}.pth")}; the same command with --resume '
+            f'{osp.join(self.out_dir, f"iter_{done}.pth")}; the same command with --resume '
             'goes on there'
         )
         if runner.world_size > 1:
@@ -407,9 +478,12 @@ class GoOnHook(Hook):
         hook, loop = self.checkpoints, runner.train_loop
         by_iter = isinstance(loop, IterBasedTrainLoop)
         total = loop.max_iters if by_iter or not hook.by_epoch else loop.max_epochs
-        if hook.interval <= 0 or hook.interval > total or (by_iter and hook.by_epoch):
+        first = hook.save_begin or hook.interval
+        if hook.interval <= 0 or first > total or (by_iter and hook.by_epoch):
+            begin = f', save_begin={hook.save_begin}' if hook.save_begin else ''
             runner.logger.warning(
-                f'default_hooks.checkpoint (by_epoch={hook.by_epoch}, interval={hook.interval}) '
+                f'default_hooks.checkpoint (by_epoch={hook.by_epoch}, interval={hook.interval}'
+                f'{begin}) '
                 f'writes {"ONE CHECKPOINT, AT THE END" if hook.save_last else "NO CHECKPOINT"}, '
                 f'after {total} {"iterations" if by_iter or not hook.by_epoch else "epochs"}: a '
                 'run that is killed before is lost. Set '
@@ -474,8 +548,8 @@ class _Rest:
 class _Advanced:
     """Stands for the iterator of an iteration-based loop, which MMEngine advances by loading."""
 
-    def __init__(self, loader: DataLoader, seen: int, state: dict | None) -> None:
-        self.loader, self.left, self.state, self.seen = loader, seen, state, seen
+    def __init__(self, loader: DataLoader, seen: int, left: int, state: dict | None) -> None:
+        self.loader, self.left, self.state, self.seen = loader, left, state, seen
         self.iterator: Any = None
 
     def __iter__(self) -> _Advanced:
@@ -496,10 +570,7 @@ class _Advanced:
                 # Those that MMEngine started as it made the loop.
                 loader._iterator._shutdown_workers()
                 loader._iterator = None
-            if isinstance(sampler, InfiniteSampler):
-                # It has one stream; workers that MMEngine started have taken from it.
-                sampler.indices = sampler._indices_of_rank()
-            else:
+            if not _is_endless(sampler):
                 epoch, seen = divmod(self.seen, len(loader))
                 if hasattr(sampler, 'set_epoch'):
                     sampler.set_epoch(epoch)
@@ -566,9 +637,34 @@ def _tell_changes(before: Any, now: dict[str, str], runner: Runner) -> None:
         )
 
 
+def _same_folder(one: str, other: str) -> bool:
+    return osp.realpath(one or '.') == osp.realpath(other)
+
+
 def _sampler(loader: Any) -> Any:
     """The one that shuffles: MMEngine gives it to the batch sampler."""
     return getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
+
+
+def _is_endless(sampler: Any) -> bool:
+    """Whether it has one stream, whatever the epoch."""
+    return isinstance(sampler, (InfiniteSampler, MultiSourceSampler))
+
+
+def _repeats(loader: Any) -> bool:
+    """Whether its order is that of its seed and epoch alone."""
+    sampler = _sampler(loader)
+    known = (
+        *(DefaultSampler, InfiniteSampler, SequentialSampler),
+        *(MultiSourceSampler, MultiDataSampler, ClassAwareSampler, TrackImgSampler),
+    )
+    return sampler is None or type(sampler).__iter__ in [each.__iter__ for each in known]
+
+
+def _images_a_step(loader: Any) -> int | None:
+    """Of all processes; None where batches have sizes of their own."""
+    size = getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None)
+    return size * get_world_size() if type(size) is int else None
 
 
 def prepare_workers(loader: Any, tell: bool = False) -> None:
@@ -601,8 +697,7 @@ def _reseed(loader: Any, seed: int) -> None:
 
 def _begin_anew(loader: Any) -> bool:
     """Whether each epoch has workers of its own."""
-    infinite = isinstance(_sampler(loader), InfiniteSampler)
-    return not infinite and not getattr(loader, 'persistent_workers', False)
+    return not _is_endless(_sampler(loader)) and not getattr(loader, 'persistent_workers', False)
 
 
 def _start_worker(init: Callable[[int], None] | None, states: dict[int, dict], worker: int) -> None:
@@ -646,12 +741,18 @@ def _restore(state: dict | None) -> None:
         set_random(state)
 
 
-def _skip(loop: Any, seen: int, state: dict | None) -> None:
+def _skip(loop: Any, seen: int, state: dict | None, anew: Any) -> None:
     loader = loop.dataloader
     if getattr(loader, 'batch_sampler', None) is None:
         return  # a loader of one's own begins anew
     if isinstance(loop, IterBasedTrainLoop):
-        loop.dataloader_iterator = _Advanced(loader, seen, state)
+        if anew is not None:
+            # DataLoader lets nobody else set it.
+            if loader.sampler is loader.batch_sampler.sampler:
+                object.__setattr__(loader, 'sampler', anew.sampler)
+            object.__setattr__(loader, 'batch_sampler', anew)
+        # The loop advances it by as many as it has iterations behind it.
+        loop.dataloader_iterator = _Advanced(loader, seen, loop._iter, state)
         return
     empty = _begin_behind(loader, seen, state)
     run_iter, run_epoch = loop.run_iter, loop.run_epoch

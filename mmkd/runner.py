@@ -29,7 +29,7 @@ from .classes import apply_classes, check_labels, check_num_classes, check_same_
 from .guard import GuardHook
 from .images import require_whole_images
 from .resolution import apply_resolution
-from .resume import GoOnHook, WholeCheckpointHook, prepare_workers
+from .resume import BEGUN, GoOnHook, WholeCheckpointHook, prepare_workers
 from .resume_check import check_resumed, guard_optimizer
 from .watch import NonFiniteLossError, StepHook, images
 from .weights import origins
@@ -145,6 +145,9 @@ class DistillationRunner(Runner):
         check_evaluator(self._val_evaluator, self._val_dataloader, 'val')
         earlier = None if self._resume else latest_checkpoint(self.work_dir)
         if earlier:
+            if self._checkpoints and is_main_process():
+                with open(osp.join(self.work_dir, BEGUN), 'w') as file:
+                    file.write(earlier)
             self.logger.warning(
                 f'{earlier} IS OF AN EARLIER RUN, whose files in this folder this one writes over: '
                 'to go on from it use --resume, to keep it another --work-dir'
@@ -194,15 +197,17 @@ class DistillationRunner(Runner):
         last = latest_checkpoint(self.work_dir) or self.resumed_from
         # An error in a data-loader worker comes with its traceback: the last line says it.
         said = (str(error).strip().splitlines() or [''])[-1]
+        if osp.isfile(osp.join(self.work_dir, BEGUN)):
+            last = None
         on = (
-            f'{last} is whole: with the cause mended, the same command with --resume goes on from '
-            'there'
+            f'Nothing that was saved is lost, {last} is whole: with the cause mended, the same '
+            'command with --resume goes on from there'
             if last
-            else f'no checkpoint is in {self.work_dir} yet: mend the cause and run the same again'
+            else f'No checkpoint is in {self.work_dir}: mend the cause and run the same again'
         )
         return (
             f'stopped in iteration {self.iter + 1} (epoch {self.epoch + 1}) by '
-            f'{type(error).__name__}: {said}. Nothing that was saved is lost, {on}'
+            f'{type(error).__name__}: {said}. {on}'
         )
 
     _train_dataloader: Any
@@ -219,6 +224,7 @@ class DistillationRunner(Runner):
                     diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
                 )
             prepare_workers(self._train_dataloader, tell=True)
+            self._checkpoints.data = config
         try:
             return super().build_train_loop(loop)
         finally:
@@ -238,7 +244,20 @@ class DistillationRunner(Runner):
             super().load_or_resume()
             return
         path = latest_checkpoint(self.work_dir)
+        if path is not None and osp.isfile(osp.join(self.work_dir, BEGUN)):
+            raise checkpoints.CheckpointError(
+                f'the run that was last begun in {self.work_dir} has saved nothing, and {path} is '
+                f'of the one before it. To go on from that name it: --resume {path}; to begin '
+                'the last one again drop --resume'
+            )
         if path is None:
+            record = osp.join(self.work_dir, 'last_checkpoint')
+            named = open(record).read().strip() if osp.isfile(record) else ''  # noqa: SIM115
+            if named:
+                raise FileNotFoundError(
+                    f'{record} names {named}, which does not exist, nor is a checkpoint beside it. '
+                    'Name the one to go on from (--resume PATH), or remove that file to begin anew'
+                )
             self.logger.warning(
                 f'NOTHING TO RESUME in {self.work_dir}: training starts from scratch'
             )
@@ -435,7 +454,8 @@ def latest_checkpoint(work_dir: str) -> str | None:
     if osp.isfile(record):
         with open(record) as file:
             last = file.read().strip()
-        for path in (last, osp.join(work_dir, osp.basename(last))):
+        # The one beside it first: of a folder that was copied, the other is the original's.
+        for path in (osp.join(work_dir, osp.basename(last)), last):
             if osp.isfile(path):
                 return path
     if not osp.isdir(work_dir):

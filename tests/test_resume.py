@@ -12,14 +12,14 @@ import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
+from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from test_checkpoint import same
 from tiny import tiny_config
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, SequentialSampler
 
 import mmkd.checkpoint
 from mmkd.checkpoint import from_plain, install, read_checkpoint
@@ -93,13 +93,18 @@ def runner(
     seed=0,
     accumulate=1,
     batch_sampler=None,
+    sampler=None,
+    patience=None,
+    epochs=3,
+    size=2,
+    out_dir=None,
     cls=DistillationRunner,
     **kwargs,
 ):
     by_epoch = loop == 'epoch'
     torch.manual_seed(0)
     hooks = [dict(type='EMAHook')] if ema else []
-    hooks += [cut] if cut else []
+    hooks += [each for each in (cut, patience) if each]
     validation = dict(
         val_dataloader=dict(
             batch_size=3, dataset=Noisy(3), sampler=dict(type='DefaultSampler', shuffle=False),
@@ -112,12 +117,13 @@ def runner(
         model=Drawing(),
         work_dir=str(work_dir),
         train_dataloader=dict(
-            batch_size=2, dataset=data or Noisy(), num_workers=workers,
+            batch_size=size, dataset=data or Noisy(), num_workers=workers,
             persistent_workers=persistent,
-            sampler=dict(type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=shuffle),
+            sampler=sampler
+            or dict(type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=shuffle),
             collate_fn=dict(type='default_collate'), batch_sampler=batch_sampler,
         ),
-        train_cfg=dict(by_epoch=True, max_epochs=3) if by_epoch
+        train_cfg=dict(by_epoch=True, max_epochs=epochs) if by_epoch
         else dict(by_epoch=False, max_iters=13, val_interval=4),
         optim_wrapper=dict(
             optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=accumulate
@@ -126,7 +132,8 @@ def runner(
         default_hooks=dict(
             checkpoint=dict(
                 type='CheckpointHook', by_epoch=every is None and by_epoch, interval=every or 1,
-                max_keep_ckpts=keep, save_best='score' if score else None, rule='greater',
+                max_keep_ckpts=keep, out_dir=out_dir, save_best='score' if score else None,
+                rule='greater',
             )
         ),
         custom_hooks=hooks, default_scope='mmengine', randomness=dict(seed=seed),
@@ -353,18 +360,81 @@ class Shaped(Noisy):
         return dict(width=10 if index % 3 else 20, height=15)
 
 
+@pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('loop, infinite', [('epoch', False), ('iter', False), ('iter', True)])
-def test_batches_of_one_shape_go_on_where_they_were(tmp_path, loop, infinite):
+def test_batches_of_one_shape_go_on_where_they_were(tmp_path, loop, infinite, workers):
+    """MMEngine starts the workers of an iteration-based run early, and they take from buckets."""
     setting = dict(
-        loop=loop, every=2, infinite=infinite,
+        loop=loop, every=2, infinite=infinite, workers=workers,
         batch_sampler=dict(type='mmdet.AspectRatioBatchSampler'),
     )  # fmt: skip
     whole, rest = Shaped(), Shaped()
     runner(tmp_path / 'whole', data=whole, **setting).train()
     with pytest.raises(Cut):
-        runner(tmp_path / 'parts', cut=CutHook(8), data=Shaped(), **setting).train()
+        runner(tmp_path / 'parts', cut=CutHook(9), data=Shaped(), **setting).train()
     runner(tmp_path / 'parts', resume=True, data=rest, **setting).train()
-    assert rest.read == whole.read[12:]
+    if not workers:
+        assert rest.read == whole.read[16:]
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
+
+
+class Sources(Shaped):
+    """Two sets in one."""
+
+    def __init__(self):
+        super().__init__(16)
+        self.datasets, self.cumulative_sizes = [range(7), range(9)], [7, 16]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('cuts', [[3], [9], [5, 11]], ids=str)
+def test_a_stream_of_several_sources_goes_on_where_it_was(tmp_path, cuts, workers):
+    def distinct(name, **kwargs):
+        sampler = dict(type='mmdet.MultiSourceSampler', batch_size=2, source_ratio=[1, 1])
+        setting = dict(loop='iter', every=2, workers=workers, data=Sources(), sampler=sampler)
+        return runner(tmp_path / name, **setting, **kwargs)
+
+    distinct('whole').train()
+    for at in cuts:
+        with pytest.raises(Cut):
+            distinct('parts', cut=CutHook(at), resume=True).train()
+    distinct('parts', resume=True).train()
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
+
+
+class OwnSampler(SequentialSampler):
+    def __iter__(self):
+        return iter(torch.randperm(len(self.data_source)).tolist())
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_a_sampler_that_cannot_be_put_back_is_named(tmp_path, capfd, own):
+    data = Noisy()
+    kind = OwnSampler(data) if own else dict(type='DefaultSampler', shuffle=True)
+    with pytest.raises(Cut):
+        runner(tmp_path, cut=CutHook(8), every=7, data=data, sampler=kind).train()
+    assert 'OwnSampler may' not in ''.join(capfd.readouterr())
+    runner(tmp_path, resume=True, every=7, data=data, sampler=kind).train()
+    assert ('OwnSampler may take its order' in ''.join(capfd.readouterr())) == own
+
+
+def test_an_early_stop_comes_when_it_would_have_come(tmp_path):
+    class Same(Score):
+        def compute_metrics(self, results):
+            return {'score': 0.5}
+
+    def waiting(name, **kwargs):
+        hook = EarlyStoppingHook(monitor='score', rule='greater', patience=2)
+        return runner(tmp_path / name, score=Same(), patience=hook, epochs=9, **kwargs)
+
+    whole = waiting('whole')
+    whole.train()
+    assert whole.epoch == 3  # the first, and two that are no better
+    with pytest.raises(Cut):
+        waiting('parts', cut=CutHook(12)).train()
+    parts = waiting('parts', resume=True)
+    parts.train()
+    assert parts.epoch == 3
     assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
 
 

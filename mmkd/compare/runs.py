@@ -201,7 +201,8 @@ def run_command(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 try:
-                    process.wait(timeout=10)
+                    # torchrun gives its processes 30 s; those of a run have sessions of their own.
+                    process.wait(timeout=45)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
