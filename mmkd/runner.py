@@ -109,6 +109,7 @@ class DistillationRunner(Runner):
         self.register_hook(self._steps, priority='LOWEST')
         self.register_hook(FromPlainHook(), priority='HIGHEST')
         self.register_hook(GuardHook(), priority='LOWEST')
+        self.register_hook(WholeImagesHook(), priority='LOWEST')
         self.register_hook(ToPlainHook(), priority='LOWEST')
         for hook in self.hooks:
             if isinstance(hook, WholeCheckpointHook):
@@ -373,6 +374,16 @@ class RoomHook(Hook):
                 f'{disk.free / 2**20:.1f} MiB are free, and {what} {size / 2**20:.1f} MiB',
                 runner.work_dir,
             )
+
+
+class WholeImagesHook(Hook):
+    """What loads images may be another than at the start: a hook has switched the pipeline."""
+
+    priority = 'LOWEST'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Lets it refuse files that are not whole, too."""
+        require_whole_images(getattr(runner.train_loop.dataloader, 'dataset', None))
 
 
 class FromPlainHook(Hook):

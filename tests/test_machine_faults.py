@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,12 @@ import pytest
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, RUNNERS
 from test_tools import tool
+from tiny import tiny_config
 
 from mmkd import launch
 from mmkd.images import ImageError, cut_short, require_whole_images
@@ -74,6 +77,16 @@ class PlantHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if self.plant and runner.epoch == 1 and batch_idx == 0:
             self.plant(self.image)
+
+
+@HOOKS.register_module(force=True)
+class SlowHook(Hook):
+    """Steps of some seconds; the second process is told to end in its fourth."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        time.sleep(2.6)
+        if get_rank() == 1 and runner.iter == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(scope='module')
@@ -155,6 +168,39 @@ def test_a_fault_ends_a_run_that_goes_on_once_it_is_mended(made, tmp_path, fault
     last = Path((work_dir / 'last_checkpoint').read_text())
     assert last.name == 'epoch_3.pth'
     assert torch.load(last, weights_only=True)['meta']['epoch'] == 3
+
+
+def test_a_pipeline_that_is_switched_refuses_an_image_that_is_cut_short(tmp_path):
+    class Cut(Hook):
+        def after_train_epoch(self, runner):
+            _cut(image)
+
+    cfg = Config.fromfile(tiny_config(tmp_path, epochs=2))
+    image = tmp_path / 'data/images/train_003.png'
+    assert image.is_file()
+    cfg.runner_type = 'mmkd.DistillationRunner'
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    switch = dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=cfg.train_pipeline)
+    cfg.custom_hooks = [switch]
+    runner = RUNNERS.build(cfg)
+    runner.register_hook(Cut())
+    with pytest.raises(ImageError, match=rf'image {image} is cut short: .* the end of a PNG'):
+        runner.train()
+    assert runner.epoch == 1
+
+
+def test_processes_with_long_steps_stop_together_soon(made, tmp_path):
+    """torchrun gives them 30 s."""
+    path, _ = config(tmp_path, made)
+    with open(path, 'a') as file:
+        file.write("custom_hooks = [dict(type='SlowHook')]\n")
+    work_dir = tmp_path / 'work'
+    status, said = run(['bash', 'tools/dist_train.sh', path, '2', '--work-dir', str(work_dir)])
+    assert status not in (0, None)
+    assert 'SIGTERM after iteration 4: saved as' in said, said[-3000:]
+    last = Path((work_dir / 'last_checkpoint').read_text())
+    assert last.name == 'iter_4.pth'
+    assert torch.load(last, weights_only=True)['meta']['iter'] == 4
 
 
 def test_a_run_with_persistent_workers_ends(made, tmp_path):
