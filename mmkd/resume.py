@@ -35,7 +35,6 @@ from mmdet.datasets.samplers import (
     ClassAwareSampler,
     MultiDataSampler,
     MultiSourceSampler,
-    TrackImgSampler,
 )
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import (
@@ -64,6 +63,9 @@ AGREE = 10
 """At most so many iterations apart several processes agree on whether one was told to stop."""
 AGREE_WITHIN = 5.0
 """And about so many seconds apart, if an iteration is not longer: torchrun waits for 30."""
+
+MOST = 1024
+"""How many times as many batches as iterations may have been passed, by smaller batches since."""
 
 BEGUN = '.begun'
 """In a work directory with checkpoints of an earlier run, while this one has saved none."""
@@ -95,6 +97,7 @@ class WholeCheckpointHook(CheckpointHook):
         self.stopped_as: str | None = None
         self.file_backend: Any = None
         self.data: Any = None
+        self.earlier: str | None = None
         self.due = 1
         self.since: tuple[int, float] = (0, 0.0)
 
@@ -282,7 +285,8 @@ class WholeCheckpointHook(CheckpointHook):
         ):
             if isinstance(kept, dict) and type(kept.get('wait_count')) is int:
                 hook.wait_count = kept['wait_count']
-                hook.best_score = float(kept.get('best_score', hook.best_score))
+                if type(kept.get('best_score')) is float:
+                    hook.best_score = kept['best_score']
         states = found.get('random') or []
         state = states[get_rank()] if len(states) == runner.world_size else None
         if state is None:
@@ -341,9 +345,11 @@ class WholeCheckpointHook(CheckpointHook):
         """An epoch may have more or fewer batches than where the checkpoint was written."""
         if isinstance(loop, IterBasedTrainLoop):
             seen, of, now = found.get('seen'), found.get('images'), _images_a_step(loop.dataloader)
-            if type(seen) is not int or not 0 <= seen < 2**48:
-                seen = loop._iter
-            if type(of) is int and 0 < of < 2**32 and now and now != of:
+            if type(of) is not int or not now:
+                of = now = 1
+            if type(seen) is not int or not 0 <= seen * of <= MOST * loop._iter * now:
+                seen, of = loop._iter, now  # of MMEngine's, or forged: each is taken one by one
+            if now != of:
                 there, seen = seen, round(seen * of / now)
                 runner.logger.warning(
                     f'the checkpoint was written after {there} batches of {of} images, and here a '
@@ -490,6 +496,8 @@ class GoOnHook(Hook):
                 f'{"by_epoch=False and " if by_iter else ""}an interval that is smaller'
             )
         hook.go_on(runner)
+        if hook.earlier and is_main_process():
+            fileio.put_text(hook.earlier, osp.join(runner.work_dir, BEGUN))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -656,7 +664,7 @@ def _repeats(loader: Any) -> bool:
     sampler = _sampler(loader)
     known = (
         *(DefaultSampler, InfiniteSampler, SequentialSampler),
-        *(MultiSourceSampler, MultiDataSampler, ClassAwareSampler, TrackImgSampler),
+        *(MultiSourceSampler, MultiDataSampler, ClassAwareSampler),
     )
     return sampler is None or type(sampler).__iter__ in [each.__iter__ for each in known]
 
@@ -751,6 +759,8 @@ def _skip(loop: Any, seen: int, state: dict | None, anew: Any) -> None:
             if loader.sampler is loader.batch_sampler.sampler:
                 object.__setattr__(loader, 'sampler', anew.sampler)
             object.__setattr__(loader, 'batch_sampler', anew)
+        elif isinstance(_sampler(loader), InfiniteSampler):
+            _sampler(loader).indices = _sampler(loader)._indices_of_rank()
         # The loop advances it by as many as it has iterations behind it.
         loop.dataloader_iterator = _Advanced(loader, seen, loop._iter, state)
         return

@@ -146,9 +146,8 @@ class DistillationRunner(Runner):
         check_evaluator(self._val_evaluator, self._val_dataloader, 'val')
         earlier = None if self._resume else latest_checkpoint(self.work_dir)
         if earlier:
-            if self._checkpoints and is_main_process():
-                with open(osp.join(self.work_dir, BEGUN), 'w') as file:
-                    file.write(earlier)
+            if self._checkpoints:
+                self._checkpoints.earlier = earlier
             self.logger.warning(
                 f'{earlier} IS OF AN EARLIER RUN, whose files in this folder this one writes over: '
                 'to go on from it use --resume, to keep it another --work-dir'
@@ -278,6 +277,9 @@ class DistillationRunner(Runner):
         finally:
             self._resuming = None
         self.resumed_from = filename
+        if is_main_process() and filename == latest_checkpoint(self.work_dir):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(osp.join(self.work_dir, BEGUN))
 
 
 class LostProcessError(RuntimeError):

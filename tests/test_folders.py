@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+import torch
 from test_resume import Cut, CutHook, Noisy, TellHook, assert_equal, installed, last, runner
 
 from mmkd.checkpoint import CheckpointError
@@ -39,6 +40,7 @@ def test_a_run_that_has_saved_nothing_is_not_gone_on_with_from_the_one_before(tm
     named = runner(tmp_path, resume=True, load_from=str(path))
     named.train()
     assert named.iter == 15
+    runner(tmp_path, resume=True).train()  # it is this one's now
     with pytest.raises(Cut):
         runner(tmp_path, cut=CutHook(7), seed=7).train()
     on = runner(tmp_path, resume=True)  # from its own first epoch
@@ -108,3 +110,20 @@ def test_a_stream_of_images_goes_on_behind_what_was_seen(tmp_path, capfd, size, 
     runner(tmp_path / 'more', **again).train()
     assert rest.read == data.read[4 * size :]
     assert 'goes on behind' not in ''.join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    'forged', [dict(seen=2**47), dict(images=2**60), dict(seen=-3, images='x')]
+)
+def test_a_forged_place_in_the_stream_takes_no_longer(tmp_path, forged):
+    setting = dict(loop='iter', every=4, infinite=True, keep=-1)
+    runner(tmp_path / 'whole', **setting).train()
+    path = tmp_path / 'whole/iter_8.pth'
+    content = torch.load(path, weights_only=True)
+    content['mmkd_resume'].update(forged)
+    torch.save(content, path)
+    data = Noisy()
+    runner(tmp_path / 'rest', data=data, resume=True, load_from=str(path), **setting).train()
+    assert len(data.read) == 10
+    if 'images' not in forged or forged['images'] == 'x':
+        assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'rest'))
