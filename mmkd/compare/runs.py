@@ -448,7 +448,10 @@ def _train(run: Run, bench: Bench, directory: Path, env: dict[str, str], lock: i
             f'training ended without a checkpoint in {directory}: default_hooks.checkpoint must '
             'save one at the end (save_last=True)'
         )
-    state['checkpoint'] = last.read_text().strip()
+    named = Path(last.read_text().strip())
+    # The folder may have been moved since.
+    beside = directory / named.name
+    state['checkpoint'] = str(beside if beside.exists() else named)
     write_json(path, state)
     return state
 

@@ -139,7 +139,7 @@ def summarise(
         )
     if resumed:
         summary.notes.append(
-            f'interrupted and resumed, so that their time counts some iterations twice: '
+            f'interrupted and resumed, so that their time is inexact: '
             f'{", ".join(sorted(set(resumed)))}'
         )
     return summary
