@@ -1,5 +1,6 @@
 """When a term is in force: the factor at every edge, and by whose count."""
 
+import logging
 from types import SimpleNamespace
 
 import pairs
@@ -143,9 +144,12 @@ def test_epochs_are_refused_where_the_loop_counts_none():
     term = SimpleNamespace(schedule=WeightSchedule(begin=1, by_epoch=True))
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
     runner = SimpleNamespace(
-        model=SimpleNamespace(terms=dict(hint=term)),
+        model=SimpleNamespace(terms=dict(hint=term), startup_table=lambda **kwargs: 'table'),
         train_loop=loop,
         train_dataloader=SimpleNamespace(dataset=None),
+        val_loop=None,
+        resumed_from='somewhere.pth',
+        logger=logging.getLogger(__name__),
     )
     with pytest.raises(ValueError, match='hint.schedule has by_epoch=True.*counts iterations'):
         FromPlainHook().before_train(runner)
