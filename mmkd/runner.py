@@ -467,8 +467,11 @@ def latest_checkpoint(work_dir: str) -> str | None:
     if osp.isfile(record):
         with open(record) as file:
             last = file.read().strip()
-        # The one beside it first: of a folder that was copied, the other is the original's.
-        for path in (osp.join(work_dir, osp.basename(last)), last):
+        named = [last, osp.join(work_dir, osp.basename(last))]
+        # In a folder that was copied it names the original's, which has a record beside it.
+        if osp.isfile(osp.join(osp.dirname(last), 'last_checkpoint')):
+            named.reverse()
+        for path in named:
             if osp.isfile(path):
                 return path
     if not osp.isdir(work_dir):

@@ -66,6 +66,8 @@ def test_a_stop_is_saved_where_the_others_are(tmp_path, monkeypatch):
         stopped = tmp_path / f'big/run/iter_{told}.pth'
         assert stopped.is_file() and latest_checkpoint(str(work_dir)) == str(stopped)
         (stopped.parent / 'epoch_2.pth.123.partial').touch()
+    shutil.copy(stopped, work_dir / stopped.name)  # of another time, and not what is recorded
+    assert latest_checkpoint(str(work_dir)) == str(stopped)
     runner(work_dir, resume=True, out_dir=str(tmp_path / 'big')).train()
     runner(tmp_path / 'whole').train()
     assert os.listdir(tmp_path / 'big/run') == ['epoch_3.pth']
