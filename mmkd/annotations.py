@@ -124,7 +124,7 @@ def _check_dataset(dataset: dict, who: str) -> None:
         if not osp.isfile(classes):
             raise AnnotationError(
                 f'metainfo.classes={classes!r} of the {who} data set is a string, so the name of a '
-                f'file with one class a line, and there is none. One class is a tuple too, with '
+                'file with one class a line, and there is none. One class is a tuple too, with '
                 f'its comma: classes=({classes!r},)'
             )
         classes = list_from_file(classes)

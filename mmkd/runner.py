@@ -10,6 +10,7 @@ import os.path as osp
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -252,7 +253,7 @@ class DistillationRunner(Runner):
             )
         if path is None:
             record = osp.join(self.work_dir, 'last_checkpoint')
-            named = open(record).read().strip() if osp.isfile(record) else ''  # noqa: SIM115
+            named = Path(record).read_text().strip() if osp.isfile(record) else ''
             if named:
                 raise FileNotFoundError(
                     f'{record} names {named}, which does not exist, nor is a checkpoint beside it. '

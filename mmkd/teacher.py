@@ -325,12 +325,13 @@ class Pixels:
 def fingerprint(network: nn.Module) -> dict[str, str]:
     """SHA-256 of each parameter and buffer, by name; those left out of state dicts too."""
     tensors = [*network.named_parameters(), *network.named_buffers()]
-    return {
-        name: hashlib.sha256(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        ).hexdigest()
-        for name, tensor in tensors
-    }
+    return {name: sha256(tensor) for name, tensor in tensors}
+
+
+def sha256(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's numbers, in hexadecimal digits."""
+    numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(numbers).hexdigest()
 
 
 def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 from torch import Tensor, nn
 
-from .teacher import ADAPTER_PREFIX
+from .teacher import ADAPTER_PREFIX, sha256
 
 
 def origins(
@@ -110,8 +109,8 @@ def _same(own: dict[str, Tensor], file: dict[str, Any]) -> int:
     same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
     if same:
         return same
-    theirs = {_print(v) for v in _tensors(file) if _varies(v)}
-    return sum(_varies(v) and _print(v) in theirs for v in own.values())
+    theirs = {(v.shape, sha256(v)) for v in _tensors(file) if _varies(v)}
+    return sum(_varies(v) and (v.shape, sha256(v)) in theirs for v in own.values())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -124,11 +123,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _varies(tensor: Tensor) -> bool:
     return tensor.numel() > 1 and bool((tensor != tensor.flatten()[0]).any())
-
-
-def _print(tensor: Tensor) -> tuple[torch.Size, bytes]:
-    numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return tensor.shape, hashlib.sha256(numbers).digest()
 
 
 def _pretrained(module: nn.Module) -> list[dict]:

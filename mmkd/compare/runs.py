@@ -32,6 +32,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 from mmengine.config import Config
 
+from ..runner import latest_checkpoint
 from ..teacher import ADAPTER_PREFIX
 from .plan import Plan, Run, arch_key, fingerprint
 
@@ -442,16 +443,13 @@ def _train(run: Run, bench: Bench, directory: Path, env: dict[str, str], lock: i
         state['seconds'] = time.time() - started + before
         write_json(path, state)
     _check(code, 'training', log)
-    last = directory / 'last_checkpoint'
-    if not last.exists():
+    last = latest_checkpoint(str(directory))
+    if last is None:
         raise RunFailed(
             f'training ended without a checkpoint in {directory}: default_hooks.checkpoint must '
             'save one at the end (save_last=True)'
         )
-    named = Path(last.read_text().strip())
-    # The folder may have been moved since.
-    beside = directory / named.name
-    state['checkpoint'] = str(beside if beside.exists() else named)
+    state['checkpoint'] = last
     write_json(path, state)
     return state
 

@@ -139,7 +139,7 @@ def summarise(
         )
     if resumed:
         summary.notes.append(
-            f'interrupted and resumed, so that their time is inexact: '
+            'interrupted and resumed, so that their time is inexact: '
             f'{", ".join(sorted(set(resumed)))}'
         )
     return summary
