@@ -1,13 +1,13 @@
 """Does a change keep training as it was, to the bit? Records ten steps of many pairs; compares.
 
-python benchmarks/bits.py record before.json     # on the tree before the change
-python benchmarks/bits.py compare before.json    # after it, on the same machine; 1 where one differs
+python benchmarks/bits.py record before.json    # on the tree before the change
+python benchmarks/bits.py compare before.json   # after it, on the same machine; 1 if one differs
 python benchmarks/bits.py compare before.json --only tiny/
 
 For each config in configs/digits (their data sets are made where they are missing) and each tiny
-pair of the tests: the losses of ten steps and the digests of the weights behind them, on a CPU, with
-a fixed seed and one thread. Floats of two machines may differ, so a record is worth something on
-the machine that made it alone, and none is kept in the repository.
+pair of the tests: the losses of ten steps and the digests of the weights after them, on a CPU, with
+a fixed seed and one thread. Two machines may round differently, so a record is of use on the
+machine that made it alone, and none is kept in the repository.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -41,10 +40,14 @@ import zoo  # noqa: E402
 from mmkd import DistillationRunner  # noqa: E402
 
 STEPS = 10
+LARGE = (
+    '--out data/digits_large --size 192 --train 2000 --val 250 --test 500 --digits 4 10'
+    ' --heights 14 60'
+)
+"""As in the Makefile."""
 DATA = {
     'digits': [],
-    'digits_large': '--size 192 --train 2000 --val 250 --test 500 --digits 4 10 --heights 14 60'
-    ' --out data/digits_large'.split(),
+    'digits_large': LARGE.split(),
 }
 OLD_PREFIX, NEW_PREFIX = 'kd_adapters.', 'kd_terms.hint.adapters.'
 """Where a tensor of the adaptation layers was found, and is."""
@@ -217,8 +220,8 @@ def differences(before: dict | None, now: dict) -> str:
         if old.keys() != new.keys():
             return f'DIFFERS: losses {sorted(old.keys() ^ new.keys())}'
         if changed := [k for k in old if old[k] != new[k]]:
-            pairs_ = [f'{k} {float.fromhex(old[k])!r} -> {float.fromhex(new[k])!r}' for k in changed]
-            return f'DIFFERS at step {step}: {re.sub(" +", " ", "; ".join(pairs_[:3]))}'
+            said = [f'{k} {float.fromhex(old[k])} -> {float.fromhex(new[k])}' for k in changed]
+            return f'DIFFERS at step {step}: ' + '; '.join(said[:3])
     old, new = before['weights'], now['weights']
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     return f'DIFFERS: {len(changed)} weights, first {changed[0]}' if changed else ''

@@ -1,4 +1,4 @@
-"""Where does a cell of a trained map look? The choice behind ``mmkd.adapters.resample``.
+"""Where does a cell of a trained map look? The choice behind ``mmkd.models.adapters.resample``.
 
 The shipped teacher reads the same images at two sizes; its map of the larger one is brought to the
 grid of the smaller under a shift of the cells' middle. The shift at which the two correlate best
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from mmdet.utils import register_all_modules
 from torch import Tensor
 
-from mmkd.teacher import Teacher
+from mmkd.models.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIFTS = np.arange(-0.5, 1.001, 0.125)

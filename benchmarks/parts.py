@@ -21,8 +21,8 @@ from mmdet.utils import register_all_modules
 from mmengine.logging import MMLogger
 from step import PAIRS, TERMS, built, config_of, keep_memory, stepper
 
-from mmkd.check import synthetic_batch
-from mmkd.teacher import plain_student
+from mmkd.analysis.pair_check import synthetic_batch
+from mmkd.models.teacher import plain_student
 
 
 class Parts:

@@ -13,8 +13,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from mmkd.compare import Bench, Progress, plan_runs, run_command
-from mmkd.compare.runs import load_results, perform_all
+from mmkd.analysis.comparison import Bench, Progress, plan_runs, run_command
+from mmkd.analysis.comparison.runs import load_results, perform_all
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = 8  # epochs of the whole schedule, 1,000 iterations each

@@ -18,7 +18,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
-from mmkd.checkpoint import read_checkpoint
+from mmkd.io.checkpoint import read_checkpoint
 
 
 def main() -> None:

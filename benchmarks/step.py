@@ -39,9 +39,9 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
-from mmkd.check import synthetic_batch, without_downloads
+from mmkd.analysis.pair_check import synthetic_batch, without_downloads
+from mmkd.models.teacher import load_config, plain_student
 from mmkd.recipe import terms
-from mmkd.teacher import load_config, plain_student
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = {

@@ -1,19 +1,19 @@
 """mmkd: teaching small object detectors from large ones, in MMDetection 3."""
 
-from . import stack
+from . import versions
 
-stack.check()
+versions.check()
 
-from . import checkpoint  # noqa: E402
-from .classes import RelabelledTestLoop  # noqa: E402
-from .detector import (  # noqa: E402
+from .datasets.two_views import TwoViews  # noqa: E402
+from .engine.runner import DistillationRunner  # noqa: E402
+from .io import checkpoint  # noqa: E402
+from .models.chen2017 import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
+from .models.detector import (  # noqa: E402
     KnowledgeDistillationTridentFasterRCNN,
     KnowledgeDistillationTwoStageDetector,
 )
-from .losses import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
-from .resolution import TwoViews  # noqa: E402
-from .runner import DistillationRunner  # noqa: E402
-from .teacher import plain_student  # noqa: E402
+from .models.teacher import plain_student  # noqa: E402
+from .options.classes import RelabelledTestLoop  # noqa: E402
 
 checkpoint.install()
 

@@ -17,8 +17,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from tiny import tiny_config
 
-from mmkd.runner import DistillationRunner
-from mmkd.teacher import fingerprint
+from mmkd.engine.runner import DistillationRunner
+from mmkd.models.teacher import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 

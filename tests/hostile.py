@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmkd.checkpoint import CheckpointError, read_checkpoint
+from mmkd.io.checkpoint import CheckpointError, read_checkpoint
 
 TAG = '__mmkd__'
 

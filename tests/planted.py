@@ -24,7 +24,7 @@ from mmengine.dataset import pseudo_collate
 from PIL import Image
 from tiny import CLASSES, write_tiny_dataset
 
-from mmkd import annotations
+from mmkd.datasets import annotations
 
 CLEAN, TRAINS = 'clean', 'trains'
 NAN, INF = float('nan'), float('inf')

@@ -7,8 +7,8 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from pairs import LOG_NAMES, distil, recipe
 from torch import nn
 
-from mmkd.accelerate import Acceleration
-from mmkd.roi_align import GatheredRoIExtractor
+from mmkd.options.acceleration import Acceleration
+from mmkd.options.roi_align import GatheredRoIExtractor
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'cascade': pairs.cascade}
 

@@ -13,9 +13,9 @@ from mmengine.config import Config
 from planted import ANNOTATIONS, RECIPES, Planter, check_recipe, fuzz
 from tiny import tiny_config
 
-from mmkd import annotations
-from mmkd.annotations import AnnotationError, check_annotations, check_evaluator
-from mmkd.runner import DistillationRunner
+from mmkd.datasets import annotations
+from mmkd.datasets.annotations import AnnotationError, check_annotations, check_evaluator
+from mmkd.engine.runner import DistillationRunner
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from tiny import tiny_config
 
 from mmkd import DistillationRunner
-from mmkd.best import check_save_best
+from mmkd.engine.save_best import check_save_best
 
 
 def coco(**kwargs):

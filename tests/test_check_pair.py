@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from pairs import ROOT, recipe
 from tiny import CLASSES, tiny_config
 
-from mmkd.check import _other_pixels, check_pair, look
+from mmkd.analysis.pair_check import _other_pixels, check_pair, look
 
 PAIR = """\
 _base_ = {base!r}

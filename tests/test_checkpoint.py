@@ -23,7 +23,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleLR
 from mmengine.runner.checkpoint import CheckpointLoader, save_checkpoint
 
-from mmkd.checkpoint import (
+from mmkd.io.checkpoint import (
     TAG,
     CheckpointError,
     from_plain,
@@ -577,7 +577,7 @@ def test_unknown_objects_are_left_out_with_a_warning_that_names_them(monkeypatch
     }
     log = []
     monkeypatch.setattr(
-        'mmkd.checkpoint.print_log', lambda message, logger, level: log.append((level, message))
+        'mmkd.io.checkpoint.print_log', lambda message, logger, level: log.append((level, message))
     )
     plain = to_plain(value)
     assert plain == {'info': {'kept': 1}, 'list': [1, None, 3], 'loop': {'kept': 1}}
@@ -728,7 +728,7 @@ def test_names_of_the_zoos(site, tmp_path, monkeypatch):
     kept = tmp_path / 'hub' / 'checkpoints'
     kept.mkdir(parents=True)
     state = {'conv1.weight': torch.ones(1)}
-    monkeypatch.setattr('mmkd.checkpoint._check_hash', lambda *_: None)  # these are not those
+    monkeypatch.setattr('mmkd.io.checkpoint._check_hash', lambda *_: None)  # these are not those
     torch.save(state, kept / 'resnet50-0676ba61.pth')
     torch.save(state, kept / 'resnet101_msra-6cc46731.pth')
     for name in (
@@ -753,5 +753,5 @@ def test_every_scheme_is_ours_and_installing_twice_changes_nothing():
     for path in ('x.pth', '/x.pth', 'http://x', 'https://x', 'torchvision://x', 'modelzoo://x',
                  'open-mmlab://x', 'openmmlab://x', 'mmcls://x'):  # fmt: skip
         loader = CheckpointLoader._get_checkpoint_loader(path)
-        assert loader.__module__ == 'mmkd.checkpoint'
+        assert loader.__module__ == 'mmkd.io.checkpoint'
         assert loader.__name__.startswith('load_from_')

@@ -14,7 +14,7 @@ from mmengine.registry import RUNNERS
 from pairs import build, distil, distilled, losses, recipe
 from tiny import CLASSES, tiny_config
 
-from mmkd.classes import (
+from mmkd.options.classes import (
     Answers,
     ClassMap,
     apply_classes,
@@ -22,7 +22,7 @@ from mmkd.classes import (
     check_same_labels,
     class_names,
 )
-from mmkd.start import inherit
+from mmkd.options.inherit import inherit
 
 
 def net(classes=3, **head):
@@ -351,7 +351,7 @@ def test_a_teacher_that_adds_the_whole_image_is_asked_with_it():
         semantic = network.roi_head.semantic_head(features)[1]
         rois = torch.tensor([[0.0, 4, 4, 40, 40]])
         want = network.roi_head._bbox_forward(0, features, rois, semantic_feat=semantic)
-    from mmkd.teacher import roi_context
+    from mmkd.models.teacher import roi_context
 
     got = model.teacher.score_rois(features, rois, 0, roi_context(network.roi_head, features))
     assert torch.equal(got[0], want['cls_score'])

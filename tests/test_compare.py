@@ -23,8 +23,8 @@ from scipy import stats
 from tiny import tiny_config
 
 from mmkd import RelabelledTestLoop
-from mmkd import compare as cmp
-from mmkd.compare.plan import fingerprint as plan_fingerprint
+from mmkd.analysis import comparison as cmp
+from mmkd.analysis.comparison.plan import fingerprint as plan_fingerprint
 
 TERMS = ('rpn_cls', 'rpn_bbox', 'rcnn_cls', 'rcnn_bbox', 'hint')
 RECIPE = """\

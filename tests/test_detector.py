@@ -20,10 +20,10 @@ from tiny import tiny_config
 from torch import nn
 
 from mmkd import plain_student
-from mmkd.runner import DistillationRunner
-from mmkd.start import inherit
-from mmkd.teacher import Pixels, Teacher, TeacherError
-from mmkd.wiring import DeadTermError
+from mmkd.engine.gradient_flow import DeadTermError
+from mmkd.engine.runner import DistillationRunner
+from mmkd.models.teacher import Pixels, Teacher, TeacherError
+from mmkd.options.inherit import inherit
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'ohem': pairs.ohem, 'cascade': pairs.cascade}
 
@@ -1116,7 +1116,9 @@ def test_the_startup_table_says_what_is_trained(tmp_path, monkeypatch):
     torch.save(own, tmp_path / 'here.pth')
     here = str(tmp_path / 'here.pth')
     warned = []
-    monkeypatch.setattr('mmkd.weights.print_log', lambda said, **kwargs: warned.append(said))
+    monkeypatch.setattr(
+        'mmkd.engine.weight_origins.print_log', lambda said, **kwargs: warned.append(said)
+    )
     assert f'{len(own)} of {len(own)} tensors loaded from {here}' in model.startup_table(here)
     assert not warned
     torch.save(dict(list(own.items())[:5]), here)

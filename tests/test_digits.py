@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
-from mmkd import compare
+from mmkd.analysis import comparison as compare
 
 ROOT = Path(__file__).parents[1]
 #: of the shipped teacher on the first 100 validation images (all 500: 0.485)

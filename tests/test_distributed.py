@@ -19,8 +19,8 @@ from mmdet.utils import register_all_modules
 from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 
-from mmkd import launch
-from mmkd.share import GradientShare
+from mmkd import cli
+from mmkd.options.share import GradientShare
 
 WORLD = 2
 LIMIT = 240  # seconds; a process that takes longer says where it is, and ends
@@ -64,7 +64,7 @@ def work(rank, port, case, out):
         pairs.total(model, values).backward()
     torch.save(GradientShare(1).measured('loss_kd_hint'), ratio_of(Path(out).parent, rank))
     torch.save(pairs.gradients(model), out)
-    launch.leave()
+    cli.leave()
 
 
 def run(tmp_path, case):

@@ -25,9 +25,10 @@ from test_check_pair import PAIR
 from test_tools import tool
 from tiny import tiny_config
 
-from mmkd import checkpoint, compare, safe_read
-from mmkd.checkpoint import CheckpointError
-from mmkd.teacher import Teacher, TeacherError
+from mmkd.analysis import comparison as compare
+from mmkd.io import checkpoint, safe_reader
+from mmkd.io.checkpoint import CheckpointError
+from mmkd.models.teacher import Teacher, TeacherError
 
 ROOT = Path(__file__).resolve().parents[1]
 train, test, publish_model, check_pair, replay = (
@@ -294,7 +295,7 @@ def test_a_hostile_file_is_refused_at_each_door(door, kind, case, tmp_path, reac
 @pytest.mark.parametrize('door', DOORS)
 def test_each_door_leads_to_the_one_reader(door, case, tmp_path, monkeypatch):
     """Were it one that trusts the file, what is in it would run: at every door."""
-    monkeypatch.setattr(safe_read, 'read', lambda file, *_: torch.load(file, weights_only=False))
+    monkeypatch.setattr(safe_reader, 'read', lambda file, *_: torch.load(file, weights_only=False))
     marker, file = tmp_path / 'marker', tmp_path / 'x.pth'
     file.write_bytes(HOSTILE['os.system'].make(str(marker)))
     FOUND.clear()
@@ -380,4 +381,7 @@ def test_nothing_else_reads_more_than_data():
             elif isinstance(node, ast.ImportFrom) and node.module in ('pickle', 'torch'):
                 assert not {'load', 'loads'} & {each.name for each in node.names}, path
     # The detections of tools/test.py --out, and the state that a worker has sent.
-    assert found == {('mmkd/report.py', 'pickle.load'), ('mmkd/resume.py', 'pickle.loads')}
+    assert found == {
+        ('mmkd/analysis/comparison/report.py', 'pickle.load'),
+        ('mmkd/engine/exact_resume.py', 'pickle.loads'),
+    }

@@ -22,9 +22,9 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 from tiny import tiny_config
 
-from mmkd.checkpoint import CheckpointError, from_plain, load_verified, read_checkpoint
-from mmkd.safe_read import BUDGET
-from mmkd.teacher import Teacher, plain_student
+from mmkd.io.checkpoint import CheckpointError, from_plain, load_verified, read_checkpoint
+from mmkd.io.safe_reader import BUDGET
+from mmkd.models.teacher import Teacher, plain_student
 
 
 @pytest.fixture(scope='module')
@@ -140,7 +140,7 @@ def test_memory_is_that_of_the_file(tmp_path):
     script = (
         f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
         'import hostile, torch\n'
-        'from mmkd.checkpoint import read_checkpoint\n'
+        'from mmkd.io.checkpoint import read_checkpoint\n'
         f'before = hostile.reset_peak(); read_checkpoint({str(path)!r})\n'
         'print(hostile.peak() - before)'
     )

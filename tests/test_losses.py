@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmdet.models.losses import CrossEntropyLoss, L1Loss
 from mmdet.registry import MODELS
 
-from mmkd.losses import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
+from mmkd.models.chen2017 import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
 
 SEEDS = st.integers(0, 2**31 - 1)
 

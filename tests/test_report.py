@@ -10,8 +10,8 @@ import pytest
 from mmengine.config import Config
 from tiny import tiny_config
 
-from mmkd import compare as cmp
-from mmkd import report
+from mmkd.analysis import comparison as cmp
+from mmkd.analysis.comparison import report
 
 VOID = {'meta', 'br'}
 

@@ -20,11 +20,11 @@ from tiny import tiny_config
 from torch import nn
 from torch.nn import functional as F
 
-from mmkd.adapters import resample
-from mmkd.anchors import SAME, AnchorMatch
-from mmkd.compare import plan_runs
-from mmkd.guard import GuardHook
-from mmkd.resolution import Resolution, View, apply_resolution, rescale
+from mmkd.analysis.comparison import plan_runs
+from mmkd.datasets.two_views import Resolution, View, apply_resolution, rescale
+from mmkd.engine.training_guard import GuardHook
+from mmkd.models.adapters import resample
+from mmkd.models.anchors import SAME, AnchorMatch
 
 PACK = dict(type='PackDetInputs', meta_keys=('img_shape', 'scale_factor', 'flip'))
 RESIZE = dict(type='Resize', scale=(120, 72), keep_ratio=True)

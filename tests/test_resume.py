@@ -21,9 +21,9 @@ from tiny import tiny_config
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 
-import mmkd.checkpoint
-from mmkd.checkpoint import from_plain, install, read_checkpoint
-from mmkd.runner import DistillationRunner, latest_checkpoint
+import mmkd.io.checkpoint
+from mmkd.engine.runner import DistillationRunner, latest_checkpoint
+from mmkd.io.checkpoint import from_plain, install, read_checkpoint
 
 
 class Noisy(Dataset):
@@ -246,7 +246,7 @@ def test_cut_off_and_resumed_equals_never_cut_off(tmp_path, setting, cut, ema):
 
 def test_each_file_names_a_whole_one_and_nothing_older_goes_first(tmp_path, monkeypatch):
     """A save that fails: the one before is still there, and last_checkpoint names it."""
-    put = mmkd.checkpoint.AtomicLocalBackend.put
+    put = mmkd.io.checkpoint.AtomicLocalBackend.put
     count = [0]
 
     def failing(self, obj, path):
@@ -256,7 +256,7 @@ def test_each_file_names_a_whole_one_and_nothing_older_goes_first(tmp_path, monk
                 raise OSError(28, 'No space left on device', str(path))
         put(self, obj, path)
 
-    monkeypatch.setattr(mmkd.checkpoint.AtomicLocalBackend, 'put', failing)
+    monkeypatch.setattr(mmkd.io.checkpoint.AtomicLocalBackend, 'put', failing)
     with pytest.raises(OSError, match='No space left'):
         runner(tmp_path).train()
     assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_1.pth']
@@ -325,14 +325,14 @@ class Scores(Hook):
 def test_the_best_checkpoint_is_there_until_a_better_one_is(tmp_path, monkeypatch):
     runner(tmp_path, score=Score()).train()
     best = [p.name for p in tmp_path.glob('best_*')]
-    put = mmkd.checkpoint.AtomicLocalBackend.put
+    put = mmkd.io.checkpoint.AtomicLocalBackend.put
 
     def failing(self, obj, path):
         if 'best_' in str(path):
             raise OSError(5, 'Input/output error', str(path))
         put(self, obj, path)
 
-    monkeypatch.setattr(mmkd.checkpoint.AtomicLocalBackend, 'put', failing)
+    monkeypatch.setattr(mmkd.io.checkpoint.AtomicLocalBackend, 'put', failing)
     longer = runner(tmp_path, score=Score(), resume=True)
     longer.train_loop._max_epochs = 4
     with pytest.raises(OSError, match='Input/output'):

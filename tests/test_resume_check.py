@@ -9,10 +9,10 @@ from mmengine.runner import Runner
 from test_resume import Noisy, Score, runner
 from torch import nn
 
-from mmkd.checkpoint import CheckpointError
-from mmkd.resume import _tell_changes, settings
-from mmkd.resume_check import guard_optimizer, own_file, own_ids
-from mmkd.watch import random_state, set_random
+from mmkd.engine.exact_resume import _tell_changes, settings
+from mmkd.engine.resume_compatibility import guard_optimizer, own_file, own_ids
+from mmkd.engine.step_dump import random_state, set_random
+from mmkd.io.checkpoint import CheckpointError
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from mmengine.runner import Runner
 from test_checkpoint import same
 from torch import nn
 
-from mmkd.checkpoint import CheckpointError, from_plain, install, read_checkpoint
-from mmkd.runner import DistillationRunner, latest_checkpoint
+from mmkd.engine.runner import DistillationRunner, latest_checkpoint
+from mmkd.io.checkpoint import CheckpointError, from_plain, install, read_checkpoint
 
 
 class Toy(BaseModel):
@@ -124,7 +124,7 @@ _STOCK = """
 import sys
 from unittest.mock import MagicMock
 sys.path.insert(0, {tests!r})
-sys.modules.update(dict.fromkeys(('mmkd', 'mmkd.checkpoint', 'mmkd.runner'), MagicMock()))
+sys.modules.update(dict.fromkeys(('mmkd', 'mmkd.io.checkpoint', 'mmkd.engine.runner'), MagicMock()))
 from test_runner import Runner, run
 runner = run({work_dir!r}, Runner, resume=True, load_from={path!r})
 runner.train()

@@ -10,8 +10,8 @@ from mmengine.logging import MessageHub
 from mmengine.runner import IterBasedTrainLoop
 from pairs import LOG_NAMES, distil, losses, recipe
 
-from mmkd.runner import FromPlainHook
-from mmkd.schedule import WeightSchedule
+from mmkd.engine.runner import FromPlainHook
+from mmkd.options.schedule import WeightSchedule
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from mmengine.logging import MessageHub
 from pairs import LOG_NAMES, distil, recipe
 
-from mmkd.share import GradientShare, gradient_norm
-from mmkd.teacher import ADAPTER_PREFIX
+from mmkd.models.teacher import ADAPTER_PREFIX
+from mmkd.options.share import GradientShare, gradient_norm
 
 
 def forget():
@@ -85,7 +85,7 @@ def test_once_fixed_it_is_measured_no_more_and_costs_nothing(monkeypatch):
     def never(*args):
         raise AssertionError('a gradient was measured')
 
-    monkeypatch.setattr('mmkd.detector.gradient_norm', never)
+    monkeypatch.setattr('mmkd.models.detector.gradient_norm', never)
     values = pairs.losses(model, pairs.batch(seed=2))
     assert values['weight_kd_hint'].item() == pytest.approx(0.5 * fixed)
 

@@ -1,4 +1,4 @@
-"""mmkd.stack: what is installed is judged by metadata and file names alone."""
+"""mmkd.versions: what is installed is judged by metadata and file names alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmkd import stack
+from mmkd import versions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,11 +40,11 @@ BUILD_MMCV = '--no-build-isolation --no-deps --force-reinstall --no-cache-dir'
 def installed(monkeypatch, tmp_path):
     """Pretend that exactly the given distributions are installed."""
 
-    def pretend(versions: dict[str, str], ops: bool = True, files: bool = True) -> None:
+    def pretend(given: dict[str, str], ops: bool = True, files: bool = True) -> None:
         def version(name: str) -> str:
-            if name not in versions:
+            if name not in given:
                 raise importlib.metadata.PackageNotFoundError(name)
-            return versions[name]
+            return given[name]
 
         def find_spec(name: str) -> SimpleNamespace | None:
             folder = tmp_path / name
@@ -53,7 +53,7 @@ def installed(monkeypatch, tmp_path):
             return SimpleNamespace(origin=str(folder / '__init__.py'))
 
         if files:
-            for name in versions:
+            for name in given:
                 folder = tmp_path / MODULE.get(name, name)
                 folder.mkdir(exist_ok=True)
                 (folder / '__init__.py').touch()
@@ -66,7 +66,7 @@ def installed(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'versions',
+    'given',
     [
         GOOD,
         FORK,
@@ -77,10 +77,10 @@ def installed(monkeypatch, tmp_path):
         GOOD | {'mmengine': '0.10.0'},
     ],
 )
-def test_a_stack_that_fits_passes(installed, versions):
-    installed(versions)
-    assert stack.find_problems() == []
-    assert stack.check() is None
+def test_a_stack_that_fits_passes(installed, given):
+    installed(given)
+    assert versions.find_problems() == []
+    assert versions.check() is None
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def test_a_stack_that_fits_passes(installed, versions):
 )
 def test_one_fault_in_upstream(installed, change, fault, command):
     installed({name: v for name, v in (GOOD | change).items() if v is not None})
-    problems = stack.find_problems()
+    problems = versions.find_problems()
     assert len(problems) == 1, problems
     assert problems[0][0].startswith(fault)
     assert command in problems[0][1]
     with pytest.raises(ImportError) as error:
-        stack.check()
+        versions.check()
     assert problems[0][0] in str(error.value)
     assert problems[0][1] in str(error.value)
 
@@ -159,18 +159,18 @@ def test_one_fault_in_upstream(installed, change, fault, command):
 )
 def test_one_fault_in_the_fork(installed, change, fault, command):
     installed({name: v for name, v in (FORK | change).items() if v is not None})
-    problems = stack.find_problems()
+    problems = versions.find_problems()
     assert len(problems) == 1, problems
     assert problems[0][0].startswith(fault)
     assert command in problems[0][1]
 
 
-@pytest.mark.parametrize(('versions', 'name'), [(GOOD, 'mmcv'), (FORK, 'onedl-mmcv')])
-def test_mmcv_without_ops(installed, versions, name):
-    installed(versions, ops=False)
-    ((fault, command),) = stack.find_problems()
+@pytest.mark.parametrize(('given', 'name'), [(GOOD, 'mmcv'), (FORK, 'onedl-mmcv')])
+def test_mmcv_without_ops(installed, given, name):
+    installed(given, ops=False)
+    ((fault, command),) = versions.find_problems()
     assert fault == (
-        f'{name} {versions[name]} was built without its compiled ops (there is no mmcv._ext)'
+        f'{name} {given[name]} was built without its compiled ops (there is no mmcv._ext)'
     )
     assert 'MMCV_WITH_OPS=1' in command
     assert BUILD_MMCV in command
@@ -179,12 +179,12 @@ def test_mmcv_without_ops(installed, versions, name):
 def test_ops_of_another_python_do_not_count(installed, tmp_path):
     installed(GOOD, ops=False)
     (tmp_path / 'mmcv' / '_ext.cpython-27-other.so').touch()
-    assert [fault for fault, _ in stack.find_problems() if 'compiled ops' in fault]
+    assert [fault for fault, _ in versions.find_problems() if 'compiled ops' in fault]
 
 
 def test_a_new_torch_takes_a_new_mmcv_along(installed):
     installed(GOOD | {'torch': '1.13.1'})
-    ((fault, command),) = stack.find_problems()
+    ((fault, command),) = versions.find_problems()
     assert fault == 'torch 1.13.1 is too old (torch>=2.6)'
     assert command.startswith('pip install "torch>=2.6" && ')
     assert BUILD_MMCV in command
@@ -193,7 +193,7 @@ def test_a_new_torch_takes_a_new_mmcv_along(installed):
 def test_everything_missing_is_told_at_once_in_the_order_to_install(installed):
     installed({})
     with pytest.raises(ImportError) as error:
-        stack.check()
+        versions.check()
     places = [
         str(error.value).index(f'{m} is not installed')
         for m in ('torch', 'mmengine', 'mmcv', 'mmdet')
@@ -204,7 +204,7 @@ def test_everything_missing_is_told_at_once_in_the_order_to_install(installed):
 
 def test_metadata_without_files(installed):
     installed(GOOD, files=False)
-    problems = stack.find_problems()
+    problems = versions.find_problems()
     assert [fault for fault, _ in problems] == [
         'mmengine 0.10.7 is installed, but its files are gone',
         'mmcv 2.1.0 is installed, but its files are gone',
@@ -219,21 +219,21 @@ def test_a_source_tree_without_metadata_is_read(installed, tmp_path, spelt, faul
     (tmp_path / 'mmdet').mkdir()
     (tmp_path / 'mmdet' / '__init__.py').touch()
     (tmp_path / 'mmdet' / 'version.py').write_text(f"# v\n\n__version__ = '{spelt}'\n")
-    problems = stack.find_problems()
+    problems = versions.find_problems()
     assert [fault for fault, _ in problems] == ['mmdet 3.2.0 is too old (mmdet>=3.3,<3.4)'] * faults
 
 
 def test_an_unreadable_version_is_named(installed):
     installed(GOOD | {'mmdet': 'main'})
     with pytest.raises(ImportError, match="version 'main'"):
-        stack.check()
+        versions.check()
 
 
 def test_quick_and_importing_nothing():
     """In a process of its own, by path: `import mmkd` goes on to import the stack."""
     code = f"""
 import importlib.util, sys, time
-spec = importlib.util.spec_from_file_location("stack", {str(ROOT / 'mmkd/stack.py')!r})
+spec = importlib.util.spec_from_file_location("stack", {str(ROOT / 'mmkd/versions.py')!r})
 stack = sys.modules["stack"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(stack)
 stack.check()
@@ -244,7 +244,7 @@ print(sorted({{"torch", "mmengine", "mmcv", "mmdet"}} & set(sys.modules)))
 
     def timed() -> float:
         start = time.perf_counter()
-        stack.check()
+        versions.check()
         return time.perf_counter() - start
 
     assert min(timed() for _ in range(5)) < 0.05
@@ -254,15 +254,15 @@ print(sorted({{"torch", "mmengine", "mmcv", "mmdet"}} & set(sys.modules)))
 def test_the_extra_says_the_same_ranges():
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     extra = project['optional-dependencies']['stack']
-    for want in (stack.TORCH, *stack.UPSTREAM.values()):
+    for want in (versions.TORCH, *versions.UPSTREAM.values()):
         assert str(want) in extra
 
 
 @pytest.mark.parametrize(
     ('file', 'wanted'),
     [
-        ('requirements.txt', (stack.TORCH, *stack.UPSTREAM.values())),
-        ('requirements-onedl.txt', stack.FORK.values()),
+        ('requirements.txt', (versions.TORCH, *versions.UPSTREAM.values())),
+        ('requirements-onedl.txt', versions.FORK.values()),
     ],
     ids=['upstream', 'onedl'],
 )

@@ -23,10 +23,10 @@ from mmengine.hooks import Hook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_config
 
-from mmkd import launch
-from mmkd.annotations import AnnotationError
-from mmkd.checkpoint import read_checkpoint
-from mmkd.runner import DistillationRunner
+from mmkd import cli
+from mmkd.datasets.annotations import AnnotationError
+from mmkd.engine.runner import DistillationRunner
+from mmkd.io.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -236,14 +236,14 @@ def test_each_file_of_a_distilled_run_is_the_plain_students(config, tmp_path, mo
 
 
 def test_slurm_and_mpi_need_a_gpu(config, capsys, monkeypatch):
-    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
     for launcher in ('slurm', 'mpi'):
         line = refusal(capsys, train.main, config, '--launcher', launcher)
         assert line.startswith(f'error: --launcher {launcher} needs a GPU')
 
 
 def test_every_config_gets_the_safe_runner(config):
-    cfg = launch.load_config(train.parse_args([config]))
+    cfg = cli.load_config(train.parse_args([config]))
     assert cfg.runner_type == 'mmkd.DistillationRunner'
 
 
@@ -252,7 +252,7 @@ def test_work_dir_is_named_after_the_config(config):
     cfg.pop('work_dir')
     path = Path(config).with_name('nameless.py')
     cfg.dump(path)
-    assert launch.load_config(train.parse_args([str(path)])).work_dir == 'work_dirs/nameless'
+    assert cli.load_config(train.parse_args([str(path)])).work_dir == 'work_dirs/nameless'
 
 
 @pytest.mark.parametrize('main', [train.main, lambda argv: test.main([argv[0], __file__])])
@@ -282,7 +282,7 @@ def test_an_option_for_the_recipe_that_would_change_nothing(tmp_path, capsys):
     option = 'distillation.hint.loss_weight'
     line = refusal(capsys, train.main, pair, '--cfg-options', f'{option}=0')
     assert line.endswith(f'write model.{option}')
-    cfg = launch.load_config(train.parse_args([str(pair), '--cfg-options', f'model.{option}=0']))
+    cfg = cli.load_config(train.parse_args([str(pair), '--cfg-options', f'model.{option}=0']))
     assert cfg.model.distillation.hint.loss_weight == 0
 
 
@@ -310,7 +310,7 @@ def test_what_stands_beside_the_model_in_a_config(tmp_path, capsys, name):
     line = refusal(capsys, train.main, path)
     assert line.startswith(f'error: {path}: {key} stands beside the model')
     path.write_text(f'_base_ = {str(pair)!r}\n{name}\nmodel = dict({key}={key})\n')
-    assert launch.load_config(train.parse_args([str(path)])).model[key]
+    assert cli.load_config(train.parse_args([str(path)])).model[key]
 
 
 def test_detections_are_not_scored_against_other_images(config, trained, folder, tmp_path):

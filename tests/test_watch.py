@@ -13,10 +13,10 @@ from mmengine.registry import MODELS
 from pairs import ROOT, distil
 from tiny import tiny_config
 
-from mmkd import watch
-from mmkd.checkpoint import CheckpointError
-from mmkd.runner import DistillationRunner
-from mmkd.watch import NonFiniteLossError
+from mmkd.engine import step_dump
+from mmkd.engine.runner import DistillationRunner
+from mmkd.engine.step_dump import NonFiniteLossError
+from mmkd.io.checkpoint import CheckpointError
 
 
 def replay(*args):
@@ -105,13 +105,13 @@ def test_a_step_taken_again_is_the_step(config):
     runner.register_hook(keep, priority='VERY_LOW')  # StepHook, lower still, has not yet seen it
     runner._hooks.sort(key=lambda hook: hook is keep)
     runner.train()
-    batch, step = watch.read_step(keep.path)
+    batch, step = step_dump.read_step(keep.path)
     assert (step['iter'], step['epoch']) == (5, 1)
     model = MODELS.build(Config.fromfile(config).model)
     model.load_state_dict(step['state_dict'])
     model.teacher.network.load_state_dict(runner.model.teacher.network.state_dict())
     model.train()
-    watch.set_back(step)
+    step_dump.set_back(step)
     values = model(**model.data_preprocessor(batch, True), mode='loss')
     total, logs = model.parse_losses(values)
     assert {k: v.item() for k, v in logs.items() if 'loss' in k} == keep.losses
@@ -125,7 +125,7 @@ def test_masks_and_the_second_view_come_back(tmp_path):
         large = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
         pairs.second_view(sample, large)
     for sample in data['data_samples']:
-        again = watch._element(watch._plain_element(sample))
+        again = step_dump._element(step_dump._plain_element(sample))
         assert type(again) is type(sample)
         assert again.metainfo == sample.metainfo
         assert torch.equal(again.gt_instances.bboxes, sample.gt_instances.bboxes)
@@ -150,7 +150,7 @@ def test_another_file_is_no_step(tmp_path):
     path = tmp_path / 'weights.pth'
     torch.save({'state_dict': {}}, path)
     with pytest.raises(CheckpointError, match='is no step: name the step_'):
-        watch.read_step(str(path))
+        step_dump.read_step(str(path))
 
 
 def test_a_step_of_another_config_is_refused(config, tmp_path, capsys):

@@ -11,7 +11,7 @@ from mmengine.registry import RUNNERS
 from pairs import build
 from tiny import tiny_config
 
-from mmkd.weights import origins
+from mmkd.engine.weight_origins import origins
 
 
 def plain(tmp_path, load_from=None):

@@ -18,7 +18,7 @@ from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.structures import PixelData
 
-from mmkd.detector import LOG_NAMES
+from mmkd.models.detector import LOG_NAMES
 
 CONFIGS = {
     'Faster R-CNN': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',

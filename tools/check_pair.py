@@ -8,8 +8,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from mmkd import launch
-from mmkd.check import check_pair
+from mmkd import cli
+from mmkd.analysis.pair_check import check_pair
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,16 +28,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--download', action='store_true', help='fetch checkpoints by URL')
     parser.add_argument('--processes', type=int, default=2, help='of the trial under DDP; 1: none')
-    launch.add_shared_arguments(parser)
+    cli.add_shared_arguments(parser)
     parser.set_defaults(work_dir=None)
-    return launch.parse(parser, argv)
+    return cli.parse(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.simplefilter('ignore')
     report = check_pair(
-        launch.load_config(args), tuple(args.size), args.image, args.data, args.download,
+        cli.load_config(args), tuple(args.size), args.image, args.data, args.download,
         args.processes,
     )  # fmt: skip
     for text in report.warnings:

@@ -12,7 +12,7 @@ What is done already is skipped; stopped, it goes on where it was when it is cal
 import argparse
 import sys
 
-from mmkd.compare import MARGIN, compare, work
+from mmkd.analysis.comparison import MARGIN, compare, work
 
 
 def parse_args() -> argparse.Namespace:

@@ -23,7 +23,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from mmkd.checkpoint import to_plain
+from mmkd.io.checkpoint import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 WINDOW = 40  # pixels; the largest digit has 48, half of all have less than 21

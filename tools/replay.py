@@ -16,10 +16,11 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmkd import launch, watch
-from mmkd.checkpoint import CheckpointError
-from mmkd.classes import apply_classes
-from mmkd.resolution import apply_resolution
+from mmkd import cli
+from mmkd.datasets.two_views import apply_resolution
+from mmkd.engine import step_dump
+from mmkd.io.checkpoint import CheckpointError
+from mmkd.options.classes import apply_classes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,9 +29,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('config', help="the run's config")
     parser.add_argument('step', help='the step_*.pth that it left in its work_dir')
-    launch.add_shared_arguments(parser)
+    cli.add_shared_arguments(parser)
     parser.set_defaults(work_dir=None)
-    return launch.parse(parser, argv)
+    return cli.parse(parser, argv)
 
 
 def first_wrong(networks: dict[str, nn.Module]) -> list[str]:
@@ -63,17 +64,17 @@ def _finite(value: object) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    cfg = apply_classes(apply_resolution(launch.load_config(args)))
+    cfg = apply_classes(apply_resolution(cli.load_config(args)))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     try:
-        batch, step = watch.read_step(args.step)
+        batch, step = step_dump.read_step(args.step)
     except (CheckpointError, OSError) as error:
-        launch.stop(str(error))
+        cli.stop(str(error))
     model = MODELS.build(copy.deepcopy(cfg.model))
     try:
         model.load_state_dict(step['state_dict'])
     except RuntimeError as error:
-        launch.stop(f'{args.step} was left by a run of another config than {args.config}: {error}')
+        cli.stop(f'{args.step} was left by a run of another config than {args.config}: {error}')
     model.to('cuda' if torch.cuda.is_available() else 'cpu').train()
     networks: dict[str, nn.Module] = {'': model}
     if getattr(model, 'teacher', None) is not None:
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(model, 'unproven'):
         model.unproven.clear()  # a term that is not finite would stop here what is to be seen
     found = first_wrong(networks)
-    watch.set_back(step)
+    step_dump.set_back(step)
     values = model(**model.data_preprocessor(batch, True), mode='loss')
     for name, value in values.items():
         single = sum(value) if isinstance(value, list) else value

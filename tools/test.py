@@ -13,10 +13,10 @@ from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
 
-from mmkd import launch
-from mmkd.classes import class_names
-from mmkd.resolution import apply_resolution
-from mmkd.teacher import plain_student
+from mmkd import cli
+from mmkd.datasets.two_views import apply_resolution
+from mmkd.models.teacher import plain_student
+from mmkd.options.classes import class_names
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,8 +33,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--wait-time', type=float, default=2, help='seconds between images with --show'
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    launch.add_shared_arguments(parser)
-    return launch.parse(parser, argv)
+    cli.add_shared_arguments(parser)
+    return cli.parse(parser, argv)
 
 
 def apply_tta(cfg: Config) -> None:
@@ -67,11 +67,11 @@ def apply_tta(cfg: Config) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
-        launch.stop(f'--out {args.out}: predictions are a pickle; the name must end in .pkl')
+        cli.stop(f'--out {args.out}: predictions are a pickle; the name must end in .pkl')
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
-        launch.stop(f'no such checkpoint: {args.checkpoint}')
+        cli.stop(f'no such checkpoint: {args.checkpoint}')
     setup_cache_size_limit_of_dynamo()
-    cfg = launch.load_config(args)
+    cfg = cli.load_config(args)
     cfg.load_from = args.checkpoint
     if 'teacher_config' in cfg.model:
         # The student's scale is part of the distillation, and of the test.
@@ -83,15 +83,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         apply_tta(cfg)
 
     tests = {'test_dataloader': cfg.test_dataloader}
-    runner = launch.build_runner(cfg)
+    runner = cli.build_runner(cfg)
     # A loop that relabels has its own table of the checkpoint's classes.
     classes = None if 'labels' in cfg.test_cfg else class_names(Config(tests))
-    launch.check_complete(runner.model, args.checkpoint, classes)
+    cli.check_complete(runner.model, args.checkpoint, classes)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    with launch.naming_a_full_disk(cfg.work_dir):
+    with cli.naming_a_full_disk(cfg.work_dir):
         runner.test()
-    launch.leave()
+    cli.leave()
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from mmkd import launch
+from mmkd import cli
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,8 +28,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='go on from this checkpoint, or without a value from the latest in the work folder',
     )
-    launch.add_shared_arguments(parser)
-    return launch.parse(parser, argv)
+    cli.add_shared_arguments(parser)
+    return cli.parse(parser, argv)
 
 
 def apply_amp(cfg: Config, amp: bool) -> None:
@@ -39,7 +39,7 @@ def apply_amp(cfg: Config, amp: bool) -> None:
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         more = [key for key in ('dtype', 'loss_scale', 'use_fsdp') if key in cfg.optim_wrapper]
-        launch.stop(
+        cli.stop(
             'mixed precision (--amp, or optim_wrapper.type=AmpOptimWrapper in the config) needs a '
             "GPU: MMEngine's AmpOptimWrapper does not run on a CPU, and this machine shows no "
             'other device; leave --amp out, or write optim_wrapper.type=OptimWrapper in the config'
@@ -50,7 +50,7 @@ def apply_amp(cfg: Config, amp: bool) -> None:
 def apply_auto_scale_lr(cfg: Config) -> None:
     """Turns the scaling of the learning rate on; needs the batch size it was chosen for."""
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-        launch.stop(
+        cli.stop(
             '--auto-scale-lr: the config names no auto_scale_lr.base_batch_size, the batch size '
             'its learning rate was chosen for'
         )
@@ -64,22 +64,22 @@ def apply_resume(cfg: Config, resume: str | None) -> None:
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
     if cfg.load_from and '://' not in resume and not osp.isfile(resume):
-        launch.stop(f'--resume {resume}: no such checkpoint')
+        cli.stop(f'--resume {resume}: no such checkpoint')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     setup_cache_size_limit_of_dynamo()
-    cfg = launch.load_config(args)
+    cfg = cli.load_config(args)
     apply_amp(cfg, args.amp)
     if args.auto_scale_lr:
         apply_auto_scale_lr(cfg)
     apply_resume(cfg, args.resume)
-    with launch.holding(cfg.work_dir, cfg.launcher):
-        runner = launch.build_runner(cfg)
-        with launch.naming_a_full_disk(cfg.work_dir):
+    with cli.holding(cfg.work_dir, cfg.launcher):
+        runner = cli.build_runner(cfg)
+        with cli.naming_a_full_disk(cfg.work_dir):
             runner.train()
-    launch.leave()
+    cli.leave()
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from campaign import report  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
 from planted import ANNOTATIONS, RECIPES, Planter, check_recipe, fuzz  # noqa: E402
 
-from mmkd import annotations  # noqa: E402
+from mmkd.datasets import annotations  # noqa: E402
 
 
 def large(images: int, boxes: int) -> dict:

@@ -193,7 +193,7 @@ def genuine() -> list[tuple[str, bytes]]:
     import torch
     from test_checkpoint import every_tensor, safetensors_of, training_checkpoint
 
-    from mmkd.checkpoint import to_plain
+    from mmkd.io.checkpoint import to_plain
 
     small = {'a': torch.ones(3), 'b': torch.tensor([True, False]), 'c': torch.zeros(2, 2)}
     values = [hostile.weights(), training_checkpoint(), to_plain(training_checkpoint())]
@@ -223,7 +223,7 @@ def child(folder: Path, seed: int, seconds: float) -> None:
     import hostile
     import torch
 
-    from mmkd.checkpoint import CheckpointError, from_plain, read_checkpoint
+    from mmkd.io.checkpoint import CheckpointError, from_plain, read_checkpoint
 
     rng = random.Random(seed)
     torch.manual_seed(0)

@@ -23,7 +23,7 @@ import hostile as corpus  # noqa: E402
 import torch  # noqa: E402
 from campaign import report  # noqa: E402
 
-from mmkd.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from mmkd.io.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
 
 
 def read_hostile(folder: Path) -> list[dict]:

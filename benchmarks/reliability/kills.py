@@ -26,8 +26,8 @@ import torch._dynamo  # noqa: E402, F401
 from campaign import report  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from mmkd.checkpoint import install, read_checkpoint  # noqa: E402
-from mmkd.runner import latest_checkpoint  # noqa: E402
+from mmkd.engine.runner import latest_checkpoint  # noqa: E402
+from mmkd.io.checkpoint import install, read_checkpoint  # noqa: E402
 
 SETTINGS = [
     dict(loop='epoch'),

@@ -32,8 +32,8 @@ import zoo  # noqa: E402
 from campaign import report  # noqa: E402
 from pair_matrix import known  # noqa: E402
 
-from mmkd.runner import DistillationRunner  # noqa: E402
-from mmkd.teacher import fingerprint  # noqa: E402
+from mmkd.engine.runner import DistillationRunner  # noqa: E402
+from mmkd.models.teacher import fingerprint  # noqa: E402
 
 KEPT = ROOT / 'benchmarks/reliability/results/pair_runs.jsonl'
 STEPS = 60

@@ -26,7 +26,7 @@ import test_resume as runs  # noqa: E402
 from campaign import report  # noqa: E402
 from kills import prepare, whole  # noqa: E402
 
-import mmkd.checkpoint  # noqa: E402
+import mmkd.io.checkpoint  # noqa: E402
 
 SETTINGS = [
     dict(loop='epoch', score=True),
@@ -46,9 +46,9 @@ class Disk:
         self.open, self.fsync, self.close, self.replace, self.remove = (
             self.failing(operation) for operation in real
         )
-        # mmkd.checkpoint opens and syncs; MMEngine's backend and mmkd.resume remove.
-        mmkd.checkpoint.os = self
-        mmkd.checkpoint.open = self.open_file
+        # mmkd.io.checkpoint opens and syncs; MMEngine's backend and the checkpoint hook remove.
+        mmkd.io.checkpoint.os = self
+        mmkd.io.checkpoint.open = self.open_file
         os.remove = self.remove
 
     def __getattr__(self, name: str) -> Any:

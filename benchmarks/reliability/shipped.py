@@ -29,7 +29,7 @@ import faults  # noqa: E402
 from campaign import report  # noqa: E402
 from test_check_pair import tool  # noqa: E402
 
-from mmkd import launch  # noqa: E402
+from mmkd import cli  # noqa: E402
 
 STEPS = 60
 """A term that stays at 0 is named after 50."""
@@ -104,7 +104,7 @@ def voc(root: Path) -> None:
 
 def config(path: Path, root: Path) -> Config:
     """The config as tools/train.py has it, and, of configs/kd/, what stands in for downloads."""
-    cfg = launch.load_config(
+    cfg = cli.load_config(
         argparse.Namespace(
             config=str(path), cfg_options=None, launcher='none', work_dir=tempfile.mkdtemp(dir=root)
         )
@@ -143,7 +143,7 @@ def train(cfg: Config) -> list[str]:
     """What mmkd and MMEngine said, warnings, and last the error that stopped the run."""
     heard = faults.Heard()
     try:
-        runner = launch.build_runner(cfg)
+        runner = cli.build_runner(cfg)
         runner.logger.addHandler(heard)
         faults.at(STEPS, faults.enough)(runner)
         runner.train()

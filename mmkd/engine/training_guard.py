@@ -12,9 +12,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from .detector import LOG_NAMES
-from .losses import TeacherBoundedL2Loss
-from .teacher import ADAPTER_PREFIX, TeacherError, fingerprint
+from ..models.chen2017 import TeacherBoundedL2Loss
+from ..models.detector import LOG_NAMES
+from ..models.teacher import ADAPTER_PREFIX, TeacherError, fingerprint
 from .teacher_check import check_teacher
 
 SILENT = 50

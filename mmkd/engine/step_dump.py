@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
-from . import checkpoint as checkpoints
+from ..io import checkpoint as checkpoints
 
 STEP = 'mmkd_step'
 """The key that tells such a file."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from terminaltables import AsciiTable
 from torch import nn
 
-from .teacher import ADAPTER_PREFIX, UNTRAINED
-from .weights import origins
+from ..models.teacher import ADAPTER_PREFIX, UNTRAINED
+from .weight_origins import origins
 
 if TYPE_CHECKING:
-    from .detector import DistillationMixin
+    from ..models.detector import DistillationMixin
 
 
 def startup_table(student: DistillationMixin, load_from: str | None, resumed: str | None) -> str:
@@ -25,7 +25,7 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
         load_from: the checkpoint the student was loaded from, if any.
         resumed: the checkpoint this run goes on from, if any.
     """
-    from .detector import LOG_NAMES
+    from ..models.detector import LOG_NAMES
 
     rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
     rows += [['  weights', line] for line in origins(student, load_from, resumed)]

@@ -32,11 +32,11 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 from mmengine.config import Config
 
-from ..runner import latest_checkpoint
-from ..teacher import ADAPTER_PREFIX
+from ...engine.runner import latest_checkpoint
+from ...models.teacher import ADAPTER_PREFIX
 from .plan import Plan, Run, arch_key, fingerprint
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # ------------------------------------------------------------------------------- results
 

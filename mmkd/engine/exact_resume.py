@@ -52,10 +52,10 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, get_worker_info
 
-from .best import check_save_best
-from .resume_check import own_file, own_ids
-from .safe_read import show
-from .watch import random_state, set_random
+from ..io.safe_reader import show
+from .resume_compatibility import own_file, own_ids
+from .save_best import check_save_best
+from .step_dump import random_state, set_random
 
 KEY = 'mmkd_resume'
 """Where a checkpoint has it."""

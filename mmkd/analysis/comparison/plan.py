@@ -16,11 +16,11 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from .. import recipe
-from ..annotations import leaves
-from ..classes import ClassMap, apply_classes
-from ..resolution import apply_resolution, at_teachers_scale
-from ..teacher import load_config, plain_student
+from ... import recipe
+from ...datasets.annotations import leaves
+from ...datasets.two_views import apply_resolution, at_teachers_scale
+from ...models.teacher import load_config, plain_student
+from ...options.classes import ClassMap, apply_classes
 
 # What decides a training's result. Left out: logging, drawing, folders, the launcher.
 _TRAIN_KEYS = [

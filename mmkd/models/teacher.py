@@ -19,10 +19,10 @@ from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from .accelerate import Acceleration, full
-from .checkpoint import load_verified
-from .recorder import Recorder
-from .resolution import Resolution, View, images_and_view
+from ..datasets.two_views import Resolution, View, images_and_view
+from ..io.checkpoint import load_verified
+from ..options.acceleration import Acceleration, full
+from .taps import Recorder
 
 ADAPTER_PREFIX = 'kd_adapters.'
 UNTRAINED = 'random'

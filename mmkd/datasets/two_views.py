@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from .recipe import terms_on
+from ..recipe import terms_on
 
 VIEW = 'teacher_view'
 """Field of a data sample: the teacher's image and where it lies over the student's."""

@@ -29,7 +29,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
-from .checkpoint import CheckpointError
+from .io.checkpoint import CheckpointError
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 ROOM = 2**20

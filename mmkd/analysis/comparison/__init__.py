@@ -186,7 +186,7 @@ def _resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]
 def _write_report(
     plan: Plan, bench: Bench, summary: Summary, results: dict[str, dict], images: int
 ) -> None:
-    from .. import report
+    from ..comparison import report
 
     curves = {}
     for row in plan.rows:

@@ -24,7 +24,7 @@ from mmengine.runner import TestLoop
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from .annotations import leaves
+from ..datasets.annotations import leaves
 
 
 class ClassMap:
@@ -220,7 +220,7 @@ def apply_classes(cfg: Config) -> Config:
     Raises:
         ValueError: the student's head and its data have different numbers of classes.
     """
-    from .teacher import load_config
+    from ..models.teacher import load_config
 
     model = cfg.get('model') or {}
     distillation = model.get('distillation')

@@ -24,8 +24,8 @@ class Acceleration:
     Args:
         fuse_conv_bn: fold BatchNorm into the convolution before it: equal up to float rounding.
         channels_last: lay feature maps out by pixel: equal up to float rounding.
-        roi_align: on a CPU, RoIAlign as :class:`mmkd.roi_align.GatheredRoIExtractor`: equal up to
-            float rounding.
+        roi_align: on a CPU, RoIAlign as
+            :class:`mmkd.options.roi_align.GatheredRoIExtractor`: equal up to float rounding.
         dtype: 'bfloat16' or 'float16': autocast for the teacher alone, which rounds its answers.
 
     Raises:

@@ -16,8 +16,8 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .checkpoint import CheckpointError
-from .safe_read import show
+from ..io.checkpoint import CheckpointError
+from ..io.safe_reader import show
 
 _HOW = ('fused', 'foreach', 'capturable', 'differentiable')
 """Which kernels compute an optimizer's step: not the file's to say."""

@@ -18,20 +18,20 @@ from mmdet.structures import SampleList
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from . import wiring
-from .accelerate import Acceleration, laid_out
+from ..datasets.two_views import Resolution, View
+from ..engine import gradient_flow as wiring
+from ..engine.step_dump import require_finite
+from ..engine.summary import startup_table
+from ..options.acceleration import Acceleration, laid_out
+from ..options.classes import Answers, ClassMap
+from ..options.inherit import Start, inherit
+from ..options.schedule import WeightSchedule
+from ..options.share import GradientShare, gradient_norm
 from .adapters import KINDS, build_adapter, resample, set_identity
 from .anchors import AnchorMatch, described
-from .classes import Answers, ClassMap
-from .losses import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
-from .recorder import Question, Record, Recorder
-from .resolution import Resolution, View
-from .schedule import WeightSchedule
-from .share import GradientShare, gradient_norm
-from .start import Start, inherit
-from .startup import startup_table
+from .chen2017 import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
+from .taps import Question, Record, Recorder
 from .teacher import ADAPTER_PREFIX, UNTRAINED, Pixels, Teacher, roi_context
-from .watch import require_finite
 
 DWARFS = 10.0
 """Share of the hard losses' gradient above which a term is warned about."""

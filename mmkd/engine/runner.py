@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from . import checkpoint as checkpoints
-from .annotations import check_annotations, check_evaluator, leaves
-from .classes import apply_classes, check_labels, check_num_classes, check_same_labels
-from .guard import GuardHook
-from .images import require_whole_images
-from .resolution import apply_resolution
-from .resume import BEGUN, GoOnHook, WholeCheckpointHook, prepare_workers
-from .resume_check import check_resumed, guard_optimizer
-from .watch import NonFiniteLossError, StepHook, images
-from .weights import origins
+from ..datasets.annotations import check_annotations, check_evaluator, leaves
+from ..datasets.intact_images import require_whole_images
+from ..datasets.two_views import apply_resolution
+from ..io import checkpoint as checkpoints
+from ..options.classes import apply_classes, check_labels, check_num_classes, check_same_labels
+from .exact_resume import BEGUN, GoOnHook, WholeCheckpointHook, prepare_workers
+from .resume_compatibility import check_resumed, guard_optimizer
+from .step_dump import NonFiniteLossError, StepHook, images
+from .training_guard import GuardHook
+from .weight_origins import origins
 
 _PEER = re.compile(
     r'(gloo|NCCL|ProcessGroup).*(connection (closed|reset|refused)|broken pipe|timed out|timeout'
@@ -214,7 +214,7 @@ class DistillationRunner(Runner):
     _train_dataloader: Any
 
     def build_train_loop(self, loop: Any) -> Any:
-        """MMEngine's, with workers that a resumed run can take up, see :mod:`mmkd.resume`."""
+        """MMEngine's loop, with workers whose random state a resumed run can restore."""
         config = self._train_dataloader
         if self._checkpoints is not None:
             # An iteration-based loop starts them as it is made.

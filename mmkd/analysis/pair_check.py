@@ -26,8 +26,13 @@ from mmengine.structures import BaseDataElement, InstanceData
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 
-from . import teacher_check
-from .classes import (
+from ..cli import leave
+from ..datasets.two_views import VIEW, Resolution, apply_resolution, at_teachers_scale
+from ..engine import teacher_check
+from ..engine.teacher_check import CERTAIN, PIXELS, SUSPICIOUS, means
+from ..models.detector import DWARFS, LOG_NAMES
+from ..models.teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
+from ..options.classes import (
     ClassMap,
     apply_classes,
     check_labels,
@@ -35,13 +40,8 @@ from .classes import (
     class_names,
     head_classes,
 )
-from .detector import DWARFS, LOG_NAMES
-from .launch import leave
-from .recipe import terms, terms_on
-from .resolution import VIEW, Resolution, apply_resolution, at_teachers_scale
-from .share import gradient_norm
-from .teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
-from .teacher_check import CERTAIN, PIXELS, SUSPICIOUS, means
+from ..options.share import gradient_norm
+from ..recipe import terms, terms_on
 
 VANISHES = 1e-3
 """Share of the hard loss's gradient below which a term is warned about."""
@@ -406,7 +406,7 @@ def _dataset(config: dict) -> Any:
 def look(
     network: nn.Module, batches: list[dict], indices: list[int | None] | None = None
 ) -> list[Tensor]:
-    """What :func:`mmkd.teacher_check.answers` has of each image with boxes.
+    """What :func:`mmkd.engine.teacher_check.answers` has of each image with boxes.
 
     Args:
         network: the teacher.

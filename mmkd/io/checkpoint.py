@@ -1,7 +1,7 @@
 """Checkpoints: read without running what is in them, written so that plain PyTorch reads them.
 
 MMEngine's training checkpoints hold more than tensors: the log's ``HistoryBuffer`` objects, numpy
-arrays and scalars. :func:`read_checkpoint` reads them with the machine of :mod:`mmkd.safe_read`,
+arrays and scalars. :func:`read_checkpoint` reads them by :mod:`mmkd.io.safe_reader`,
 for which a file is data.
 :func:`to_plain` and :func:`from_plain` keep such objects out of the files that mmkd writes.
 :func:`install` puts the reader behind every door of MMEngine and makes its writes atomic.
@@ -41,8 +41,8 @@ from mmengine.runner.checkpoint import (
 )
 from torch import Tensor, nn
 
-from . import safe_read
-from .safe_read import (
+from ..io import safe_reader
+from .safe_reader import (
     NUMPY_DTYPES,
     WAY_OUT,
     CheckpointError,
@@ -67,7 +67,7 @@ def read_checkpoint(
     sha256: str | None = None,
     finite: bool = True,
 ) -> dict:
-    """Reads a checkpoint file without running anything that is in it, see :mod:`mmkd.safe_read`.
+    """Reads a checkpoint file without running anything in it, see :mod:`mmkd.io.safe_reader`.
 
     Tensors and plain containers come back as they are; ``HistoryBuffer`` objects and numpy data of
     a training checkpoint as real ones, built from their numbers. The text of a config is left out
@@ -113,12 +113,12 @@ def _read(
             # The one handle, so that what is checked is what is read.
             _check_hash(file, sha256, name)
             size = os.fstat(file.fileno()).st_size
-            checkpoint = safe_read.read(file, size, map_location, name.endswith('.safetensors'))
+            checkpoint = safe_reader.read(file, size, map_location, name.endswith('.safetensors'))
         if not isinstance(checkpoint, dict):
             raise CheckpointError(
                 f'holds one {type(checkpoint).__name__} instead of a dict of tensors. {WAY_OUT}'
             )
-        checkpoint = _replace(checkpoint, safe_read.real, {})
+        checkpoint = _replace(checkpoint, safe_reader.real, {})
         if finite:
             _check_weights(checkpoint)
         return checkpoint

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-    from .compare import PairSummary, Summary
+    from ..comparison import PairSummary, Summary
 
 SCORE_THRESHOLD = 0.3
 IOU_THRESHOLD = 0.5
@@ -156,7 +156,7 @@ def render(
         curves: by row's label, what the trainings logged, one entry per seed
             (:func:`mmkd.compare.read_curves`).
     """
-    from .compare import columns, pair_columns
+    from ..comparison import columns, pair_columns
 
     trained = [row.label for row in summary.rows if row.role != 'teacher']
     style = {label: i % len(_COLOURS) for i, label in enumerate(trained)}
@@ -215,7 +215,7 @@ def _verdicts(summary: Summary) -> str:
 
 
 def _sentence(pair: PairSummary) -> str:
-    from .compare import interval
+    from ..comparison import interval
 
     verdict = pair.verdict
     if verdict is None:
@@ -250,7 +250,7 @@ def _table(head: list[str], body: list[list[str]], caption: str) -> str:
 
 
 def _by_seed(summary: Summary) -> str:
-    from .compare import shown
+    from ..comparison import shown
 
     rows = [row for row in summary.rows if row.role != 'teacher']
     body = [

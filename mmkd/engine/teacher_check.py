@@ -21,9 +21,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import wilcoxon
 from torch import Tensor
 
-from .resolution import View
-from .teacher import UNTRAINED, TeacherError
-from .watch import random_state, set_random
+from ..datasets.two_views import View
+from ..models.teacher import UNTRAINED, TeacherError
+from .step_dump import random_state, set_random
 
 LOOKS = (32, 64, 128, 256, 512)
 """After so many images the ways to prepare pixels are compared; the last is the most there are."""

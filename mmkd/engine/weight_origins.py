@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 from torch import Tensor, nn
 
-from .teacher import ADAPTER_PREFIX, sha256
+from ..models.teacher import ADAPTER_PREFIX, sha256
 
 
 def origins(
