@@ -22,7 +22,7 @@ from mmengine.logging import MMLogger
 from step import PAIRS, TERMS, built, config_of, keep_memory, stepper
 
 from mmkd.analysis.pair_check import synthetic_batch
-from mmkd.models.teacher import plain_student
+from mmkd.recipe import plain_student
 
 
 class Parts:

@@ -40,8 +40,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
 from mmkd.analysis.pair_check import synthetic_batch, without_downloads
-from mmkd.models.teacher import load_config, plain_student
-from mmkd.recipe import terms
+from mmkd.recipe import plain_student, read_teacher_config, terms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = {
@@ -157,7 +156,7 @@ def razor(model: dict, algorithm: str, hints: list, device: str) -> Any:
 
     student = ConfigDict(plain_student(model))
     student['_scope_'] = 'mmdet'
-    teacher = load_config(model['teacher_config']).model
+    teacher = read_teacher_config(model['teacher_config']).model
     without_downloads(teacher)
     teacher['_scope_'] = 'mmdet'
     recorders, connectors, losses, mappings = {}, {}, {}, {}

@@ -6,14 +6,14 @@ versions.check()
 
 from .datasets.two_views import TwoViews  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
+from .engine.test_loop import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
 from .models.chen2017 import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
 from .models.detector import (  # noqa: E402
     KnowledgeDistillationTridentFasterRCNN,
     KnowledgeDistillationTwoStageDetector,
 )
-from .models.teacher import plain_student  # noqa: E402
-from .options.classes import RelabelledTestLoop  # noqa: E402
+from .recipe import plain_student  # noqa: E402
 
 checkpoint.install()
 

@@ -14,14 +14,9 @@ from mmengine.registry import RUNNERS
 from pairs import build, distil, distilled, losses, recipe
 from tiny import CLASSES, tiny_config
 
-from mmkd.options.classes import (
-    Answers,
-    ClassMap,
-    apply_classes,
-    check_labels,
-    check_same_labels,
-    class_names,
-)
+from mmkd.datasets.labels import check_labels, check_same_labels
+from mmkd.engine.class_names import apply_classes, class_names
+from mmkd.options.class_map import Answers, ClassMap
 from mmkd.options.inherit import inherit
 
 

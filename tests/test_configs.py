@@ -14,7 +14,7 @@ from mmengine.config import Config
 from pairs import LOG_NAMES, ROOT, batch, total
 
 from mmkd import plain_student
-from mmkd.options.classes import apply_classes
+from mmkd.engine.class_names import apply_classes
 
 PATHS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
 RECIPE = ROOT / 'configs/_base_/chen2017.py'

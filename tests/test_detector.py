@@ -22,8 +22,9 @@ from torch import nn
 from mmkd import plain_student
 from mmkd.engine.gradient_flow import DeadTermError
 from mmkd.engine.runner import DistillationRunner
-from mmkd.models.teacher import Pixels, Teacher, TeacherError
+from mmkd.models.teacher import Pixels, Teacher
 from mmkd.options.inherit import inherit
+from mmkd.recipe import TeacherError
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'ohem': pairs.ohem, 'cascade': pairs.cascade}
 

@@ -19,7 +19,7 @@ from mmdet.utils import register_all_modules
 from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 
-from mmkd import cli
+from mmkd.engine.exit import leave
 from mmkd.options.share import GradientShare
 
 WORLD = 2
@@ -64,7 +64,7 @@ def work(rank, port, case, out):
         pairs.total(model, values).backward()
     torch.save(GradientShare(1).measured('loss_kd_hint'), ratio_of(Path(out).parent, rank))
     torch.save(pairs.gradients(model), out)
-    cli.leave()
+    leave()
 
 
 def run(tmp_path, case):

@@ -28,7 +28,8 @@ from tiny import tiny_config
 from mmkd.analysis import comparison as compare
 from mmkd.io import checkpoint, safe_reader
 from mmkd.io.checkpoint import CheckpointError
-from mmkd.models.teacher import Teacher, TeacherError
+from mmkd.models.teacher import Teacher
+from mmkd.recipe import TeacherError
 
 ROOT = Path(__file__).resolve().parents[1]
 train, test, publish_model, check_pair, replay = (

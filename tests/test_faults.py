@@ -12,10 +12,11 @@ from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from test_check_pair import tool
 
-from mmkd import cli
 from mmkd.engine import teacher_check
+from mmkd.engine.test_loop import check_complete
 from mmkd.engine.training_guard import digest
-from mmkd.models.teacher import TeacherError, fingerprint
+from mmkd.models.teacher import fingerprint
+from mmkd.recipe import TeacherError
 
 # Building a network takes most of the time: those whose check has a test of its own are run by
 # benchmarks/reliability/faults.py alone.
@@ -112,20 +113,20 @@ def test_a_checkpoint_of_other_classes_is_refused_by_their_names(tmp_path):
     path = str(tmp_path / 'a.pth')
     meta = {'dataset_meta': {'classes': ('cat', 'dog')}}
     torch.save({'state_dict': network.state_dict(), 'meta': meta}, path)
-    cli.check_complete(network, path, ['cat', 'dog'])
+    check_complete(network, path, ['cat', 'dog'])
     with pytest.raises(SystemExit, match=r'trained on 2 classes \(cat, dog\), .* \(dog, cat\)'):
-        cli.check_complete(network, path, ['dog', 'cat'])
+        check_complete(network, path, ['dog', 'cat'])
     with pytest.raises(SystemExit, match=r'weight, \(2, 2\) in the file and \(3, 2\) here'):
-        cli.check_complete(torch.nn.Linear(2, 3), path)
+        check_complete(torch.nn.Linear(2, 3), path)
 
 
 def test_the_look_at_the_teacher_changes_no_random_number(digits):
     from mmdet.registry import MODELS
     from mmengine.runner import Runner
 
-    from mmkd.engine.step_dump import random_state
+    from mmkd.engine.class_names import apply_classes
+    from mmkd.engine.random_state import random_state
     from mmkd.engine.teacher_check import check_teacher
-    from mmkd.options.classes import apply_classes
 
     cfg = apply_classes(Config.fromfile(faults.ROOT / 'configs/digits/mmkd.py'))
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_resume import Cut, CutHook, Noisy, TellHook, assert_equal, installed, last, runner
 
-from mmkd.engine.runner import latest_checkpoint
+from mmkd.engine.exact_resume import latest_checkpoint
 from mmkd.io.checkpoint import CheckpointError
 
 __all__ = ['installed']

@@ -24,7 +24,8 @@ from tiny import tiny_config
 
 from mmkd.io.checkpoint import CheckpointError, from_plain, load_verified, read_checkpoint
 from mmkd.io.safe_reader import BUDGET
-from mmkd.models.teacher import Teacher, plain_student
+from mmkd.models.teacher import Teacher
+from mmkd.recipe import plain_student
 
 
 @pytest.fixture(scope='module')

@@ -27,9 +27,10 @@ from mmengine.registry import HOOKS, RUNNERS
 from test_tools import tool
 from tiny import tiny_config
 
-from mmkd import cli
 from mmkd.datasets.intact_images import ImageError, cut_short, require_whole_images
-from mmkd.engine.runner import lost_process
+from mmkd.engine import processes
+from mmkd.engine.processes import lost_process
+from mmkd.engine.work_dir import locked, reporting_full_disk
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 120  # seconds for a run of a few seconds
@@ -266,8 +267,8 @@ def test_a_disk_that_is_full_at_the_start(made, tmp_path, monkeypatch, capfd, wh
 HOLD = """
 import sys, time
 from multiprocessing import Process
-from mmkd import cli
-with cli.holding(sys.argv[1]):
+from mmkd.engine.work_dir import locked
+with locked(sys.argv[1]):
     worker = Process(target=time.sleep, args=(60,))
     worker.start()
     print(worker.pid, flush=True)
@@ -292,7 +293,7 @@ def test_two_runs_in_one_work_dir(made, tmp_path, monkeypatch):
             train.main(again)
         assert os.listdir(work_dir) == ['.training']
         monkeypatch.setenv('RANK', '1')  # of one job: its first process asks for all
-        with cli.holding(str(work_dir), 'pytorch'):
+        with locked(str(work_dir), 'pytorch'):
             pass
     finally:
         first.kill()
@@ -309,11 +310,11 @@ def test_another_full_disk_is_not_blamed_on_work_dir(tmp_path):
     """An error that names a file elsewhere is left as it is; one that names none says so."""
     for file in ('epoch_1.pth', None):
         place = file and str(tmp_path / 'work' / file)
-        with pytest.raises(SystemExit) as stopped, cli.naming_a_full_disk(tmp_path / 'work'):
+        with pytest.raises(SystemExit) as stopped, reporting_full_disk(tmp_path / 'work'):
             raise OSError(errno.ENOSPC, 'No space left on device', place)
         assert ('/dev/shm' in str(stopped.value)) == (file is None)
     elsewhere = OSError(errno.ENOSPC, 'No space left on device', str(tmp_path / 'x'))
-    with pytest.raises(OSError) as kept, cli.naming_a_full_disk(tmp_path / 'work'):
+    with pytest.raises(OSError) as kept, reporting_full_disk(tmp_path / 'work'):
         raise elsewhere
     assert kept.value is elsewhere
 
@@ -396,22 +397,22 @@ def test_a_number_of_gpus_that_is_none(script, gpus):
 def test_more_processes_than_gpus_and_none_at_all(monkeypatch, capsys):
     monkeypatch.setenv('LOCAL_RANK', '1')
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cuda')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     with pytest.raises(SystemExit, match='2 processes were asked for, .* this machine shows 1:'):
-        cli.check_devices()
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
-    cli.check_devices()
+        processes.check_devices()
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
+    processes.check_devices()
     assert capsys.readouterr().err == ''  # the first process says it for all
     monkeypatch.setenv('LOCAL_RANK', '0')
-    cli.check_devices()
+    processes.check_devices()
     assert 'shows no GPU' in (said := capsys.readouterr().err) and '2 processes' in said
 
 
 def test_other_errors_are_not_called_a_lost_process(monkeypatch):
     closed = 'gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:21741.'
     assert lost_process(closed) is None  # there is one process
-    monkeypatch.setattr('mmkd.engine.runner.get_world_size', lambda: 2)
+    monkeypatch.setattr('mmkd.engine.processes.get_world_size', lambda: 2)
     assert 'process 0 of 2 lost another' in lost_process(closed)
     assert lost_process('mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)') is None
 

@@ -21,10 +21,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmkd.analysis.comparison import plan_runs
-from mmkd.datasets.two_views import Resolution, View, apply_resolution, rescale
+from mmkd.datasets.two_views import apply_resolution, rescale
 from mmkd.engine.training_guard import GuardHook
 from mmkd.models.adapters import resample
+from mmkd.models.alignment import View
 from mmkd.models.anchors import SAME, AnchorMatch
+from mmkd.options.resolution import Resolution
 
 PACK = dict(type='PackDetInputs', meta_keys=('img_shape', 'scale_factor', 'flip'))
 RESIZE = dict(type='Resize', scale=(120, 72), keep_ratio=True)
@@ -618,7 +620,7 @@ def test_the_student_is_tested_at_its_own_scale(tmp_path, monkeypatch):
         built.append(cfg)
         raise SystemExit
 
-    monkeypatch.setattr(tool.launch, 'build_runner', build)
+    monkeypatch.setattr(tool, 'build_runner', build)
     weights = tmp_path / 'x.pth'
     weights.write_bytes(b'')
     with pytest.raises(SystemExit):

@@ -22,7 +22,8 @@ from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 
 import mmkd.io.checkpoint
-from mmkd.engine.runner import DistillationRunner, latest_checkpoint
+from mmkd.engine.exact_resume import latest_checkpoint
+from mmkd.engine.runner import DistillationRunner
 from mmkd.io.checkpoint import from_plain, install, read_checkpoint
 
 

@@ -10,8 +10,8 @@ from test_resume import Noisy, Score, runner
 from torch import nn
 
 from mmkd.engine.exact_resume import _tell_changes, settings
+from mmkd.engine.random_state import random_state, set_random
 from mmkd.engine.resume_compatibility import guard_optimizer, own_file, own_ids
-from mmkd.engine.step_dump import random_state, set_random
 from mmkd.io.checkpoint import CheckpointError
 
 

@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 from test_checkpoint import same
 from torch import nn
 
-from mmkd.engine.runner import DistillationRunner, latest_checkpoint
+from mmkd.engine.exact_resume import latest_checkpoint
+from mmkd.engine.runner import DistillationRunner
 from mmkd.io.checkpoint import CheckpointError, from_plain, install, read_checkpoint
 
 
@@ -124,7 +125,8 @@ _STOCK = """
 import sys
 from unittest.mock import MagicMock
 sys.path.insert(0, {tests!r})
-sys.modules.update(dict.fromkeys(('mmkd', 'mmkd.io.checkpoint', 'mmkd.engine.runner'), MagicMock()))
+mocked = ('mmkd', 'mmkd.engine.exact_resume', 'mmkd.engine.runner', 'mmkd.io.checkpoint')
+sys.modules.update(dict.fromkeys(mocked, MagicMock()))
 from test_runner import Runner, run
 runner = run({work_dir!r}, Runner, resume=True, load_from={path!r})
 runner.train()

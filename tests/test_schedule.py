@@ -10,7 +10,7 @@ from mmengine.logging import MessageHub
 from mmengine.runner import IterBasedTrainLoop
 from pairs import LOG_NAMES, distil, losses, recipe
 
-from mmkd.engine.runner import FromPlainHook
+from mmkd.engine.plain_checkpoints import FromPlainHook
 from mmkd.options.schedule import WeightSchedule
 
 

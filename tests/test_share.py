@@ -6,8 +6,8 @@ import torch
 from mmengine.logging import MessageHub
 from pairs import LOG_NAMES, distil, recipe
 
-from mmkd.models.teacher import ADAPTER_PREFIX
 from mmkd.options.share import GradientShare, gradient_norm
+from mmkd.recipe import ADAPTER_PREFIX
 
 
 def forget():

@@ -25,6 +25,7 @@ from tiny import tiny_config
 
 from mmkd import cli
 from mmkd.datasets.annotations import AnnotationError
+from mmkd.engine import processes
 from mmkd.engine.runner import DistillationRunner
 from mmkd.io.checkpoint import read_checkpoint
 
@@ -236,7 +237,7 @@ def test_each_file_of_a_distilled_run_is_the_plain_students(config, tmp_path, mo
 
 
 def test_slurm_and_mpi_need_a_gpu(config, capsys, monkeypatch):
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(processes, 'get_device', lambda: 'cpu')
     for launcher in ('slurm', 'mpi'):
         line = refusal(capsys, train.main, config, '--launcher', launcher)
         assert line.startswith(f'error: --launcher {launcher} needs a GPU')

@@ -15,8 +15,8 @@ from tiny import tiny_config
 
 from mmkd.engine import step_dump
 from mmkd.engine.runner import DistillationRunner
-from mmkd.engine.step_dump import NonFiniteLossError
 from mmkd.io.checkpoint import CheckpointError
+from mmkd.models.finite import NonFiniteLossError
 
 
 def replay(*args):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from mmengine.hub import get_config
 
-from mmkd import cli
-from mmkd.models.teacher import TeacherError, load_config
+from mmkd.engine.exit import stop
+from mmkd.recipe import TeacherError, read_teacher_config
 
 BASES = Path(__file__).resolve().parents[1] / 'configs/_base_'
 RECIPES = {'paper': BASES / 'chen2017.py', 'mmkd': BASES / 'mmkd.py'}
@@ -47,19 +47,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def checked(option: str, config: str) -> str:
     """The type of a config's detector; stops where there is no such config, or no detector."""
     try:
-        return load_config(config).model.type
+        return read_teacher_config(config).model.type
     except TeacherError as error:
-        cli.stop(f'{option} {config}: {str(error).partition(" cannot be read: ")[2] or error}')
+        stop(f'{option} {config}: {str(error).partition(" cannot be read: ")[2] or error}')
 
 
 def published(config: str) -> str:
     """The checkpoint that MMDetection publishes for one of its configs."""
     if '::' not in config:
-        cli.stop(f'--teacher-ckpt is missing: only MMDetection knows that of {config}')
+        stop(f'--teacher-ckpt is missing: only MMDetection knows that of {config}')
     try:
         return get_config(config, pretrained=True).model_path
     except (AssertionError, AttributeError, ValueError):
-        cli.stop(f'MMDetection publishes no checkpoint of {config}: give --teacher-ckpt')
+        stop(f'MMDetection publishes no checkpoint of {config}: give --teacher-ckpt')
 
 
 def beside(path: str, folder: Path) -> str:
@@ -71,14 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     out = Path(args.out).resolve()
     if out.exists():
-        cli.stop(f'--out {args.out} is there already: move it away or give another name')
+        stop(f'--out {args.out} is there already: move it away or give another name')
     if not out.parent.is_dir():
-        cli.stop(f'--out {args.out}: there is no folder {out.parent}')
+        stop(f'--out {args.out}: there is no folder {out.parent}')
     checked('--teacher', args.teacher)
     trident = checked('--student', args.student) == 'TridentFasterRCNN'
     checkpoint = args.teacher_ckpt or published(args.teacher)
     if '://' not in checkpoint and not Path(checkpoint).is_file():
-        cli.stop(f'--teacher-ckpt {checkpoint}: no such file')
+        stop(f'--teacher-ckpt {checkpoint}: no such file')
     own = '{{ fileDirname }}/'
     teacher, checkpoint = (
         path if '::' in path or '://' in path else own + beside(path, out.parent)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from mmkd.cli import stop
+from mmkd.engine.exit import stop
 from mmkd.io.checkpoint import CheckpointError, read_checkpoint, to_plain
-from mmkd.models.teacher import ADAPTER_PREFIX
+from mmkd.recipe import ADAPTER_PREFIX
 
 
 def publish(in_file: str, out_file: str) -> Path:

@@ -19,8 +19,9 @@ from torch import nn
 from mmkd import cli
 from mmkd.datasets.two_views import apply_resolution
 from mmkd.engine import step_dump
+from mmkd.engine.class_names import apply_classes
+from mmkd.engine.exit import stop
 from mmkd.io.checkpoint import CheckpointError
-from mmkd.options.classes import apply_classes
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,12 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         batch, step = step_dump.read_step(args.step)
     except (CheckpointError, OSError) as error:
-        cli.stop(str(error))
+        stop(str(error))
     model = MODELS.build(copy.deepcopy(cfg.model))
     try:
         model.load_state_dict(step['state_dict'])
     except RuntimeError as error:
-        cli.stop(f'{args.step} was left by a run of another config than {args.config}: {error}')
+        stop(f'{args.step} was left by a run of another config than {args.config}: {error}')
     model.to('cuda' if torch.cuda.is_available() else 'cpu').train()
     networks: dict[str, nn.Module] = {'': model}
     if getattr(model, 'teacher', None) is not None:

@@ -15,8 +15,12 @@ from mmengine.config import Config, ConfigDict
 
 from mmkd import cli
 from mmkd.datasets.two_views import apply_resolution
-from mmkd.models.teacher import plain_student
-from mmkd.options.classes import class_names
+from mmkd.engine.class_names import class_names
+from mmkd.engine.exit import leave, stop
+from mmkd.engine.processes import build_runner
+from mmkd.engine.test_loop import check_complete
+from mmkd.engine.work_dir import reporting_full_disk
+from mmkd.recipe import plain_student
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,9 +71,9 @@ def apply_tta(cfg: Config) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
-        cli.stop(f'--out {args.out}: predictions are a pickle; the name must end in .pkl')
+        stop(f'--out {args.out}: predictions are a pickle; the name must end in .pkl')
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
-        cli.stop(f'no such checkpoint: {args.checkpoint}')
+        stop(f'no such checkpoint: {args.checkpoint}')
     setup_cache_size_limit_of_dynamo()
     cfg = cli.load_config(args)
     cfg.load_from = args.checkpoint
@@ -83,15 +87,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         apply_tta(cfg)
 
     tests = {'test_dataloader': cfg.test_dataloader}
-    runner = cli.build_runner(cfg)
+    runner = build_runner(cfg)
     # A loop that relabels has its own table of the checkpoint's classes.
     classes = None if 'labels' in cfg.test_cfg else class_names(Config(tests))
-    cli.check_complete(runner.model, args.checkpoint, classes)
+    check_complete(runner.model, args.checkpoint, classes)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    with cli.naming_a_full_disk(cfg.work_dir):
+    with reporting_full_disk(cfg.work_dir):
         runner.test()
-    cli.leave()
+    leave()
 
 
 if __name__ == '__main__':

@@ -9,6 +9,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmkd import cli
+from mmkd.engine.exit import leave, stop
+from mmkd.engine.processes import build_runner
+from mmkd.engine.work_dir import locked, reporting_full_disk
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,7 +42,7 @@ def apply_amp(cfg: Config, amp: bool) -> None:
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
         more = [key for key in ('dtype', 'loss_scale', 'use_fsdp') if key in cfg.optim_wrapper]
-        cli.stop(
+        stop(
             'mixed precision (--amp, or optim_wrapper.type=AmpOptimWrapper in the config) needs a '
             "GPU: MMEngine's AmpOptimWrapper does not run on a CPU, and this machine shows no "
             'other device; leave --amp out, or write optim_wrapper.type=OptimWrapper in the config'
@@ -50,7 +53,7 @@ def apply_amp(cfg: Config, amp: bool) -> None:
 def apply_auto_scale_lr(cfg: Config) -> None:
     """Turns the scaling of the learning rate on; needs the batch size it was chosen for."""
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-        cli.stop(
+        stop(
             '--auto-scale-lr: the config names no auto_scale_lr.base_batch_size, the batch size '
             'its learning rate was chosen for'
         )
@@ -64,7 +67,7 @@ def apply_resume(cfg: Config, resume: str | None) -> None:
     cfg.resume = True
     cfg.load_from = None if resume == 'auto' else resume
     if cfg.load_from and '://' not in resume and not osp.isfile(resume):
-        cli.stop(f'--resume {resume}: no such checkpoint')
+        stop(f'--resume {resume}: no such checkpoint')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,11 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.auto_scale_lr:
         apply_auto_scale_lr(cfg)
     apply_resume(cfg, args.resume)
-    with cli.holding(cfg.work_dir, cfg.launcher):
-        runner = cli.build_runner(cfg)
-        with cli.naming_a_full_disk(cfg.work_dir):
+    with locked(cfg.work_dir, cfg.launcher):
+        runner = build_runner(cfg)
+        with reporting_full_disk(cfg.work_dir):
             runner.train()
-    cli.leave()
+    leave()
 
 
 if __name__ == '__main__':

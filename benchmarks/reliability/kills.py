@@ -26,7 +26,7 @@ import torch._dynamo  # noqa: E402, F401
 from campaign import report  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from mmkd.engine.runner import latest_checkpoint  # noqa: E402
+from mmkd.engine.exact_resume import latest_checkpoint  # noqa: E402
 from mmkd.io.checkpoint import install, read_checkpoint  # noqa: E402
 
 SETTINGS = [

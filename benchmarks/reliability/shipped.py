@@ -30,6 +30,7 @@ from campaign import report  # noqa: E402
 from test_check_pair import tool  # noqa: E402
 
 from mmkd import cli  # noqa: E402
+from mmkd.engine.processes import build_runner  # noqa: E402
 
 STEPS = 60
 """A term that stays at 0 is named after 50."""
@@ -143,7 +144,7 @@ def train(cfg: Config) -> list[str]:
     """What mmkd and MMEngine said, warnings, and last the error that stopped the run."""
     heard = faults.Heard()
     try:
-        runner = cli.build_runner(cfg)
+        runner = build_runner(cfg)
         runner.logger.addHandler(heard)
         faults.at(STEPS, faults.enough)(runner)
         runner.train()

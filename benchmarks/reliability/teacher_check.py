@@ -31,10 +31,9 @@ import make_digits  # noqa: E402
 from campaign import report  # noqa: E402
 
 from mmkd.datasets.two_views import apply_resolution  # noqa: E402
+from mmkd.engine.class_names import apply_classes  # noqa: E402
 from mmkd.engine.teacher_check import check_teacher  # noqa: E402
-from mmkd.models.teacher import TeacherError  # noqa: E402
-from mmkd.options.classes import apply_classes  # noqa: E402
-from mmkd.recipe import terms_on  # noqa: E402
+from mmkd.recipe import TeacherError, terms_on  # noqa: E402
 
 CONFIGS = {
     'Faster R-CNN': 'mmkd.py',

@@ -26,22 +26,18 @@ from mmengine.structures import BaseDataElement, InstanceData
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 
-from ..cli import leave
-from ..datasets.two_views import VIEW, Resolution, apply_resolution, at_teachers_scale
+from ..datasets.labels import check_labels, check_same_labels
+from ..datasets.two_views import apply_resolution, at_teachers_scale
 from ..engine import teacher_check
+from ..engine.class_names import apply_classes, class_names, head_classes
+from ..engine.exit import leave
 from ..engine.teacher_check import CERTAIN, PIXELS, SUSPICIOUS, means
+from ..models.alignment import VIEW
 from ..models.detector import DWARFS, LOG_NAMES
-from ..models.teacher import ADAPTER_PREFIX, UNTRAINED, plain_student
-from ..options.classes import (
-    ClassMap,
-    apply_classes,
-    check_labels,
-    check_same_labels,
-    class_names,
-    head_classes,
-)
+from ..options.class_map import ClassMap
+from ..options.resolution import Resolution
 from ..options.share import gradient_norm
-from ..recipe import terms, terms_on
+from ..recipe import ADAPTER_PREFIX, UNTRAINED, plain_student, terms, terms_on
 
 VANISHES = 1e-3
 """Share of the hard loss's gradient below which a term is warned about."""

@@ -16,6 +16,8 @@ import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
 from mmengine.dataset import Compose
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 _WAY_OUT = 'copy it again, or take it out of the annotation file'
 
@@ -115,3 +117,13 @@ def cut_short(content: bytes) -> str | None:
             return None if content.rfind(b'\xff\xd9', at) > 0 else 'JPEG'
         at += 1 if marker == b'\xff' else 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
     return 'JPEG'
+
+
+class WholeImagesHook(Hook):
+    """What loads images may be another than at the start: a hook has switched the pipeline."""
+
+    priority = 'LOWEST'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Lets it refuse files that are not whole, too."""
+        require_whole_images(getattr(runner.train_loop.dataloader, 'dataset', None))

@@ -10,9 +10,7 @@ teacher's.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,12 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_random_params
 from mmdet.registry import TRANSFORMS
-from mmdet.structures import SampleList
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
-from torch import Tensor
 
+from ..models.alignment import VIEW
+from ..options.resolution import Resolution
 from ..recipe import terms_on
-
-VIEW = 'teacher_view'
-"""Field of a data sample: the teacher's image and where it lies over the student's."""
 
 _ONE_SCALE = {'Resize': 'scale', 'FixScaleResize': 'scale'}
 _MORE_SCALES = {'RandomResize': 'scale', 'RandomChoiceResize': 'scales'}
@@ -39,130 +34,6 @@ _COLOURS = {
     'Invert',
 }  # fmt: skip
 _NO_PIXELS = {'LoadAnnotations', 'FilterAnnotations', 'PackDetInputs', 'LoadProposals'}
-
-
-@dataclass(frozen=True)
-class Resolution:
-    """The two scales of a pair, each as MMDetection's ``Resize`` has it, (width, height).
-
-    Args:
-        student: what the student is trained and tested at.
-        teacher: what the teacher sees.
-        reason: why the teacher sees fewer pixels than its student, if it does.
-
-    Raises:
-        ValueError: if a scale is missing, is no pair of sizes, or is larger for the student.
-    """
-
-    student: tuple[int, int]
-    teacher: tuple[int, int]
-    reason: str | None = None
-
-    def __init__(self, student: Any = None, teacher: Any = None, reason: str | None = None):
-        for name, scale in (('student', student), ('teacher', teacher)):
-            if scale is None:
-                raise ValueError(
-                    f'distillation.resolution names no scale for the {name}: give both, as in '
-                    'resolution=dict(student=(667, 400), teacher=(1333, 800))'
-                )
-            if not (
-                isinstance(scale, (list, tuple))
-                and len(scale) == 2
-                and all(type(size) is int and size > 0 for size in scale)
-            ):
-                raise ValueError(
-                    f'distillation.resolution.{name}={scale!r} must be a pair of sizes in pixels, '
-                    'such as (1333, 800)'
-                )
-            object.__setattr__(self, name, tuple(scale))
-        object.__setattr__(self, 'reason', reason)
-        if min(self.ratios) < 1 and not reason:
-            raise ValueError(
-                f'distillation.resolution: the teacher sees fewer pixels {self.teacher} than its '
-                f'student {self.student}. Swap the two, or say why: resolution.reason="..."'
-            )
-
-    @classmethod
-    def of(cls, given: dict | None) -> Resolution | None:
-        """From a config; None where none is given."""
-        if given is None:
-            return None
-        if not isinstance(given, dict):
-            raise ValueError(
-                f'distillation.resolution={given!r} must be dict(student=(w, h), teacher=(w, h))'
-            )
-        names = ('student', 'teacher', 'reason')
-        for key in given:
-            if key not in names:
-                near = difflib.get_close_matches(str(key), names, 1, 0)
-                raise ValueError(
-                    f'distillation.resolution has no entry {key!r}; did you mean {near[0]}?'
-                )
-        return cls(**given)
-
-    @property
-    def ratios(self) -> tuple[float, float]:
-        """Teacher over student, long and short edge."""
-        return (
-            max(self.teacher) / max(self.student),
-            min(self.teacher) / min(self.student),
-        )
-
-    @property
-    def ratio(self) -> float:
-        """Teacher over student by the short edge, which decides for most images."""
-        return self.ratios[1]
-
-    def enlarge(self, scale: Sequence[int] | int) -> tuple[int, int] | int:
-        """The teacher's scale that goes with one of the student's."""
-        if isinstance(scale, int):
-            return round(scale * self.ratio)
-        large, small = (round(s * r) for s, r in zip(sorted(scale)[::-1], self.ratios, strict=True))
-        return (large, small) if scale[0] >= scale[1] else (small, large)
-
-
-@dataclass(frozen=True)
-class View:
-    """Where the teacher's images lie over the student's: x_teacher = scale · x_student + offset.
-
-    Attributes:
-        scale: (N, 2), x and y of each image.
-        offset: (N, 2), in pixels of the teacher's image.
-    """
-
-    scale: Tensor
-    offset: Tensor
-
-    def repeat(self, copies: int) -> View:
-        """The view of a batch that is laid down ``copies`` times, one after the other."""
-        return View(self.scale.repeat(copies, 1), self.offset.repeat(copies, 1))
-
-    def rois(self, rois: Tensor) -> Tensor:
-        """The student's RoIs (n, 5), image index first, in the teacher's images."""
-        image = rois[:, 0].long()
-        scale, offset = (t.to(rois)[image].repeat(1, 2) for t in (self.scale, self.offset))
-        return torch.cat([rois[:, :1], rois[:, 1:] * scale + offset], 1)
-
-
-def images_and_view(samples: SampleList, device: torch.device) -> tuple[list[Tensor], View]:
-    """The teacher's images (3, H, W) as they were decoded, and their view.
-
-    Raises:
-        RuntimeError: if a sample carries none.
-    """
-    views = [sample.get(VIEW) for sample in samples]
-    if any(view is None for view in views):
-        raise RuntimeError(
-            'the training pipeline made no second view for the teacher, though '
-            "distillation.resolution asks for one. mmkd.DistillationRunner (runner_type of mmkd's "
-            'recipes) puts it in; without it, let mmkd.TwoViews hold what follows the loading of '
-            "the image: dict(type='mmkd.TwoViews', transforms=[...], student=..., teacher=...)"
-        )
-    scale, offset = (
-        torch.tensor([getattr(view, name) for view in views], dtype=torch.float64, device=device)
-        for name in ('scale', 'offset')
-    )
-    return [view.img.to(device, non_blocking=True) for view in views], View(scale, offset)
 
 
 @TRANSFORMS.register_module()

@@ -23,6 +23,7 @@ import json
 import os
 import os.path as osp
 import pickle
+import re
 import signal
 import sys
 import time
@@ -53,9 +54,9 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, get_worker_info
 
 from ..io.safe_reader import show
+from .random_state import random_state, set_random
 from .resume_compatibility import own_file, own_ids
 from .save_best import check_save_best
-from .step_dump import random_state, set_random
 
 KEY = 'mmkd_resume'
 """Where a checkpoint has it."""
@@ -467,7 +468,7 @@ class WholeCheckpointHook(CheckpointHook):
             barrier()
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(128 + number)  # see launch.leave
+            os._exit(128 + number)  # see exit.leave
         raise SystemExit(128 + number)
 
 
@@ -777,3 +778,30 @@ def _skip(loop: Any, seen: int, state: dict | None, anew: Any) -> None:
         del loop.run_iter, loop.run_epoch
 
     loop.run_iter, loop.run_epoch = counted, first
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """The checkpoint to go on from, or None where there is none.
+
+    MMEngine empties ``last_checkpoint`` before it writes it, and a run killed just then, or moved
+    elsewhere since, leaves a file that names nothing: then it is the newest of those beside it.
+    """
+    record = osp.join(work_dir, 'last_checkpoint')
+    if osp.isfile(record):
+        with open(record) as file:
+            last = file.read().strip()
+        named = [last, osp.join(work_dir, osp.basename(last))]
+        # In a folder that was copied it names the original's, which has a record beside it.
+        if osp.isfile(osp.join(osp.dirname(last), 'last_checkpoint')):
+            named.reverse()
+        for path in named:
+            if osp.isfile(path):
+                return path
+    if not osp.isdir(work_dir):
+        return None
+    found = [
+        (int(match[1]), match[0])
+        for name in os.listdir(work_dir)
+        if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', name))
+    ]
+    return osp.join(work_dir, max(found)[1]) if found else None

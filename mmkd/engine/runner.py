@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import gc
 import os
 import os.path as osp
-import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.model import is_model_wrapper
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import RUNNERS
-from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import Tensor, nn
+from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..datasets.annotations import check_annotations, check_evaluator, leaves
-from ..datasets.intact_images import require_whole_images
+from ..datasets.intact_images import WholeImagesHook, require_whole_images
+from ..datasets.labels import check_num_classes
 from ..datasets.two_views import apply_resolution
 from ..io import checkpoint as checkpoints
-from ..options.classes import apply_classes, check_labels, check_num_classes, check_same_labels
-from .exact_resume import BEGUN, GoOnHook, WholeCheckpointHook, prepare_workers
-from .resume_compatibility import check_resumed, guard_optimizer
-from .step_dump import NonFiniteLossError, StepHook, images
+from ..models.finite import NonFiniteLossError
+from .class_names import apply_classes
+from .disk_space import RoomHook
+from .exact_resume import BEGUN, GoOnHook, WholeCheckpointHook, latest_checkpoint, prepare_workers
+from .plain_checkpoints import FromPlainHook, ToPlainHook
+from .processes import LostProcessError, end_workers, lost_process, unwrap
+from .resume_compatibility import guard_optimizer
+from .step_dump import StepHook, images
 from .training_guard import GuardHook
-from .weight_origins import origins
-
-_PEER = re.compile(
-    r'(gloo|NCCL|ProcessGroup).*(connection (closed|reset|refused)|broken pipe|timed out|timeout'
-    r'|remote (process|error)|abort)',
-    re.IGNORECASE | re.DOTALL,
-)
-"""What gloo and NCCL say of a process that no longer answers."""
-_ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
 
 
 @RUNNERS.register_module()
@@ -181,7 +171,7 @@ class DistillationRunner(Runner):
         try:
             yield
         except NonFiniteLossError as error:
-            path = self._steps.keep(self, _unwrap(self.model))
+            path = self._steps.keep(self, unwrap(self.model))
             raise NonFiniteLossError(
                 f'{error} at iteration {self.iter + 1} (epoch {self.epoch + 1}), on '
                 f'{images(self._steps.batch)}. No weight was changed by it. The step is kept: '
@@ -281,226 +271,3 @@ class DistillationRunner(Runner):
         if is_main_process() and filename == latest_checkpoint(self.work_dir):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(osp.join(self.work_dir, BEGUN))
-
-
-class LostProcessError(RuntimeError):
-    """A process that the run cannot do without has ended."""
-
-
-def lost_process(said: str) -> str | None:
-    """What it means that a data-loader worker, or another process of the job, is gone.
-
-    Args:
-        said: PyTorch's words.
-
-    Returns:
-        Which process, the usual cause and the way out; None where the words are of something else.
-    """
-    if worker := re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)', said):
-        return (
-            f'data-loader worker (process {worker[1]}) {worker[2].strip(" .")}. Killed means '
-            'mostly that memory ran out (dmesg says so): take fewer num_workers or a smaller '
-            'batch_size. A bus error: /dev/shm is full (docker run --shm-size). Else run with '
-            'num_workers=0, where an error in a transform shows'
-        )
-    if get_world_size() > 1 and _PEER.search(said):
-        return (
-            f'process {get_rank()} of {get_world_size()} lost another one of the job ('
-            f'{said.strip().splitlines()[0]}). That one failed first: its own output, or the '
-            'root cause that torchrun names, says why (exit code -9 is a kill, mostly for memory)'
-        )
-    return None
-
-
-def end_workers(loader: Any) -> None:
-    """Let the workers of a data loader end now, while they can still be told to.
-
-    Python sends those that live at its end two SIGTERM at once and waits. A worker passes over the
-    first, and two that come together are one to it: the process would wait for ever.
-
-    Args:
-        loader: a data loader that may be used again; anything else is passed over.
-    """
-    if not isinstance(loader, DataLoader) or not loader.num_workers:
-        return
-    loader._iterator = None
-    # A traceback or a loop may hold the iterator, so letting go of it is not enough.
-    for each in gc.get_objects():
-        if type(each) is _MultiProcessingDataLoaderIter and each._dataset is loader.dataset:
-            each._shutdown_workers()
-
-
-class RoomHook(Hook):
-    """What cannot take one checkpoint now cannot take it when it is due, which may be hours away.
-
-    Args:
-        save_optimizer: whether its state is a part of each.
-
-    Raises:
-        OSError: no room for the weights before the first step, or for all of it behind that step.
-    """
-
-    priority = 'LOWEST'
-
-    def __init__(self, save_optimizer: bool = True) -> None:
-        self.save_optimizer = save_optimizer
-        self.complete = False
-
-    def before_train(self, runner: Runner) -> None:
-        """The weights."""
-        self._require(runner, 'the weights in each checkpoint take', [])
-
-    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """The optimizer's state too: before its first step it has none."""
-        if self.complete:
-            return
-        self.complete = True
-        found: list[Any] = []
-        if self.save_optimizer:
-            wrapper = runner.optim_wrapper
-            for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-                found += [v for state in each.optimizer.state.values() for v in state.values()]
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                found += hook.ema_model.state_dict().values()
-        self._require(runner, 'each checkpoint takes', found)
-
-    def _require(self, runner: Runner, what: str, more: list[Any]) -> None:
-        if not is_main_process():
-            return
-        tensors = [*_unwrap(runner.model).state_dict().values(), *more]
-        size = sum(v.nbytes for v in tensors if isinstance(v, Tensor))
-        disk = shutil.disk_usage(runner.work_dir)
-        if disk.total and disk.free < size:  # some file systems do not tell
-            raise OSError(
-                errno.ENOSPC,
-                f'{disk.free / 2**20:.1f} MiB are free, and {what} {size / 2**20:.1f} MiB',
-                runner.work_dir,
-            )
-
-
-class WholeImagesHook(Hook):
-    """What loads images may be another than at the start: a hook has switched the pipeline."""
-
-    priority = 'LOWEST'
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Lets it refuse files that are not whole, too."""
-        require_whole_images(getattr(runner.train_loop.dataloader, 'dataset', None))
-
-
-class FromPlainHook(Hook):
-    """After loading, first of all: real objects for plain forms, no adapters that nobody has.
-
-    Before training it logs the model's start-up table, or where a plain model's weights are from.
-    """
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Turns the checkpoint's plain forms back, in place."""
-        checkpoints.from_plain(checkpoint)
-        resuming = getattr(runner, '_resuming', None)
-        if resuming is not None:
-            check_resumed(checkpoint, resuming, runner, _unwrap(runner.model))
-        if not any(key.startswith('kd_adapters.') for key in _unwrap(runner.model).state_dict()):
-            _drop_adapters(runner, checkpoint)
-
-    def before_test(self, runner: Runner) -> None:
-        """Warns where the names of the classes are not those of their numbers."""
-        try:
-            check_labels(getattr(runner.test_loop.dataloader, 'dataset', None))
-        except ValueError as error:
-            runner.logger.warning(
-                f'{error}. Unless the detector was trained on a file in the same order, its '
-                'classes are scored as others'
-            )
-
-    def before_train(self, runner: Runner) -> None:
-        """Logs what is about to be trained.
-
-        Raises:
-            ValueError: A term is scheduled by epochs, and the loop counts none; the classes of the
-                training data are numbered in another order than their names, or than those of
-                validation; a file that the config names holds none of the weights.
-        """
-        model = _unwrap(runner.model)
-        data = runner.train_dataloader.dataset
-        if hasattr(model, 'terms'):
-            check_labels(data)
-        check_same_labels(
-            data, getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
-        )
-        scheduled = [n for n, t in getattr(model, 'terms', {}).items() if t.schedule.by_epoch]
-        if scheduled and isinstance(runner.train_loop, IterBasedTrainLoop):
-            raise ValueError(
-                f'distillation.{scheduled[0]}.schedule has by_epoch=True, but '
-                f'{type(runner.train_loop).__name__} counts iterations alone, so the term would '
-                'stay where it begins: give begin, warmup and end in iterations, without by_epoch'
-            )
-        table = getattr(model, 'startup_table', None)
-        resumed = getattr(runner, 'resumed_from', None)
-        load_from = None if resumed else runner._load_from
-        # On all ranks: it may read a checkpoint by URL, which is a collective call.
-        if table is not None:
-            text = table(load_from=load_from, resumed=resumed)
-        else:
-            text = 'weights: ' + '; '.join(origins(model, load_from, resumed))
-        if is_main_process():
-            runner.logger.info(text)
-
-
-class ToPlainHook(Hook):
-    """Before saving, last of all: plain forms for real objects."""
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Puts the checkpoint in plain form; only the outermost dict is changed in place."""
-        plain = checkpoints.to_plain(checkpoint)
-        checkpoint.clear()
-        checkpoint.update(plain)
-
-
-def latest_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint to go on from, or None where there is none.
-
-    MMEngine empties ``last_checkpoint`` before it writes it, and a run killed just then, or moved
-    elsewhere since, leaves a file that names nothing: then it is the newest of those beside it.
-    """
-    record = osp.join(work_dir, 'last_checkpoint')
-    if osp.isfile(record):
-        with open(record) as file:
-            last = file.read().strip()
-        named = [last, osp.join(work_dir, osp.basename(last))]
-        # In a folder that was copied it names the original's, which has a record beside it.
-        if osp.isfile(osp.join(osp.dirname(last), 'last_checkpoint')):
-            named.reverse()
-        for path in named:
-            if osp.isfile(path):
-                return path
-    if not osp.isdir(work_dir):
-        return None
-    found = [
-        (int(match[1]), match[0])
-        for name in os.listdir(work_dir)
-        if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', name))
-    ]
-    return osp.join(work_dir, max(found)[1]) if found else None
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
-
-
-def _drop_adapters(runner: Runner, checkpoint: dict) -> None:
-    """Passes over a distilled student's adaptation layers in a model that has none."""
-    count = 0
-    for state in (
-        checkpoint.get('state_dict', checkpoint),
-        checkpoint.get('ema_state_dict', {}),
-    ):
-        for key in [key for key in state if _ADAPTER_KEY.match(key)]:
-            del state[key]
-            count += 1
-    if count:
-        runner.logger.info(
-            f"{count} tensors of a distilled student's adaptation layers (kd_adapters.*) are "
-            'passed over: this model has none'
-        )

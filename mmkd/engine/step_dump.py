@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import os.path as osp
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes
@@ -20,33 +18,13 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from ..io import checkpoint as checkpoints
+from .random_state import random_state, set_random
 
 STEP = 'mmkd_step'
 """The key that tells such a file."""
 _ELEMENTS: dict[str, type[BaseDataElement]] = {
     c.__name__: c for c in (BaseDataElement, InstanceData, PixelData)
 }
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss is NaN or infinite; the weights have not been touched by it."""
-
-
-def require_finite(total: Tensor, losses: dict[str, Tensor]) -> None:
-    """Stop before the backward pass where the sum that is trained on is not finite.
-
-    Args:
-        total: that sum, a scalar.
-        losses: what it is made of, by the names in the log.
-
-    Raises:
-        NonFiniteLossError: naming the losses at fault.
-    """
-    if total.isfinite():
-        return
-    wrong = {k: v for k, v in losses.items() if 'loss' in k and k != 'loss' and not v.isfinite()}
-    said = ', '.join(f'{name} is {value.item()}' for name, value in wrong.items())
-    raise NonFiniteLossError(said or f'the sum of the losses is {total.item()}')
 
 
 class StepHook(Hook):
@@ -119,43 +97,6 @@ def set_back(step: dict) -> None:
     hub.update_info('iter', step['iter'])
     hub.update_info('epoch', step['epoch'])
     set_random(step['random'])
-
-
-def set_random(state: dict) -> None:
-    """Put the generators where :func:`random_state` found them.
-
-    Raises:
-        CheckpointError: The state is none; numpy would read beyond its numbers.
-    """
-    version, internal, gauss = state['python']
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state['numpy']
-    if name != 'MT19937' or type(position) is not int or not 0 <= position <= len(keys) == 624:
-        raise checkpoints.CheckpointError(
-            f"the checkpoint's random numbers of numpy are no state of its generator ({name}, "
-            f'{len(keys)} numbers, position {position})'
-        )
-    np.random.set_state((name, np.asarray(keys, np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state['torch'])
-    if state['cuda'] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state['cuda'])
-
-
-def random_state(cuda: bool = True) -> dict:
-    """The state of the generators that a training step draws from, in plain form.
-
-    Args:
-        cuda: with the GPU's; a forked process must not ask for it.
-    """
-    version, internal, gauss = random.getstate()
-    legacy: Any = np.random.get_state()
-    name, keys, position, has_gauss, cached = legacy
-    return {
-        'python': [version, list(internal), gauss],
-        'numpy': [name, keys.astype(np.int64), position, has_gauss, cached],
-        'torch': torch.get_rng_state(),
-        'cuda': torch.cuda.get_rng_state() if cuda and torch.cuda.is_available() else None,
-    }
 
 
 def _plain_element(element: BaseDataElement) -> dict:

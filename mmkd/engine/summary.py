@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from terminaltables import AsciiTable
 from torch import nn
 
-from ..models.teacher import ADAPTER_PREFIX, UNTRAINED
+from ..recipe import ADAPTER_PREFIX, UNTRAINED
 from .weight_origins import origins
 
 if TYPE_CHECKING:

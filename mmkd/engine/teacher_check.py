@@ -21,9 +21,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import wilcoxon
 from torch import Tensor
 
-from ..datasets.two_views import View
-from ..models.teacher import UNTRAINED, TeacherError
-from .step_dump import random_state, set_random
+from ..models.alignment import View
+from ..recipe import UNTRAINED, TeacherError
+from .random_state import random_state, set_random
 
 LOOKS = (32, 64, 128, 256, 512)
 """After so many images the ways to prepare pixels are compared; the last is the most there are."""

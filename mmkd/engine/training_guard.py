@@ -14,7 +14,8 @@ from torch import nn
 
 from ..models.chen2017 import TeacherBoundedL2Loss
 from ..models.detector import LOG_NAMES
-from ..models.teacher import ADAPTER_PREFIX, TeacherError, fingerprint
+from ..models.teacher import fingerprint
+from ..recipe import ADAPTER_PREFIX, TeacherError
 from .teacher_check import check_teacher
 
 SILENT = 50

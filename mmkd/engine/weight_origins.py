@@ -11,7 +11,8 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 from torch import Tensor, nn
 
-from ..models.teacher import ADAPTER_PREFIX, sha256
+from ..models.teacher import sha256
+from ..recipe import ADAPTER_PREFIX
 
 
 def origins(

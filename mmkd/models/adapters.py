@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..datasets.two_views import View
+from .alignment import View
 
 KINDS = ('conv1x1', 'conv3x3', 'linear', 'identity')
 

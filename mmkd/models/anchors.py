@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..datasets.two_views import View
+from .alignment import View
 
 SAME = 0.9
 """IoU in the teacher's image from which two anchors are one."""

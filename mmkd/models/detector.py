@@ -18,18 +18,19 @@ from mmdet.structures import SampleList
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from ..datasets.two_views import Resolution, View
 from ..engine import gradient_flow as wiring
-from ..engine.step_dump import require_finite
 from ..engine.summary import startup_table
 from ..options.acceleration import Acceleration, laid_out
-from ..options.classes import Answers, ClassMap
+from ..options.class_map import Answers, ClassMap
 from ..options.inherit import Start, inherit
+from ..options.resolution import Resolution
 from ..options.schedule import WeightSchedule
 from ..options.share import GradientShare, gradient_norm
 from .adapters import KINDS, build_adapter, resample, set_identity
+from .alignment import View
 from .anchors import AnchorMatch, described
 from .chen2017 import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
+from .finite import require_finite
 from .taps import Question, Record, Recorder
 from .teacher import ADAPTER_PREFIX, UNTRAINED, Pixels, Teacher, roi_context
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -13,58 +12,30 @@ import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
-from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from ..datasets.two_views import Resolution, View, images_and_view
 from ..io.checkpoint import load_verified
 from ..options.acceleration import Acceleration, full
+from ..options.resolution import Resolution
+from ..recipe import ADAPTER_PREFIX, UNTRAINED, TeacherError, plain_student
+from ..recipe import read_teacher_config as load_config
+from .alignment import View, images_and_view
 from .taps import Recorder
 
-ADAPTER_PREFIX = 'kd_adapters.'
-UNTRAINED = 'random'
-
-
-class TeacherError(ValueError):
-    """The teacher's config or checkpoint is not what it has to be."""
-
-
-def load_config(config: str | Path | dict) -> Config:
-    """Resolve ``teacher_config``: a path, an ``mmdet::...`` name of the installed package, a dict.
-
-    Raises:
-        TeacherError: if there is no such config, or it has no ``model``.
-    """
-    try:
-        if isinstance(config, dict):
-            resolved = Config(copy.deepcopy(dict(config)))
-        elif '::' in str(config):
-            resolved = get_config(str(config))
-        else:
-            resolved = Config.fromfile(config)
-    except (OSError, ImportError, KeyError, ValueError) as error:
-        raise TeacherError(f'teacher_config {config!r} cannot be read: {error}') from error
-    if 'model' not in resolved:
-        raise TeacherError(f'teacher_config {resolved.filename!r} defines no model')
-    return resolved
-
-
-def plain_student(model: dict) -> dict:
-    """The model config of a student alone: what plain MMDetection builds and tests.
-
-    A config that distils nothing comes back as it is, in a copy.
-    """
-    model = copy.deepcopy(model)
-    keys = ('teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher', 'distillation')
-    if any(key in model for key in keys):
-        for key in keys:
-            model.pop(key, None)
-        trident = 'Trident' in str(model['type'])
-        model['type'] = 'TridentFasterRCNN' if trident else 'TwoStageDetector'
-    return model
+__all__ = [
+    'ADAPTER_PREFIX',
+    'UNTRAINED',
+    'Pixels',
+    'Teacher',
+    'TeacherError',
+    'fingerprint',
+    'load_config',
+    'plain_student',
+    'roi_context',
+    'sha256',
+]
 
 
 class Teacher:

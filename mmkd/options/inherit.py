@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .classes import ClassMap
+from .class_map import ClassMap
 
 PARTS = ('neck', 'rpn_head', 'roi_head')
 

@@ -19,8 +19,9 @@ from mmengine.config import Config, DictAction
 from ... import recipe
 from ...datasets.annotations import leaves
 from ...datasets.two_views import apply_resolution, at_teachers_scale
-from ...models.teacher import load_config, plain_student
-from ...options.classes import ClassMap, apply_classes
+from ...engine.class_names import apply_classes
+from ...options.class_map import ClassMap
+from ...recipe import plain_student, read_teacher_config
 
 # What decides a training's result. Left out: logging, drawing, folders, the launcher.
 _TRAIN_KEYS = [
@@ -216,13 +217,17 @@ def read_config(path: str, options: Sequence[str] = ()) -> Config:
 
 
 def _load(config: str | dict) -> Config:
-    return copy.deepcopy(_load_file(config)) if isinstance(config, str) else load_config(config)
+    return (
+        copy.deepcopy(_load_file(config))
+        if isinstance(config, str)
+        else read_teacher_config(config)
+    )
 
 
 @lru_cache(maxsize=64)
 def _load_file(path: str) -> Config:
     # About a second for a config with bases in MMDetection, and every seed reads the same.
-    return load_config(path)
+    return read_teacher_config(path)
 
 
 def _terms(model: dict) -> list[str]:

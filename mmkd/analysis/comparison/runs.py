@@ -32,8 +32,8 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 from mmengine.config import Config
 
-from ...engine.runner import latest_checkpoint
-from ...models.teacher import ADAPTER_PREFIX
+from ...engine.exact_resume import latest_checkpoint
+from ...recipe import ADAPTER_PREFIX
 from .plan import Plan, Run, arch_key, fingerprint
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,0 +1,142 @@
+"""Checks of class labels: their number in the heads, and their order in annotation files."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os.path as osp
+from collections.abc import Iterator
+from typing import Any
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.fileio import list_from_file
+
+from ..options.class_map import first_names
+from .annotations import leaves
+
+
+def check_num_classes(cfg: Config) -> None:
+    """Compare ``num_classes`` of the heads with the classes of the training and validation data.
+
+    MMDetection does not: with one too few the last class is trained as background, with more a
+    validation ends in an index error, hours later.
+
+    Raises:
+        ValueError: naming the head, the data set and both numbers.
+    """
+    for key in ('train_dataloader', 'val_dataloader'):
+        for dataset in leaves((cfg.get(key) or {}).get('dataset')):
+            names = _things(dataset)
+            for where, count in _counts(cfg.get('model'), 'model') if names else ():
+                if count != len(names or ()):
+                    raise ValueError(
+                        f'{where}.num_classes is {count}, and the {key.split("_")[0]} data '
+                        f'({dataset.get("ann_file")}) have {len(names or ())} classes '
+                        f'({first_names(names or ())}): set num_classes={len(names or ())}, or '
+                        f'metainfo=dict(classes=...) of every data set to the {count} names'
+                    )
+
+
+def _things(dataset: Any) -> list[str] | None:
+    """The classes of a data set's config that have boxes; None where only the data know them."""
+    kind = dataset.get('type')
+    known = DATASETS.get(kind) if isinstance(kind, str) else kind
+    info = {**getattr(known, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    names = info.get('thing_classes', info.get('classes'))
+    if isinstance(names, str):
+        return list_from_file(names) if osp.isfile(names) else None
+    return None if names is None else list(names)
+
+
+def _counts(node: Any, where: str) -> Iterator[tuple[str, int]]:
+    """The place and ``num_classes`` of every head for boxes or masks in a model's config."""
+    if isinstance(node, (list, tuple)):
+        for i, each in enumerate(node):
+            yield from _counts(each, f'{where}[{i}]')
+    elif isinstance(node, dict):
+        name = where.rsplit('.', 1)[-1].split('[')[0]
+        if name in ('bbox_head', 'mask_head') and 'num_classes' in node:
+            if not node.get('class_agnostic'):
+                yield where, node['num_classes']
+            return
+        for key, value in node.items():
+            yield from _counts(value, f'{where}.{key}')
+
+
+def check_labels(dataset: Any) -> None:
+    """Insist that a data set of COCO form numbers its classes in the order of their names.
+
+    MMDetection numbers them in the order of the annotation file's categories, whatever the order in
+    ``metainfo['classes']``; then every name stands for another class, and so would a class map.
+
+    Args:
+        dataset: a data set, or a wrapper round one or several.
+
+    Raises:
+        ValueError: with the order to write.
+    """
+    for path, named, numbered in _numbered(dataset):
+        if numbered in (named, []):
+            continue
+        missing = [name for name in named if name not in numbered]
+        raise ValueError(
+            f'metainfo=dict(classes=({first_names(named)})) does not fit {path}: '
+            + (
+                f'it has no category {first_names(missing)}, so the classes behind it are numbered '
+                'wrongly'
+                if missing
+                else 'MMDetection numbers classes in the order of the file'
+            )
+            + f'. Write classes=({", ".join(map(repr, numbered))})'
+            + (' and as many num_classes' if missing else '')
+        )
+
+
+def check_same_labels(train: Any, val: Any) -> None:
+    """Insist that validation numbers the classes as training does.
+
+    Each data set of COCO form numbers them in the order of its own file's categories. Where the two
+    files differ in that, detections of one class are scored as another's.
+
+    Args:
+        train: the data set that is trained on, or a wrapper round one or several.
+        val: the one that is validated on; None where there is none.
+
+    Raises:
+        ValueError: naming both files and their orders.
+    """
+    for path, _, ours in _numbered(train):
+        for other, _, theirs in _numbered(val):
+            few, many = sorted((ours, theirs), key=len)
+            if set(few) <= set(many) and few != many[: len(few)]:
+                raise ValueError(
+                    f'{path} has its categories in the order {first_names(ours)}, and {other} in '
+                    f'the order {first_names(theirs)}: MMDetection numbers classes in the order of '
+                    'each file, so what is trained as one class would be validated as another. '
+                    'Write both files with the same categories in the same order'
+                )
+
+
+def _numbered(dataset: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Of each data set below wrappers: its file, its names, and those in the file's order."""
+    for part in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
+        if part is not None:
+            yield from _numbered(part)
+    # Some subclasses bring the categories in an order of their own.
+    own = getattr(type(dataset), 'load_data_list', None) is CocoDataset.load_data_list
+    if own and osp.isfile(dataset.ann_file):
+        named = list(dataset.metainfo['classes'])
+        yield dataset.ann_file, named, [n for n in _categories(dataset.ann_file) if n in named]
+
+
+def _categories(path: str) -> list[str]:
+    """The names of a COCO file's categories; the file, half a gigabyte of COCO's, is not parsed."""
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(b'"categories"')
+        start = content.find(b'[', at)
+        if at < 0 or start < 0:
+            return []
+        text = content[start : start + 2**22].decode('utf-8', 'ignore')
+    return [category['name'] for category in json.JSONDecoder().raw_decode(text)[0]]

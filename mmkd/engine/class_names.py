@@ -1,0 +1,89 @@
+"""The class names of student and teacher, read from configs and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ..datasets.labels import check_num_classes
+from ..recipe import UNTRAINED, read_teacher_config
+
+
+def apply_classes(cfg: Config) -> Config:
+    """Put the class names of both networks into ``model.distillation.classes``, if they differ.
+
+    The student's are those of its training data; the teacher's those of its config's, or of its
+    checkpoint's meta. Where either is not to be found the numbers of classes have to agree.
+
+    Returns:
+        The config itself, or a copy with the names.
+
+    Raises:
+        ValueError: the student's head and its data have different numbers of classes.
+    """
+    model = cfg.get('model') or {}
+    distillation = model.get('distillation')
+    if not distillation or 'teacher_config' not in model:
+        return cfg
+    check_num_classes(cfg)
+    given = dict(distillation.get('classes') or {})
+    student = given.get('student') or class_names(cfg)
+    if student is None:
+        return cfg
+    teacher = given.get('teacher')
+    if teacher is None:
+        teacher_cfg = read_teacher_config(model['teacher_config'])
+        count = head_classes(teacher_cfg.model)
+        teacher = _fitting(class_names(teacher_cfg), count)
+        if teacher is None:
+            teacher = _fitting(_names_in(model.get('teacher_ckpt')), count)
+    if teacher is None or list(teacher) == list(student):
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    cfg.model.distillation.classes = dict(given, student=list(student), teacher=list(teacher))
+    return cfg
+
+
+def class_names(cfg: Config) -> list[str] | None:
+    """The classes of a config's training data (or test data, for a config that only tests)."""
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = (cfg.get(key) or {}).get('dataset')
+        while isinstance(dataset, dict) and 'pipeline' not in dataset and 'dataset' in dataset:
+            dataset = dataset['dataset']
+        if not isinstance(dataset, dict):
+            continue
+        if 'classes' in (dataset.get('metainfo') or {}):
+            return _list(dataset['metainfo']['classes'])
+        kind = dataset.get('type')
+        known = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if known is not None and 'classes' in getattr(known, 'METAINFO', {}):
+            return _list(known.METAINFO['classes'])
+    return None
+
+
+def _fitting(names: list[str] | None, count: int | None) -> list[str] | None:
+    # A config that leaves the names to its data set's default may train on others.
+    return names if names is not None and count in (None, len(names)) else None
+
+
+def _names_in(checkpoint: str | None) -> list[str] | None:
+    if checkpoint is None or checkpoint == UNTRAINED:
+        return None
+    meta = CheckpointLoader.load_checkpoint(checkpoint, 'cpu').get('meta') or {}
+    names = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
+    return _list(names) if names else None
+
+
+def head_classes(model: Any) -> int | None:
+    """``num_classes`` of a model config's box head; None where it has none."""
+    head = (model.get('roi_head') or {}).get('bbox_head')
+    head = head[0] if isinstance(head, (list, tuple)) else head
+    return (head or {}).get('num_classes')
+
+
+def _list(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
