@@ -36,7 +36,7 @@ def main() -> None:
         cfg = Config.fromfile(config)
         network = MODELS.build(cfg.model).eval()
         state = read_checkpoint(checkpoint)['state_dict']
-        own = {k: v for k, v in state.items() if not k.startswith('kd_adapters.')}
+        own = {k: v for k, v in state.items() if not k.startswith(('kd_terms.', 'kd_adapters.'))}
         network.load_state_dict(own)
         networks.append(network)
         dataset = DATASETS.build(cfg.test_dataloader.dataset)

@@ -248,7 +248,7 @@ def measure(
     }
     if with_razor and chosen == 'hint':
         for algorithm in ('SingleTeacherDistill', 'FpnTeacherDistill'):
-            network = razor(cfg.model, algorithm, model.hints, device)
+            network = razor(cfg.model, algorithm, model.kd_terms['hint'].pairs, device)
             actions[algorithm] = stepper(network, data, amp)
     for action in actions.values():
         action()
@@ -261,7 +261,7 @@ def measure(
     apart = [c - a for a, c in zip(times['plain'], times['distilled'], strict=True)]
     quartiles = statistics.quantiles(apart, n=4)[::2] if rounds > 1 else []
     memory = {name: peak(actions[name], device) for name in ('plain', 'teacher', 'distilled')}
-    adapters = sum(p.numel() for n, p in model.named_parameters() if n.startswith('kd_adapters.'))
+    adapters = sum(p.numel() for n, p in model.named_parameters() if n.startswith('kd_terms.'))
     return dict(
         pair=pair,
         terms=chosen,

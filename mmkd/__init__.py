@@ -8,16 +8,27 @@ from .datasets.two_views import TwoViews  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
 from .engine.test_loop import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
-from .models.chen2017 import HintL1Loss, HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss  # noqa: E402
+from .models.chen2017 import (  # noqa: E402
+    HintL1Loss,
+    HintL2Loss,
+    TeacherBoundedL2Loss,
+    WeightedSoftCELoss,
+)
 from .models.detector import (  # noqa: E402
     KnowledgeDistillationTridentFasterRCNN,
     KnowledgeDistillationTwoStageDetector,
 )
+from .models.terms import DistillTerm, FeatureTerm, RowTerm  # noqa: E402
 from .recipe import plain_student  # noqa: E402
+from .registry import TERMS  # noqa: E402
 
 checkpoint.install()
 
 __all__ = [
+    'TERMS',
+    'DistillTerm',
+    'FeatureTerm',
+    'RowTerm',
     'DistillationRunner',
     'HintL1Loss',
     'HintL2Loss',

@@ -17,8 +17,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from tiny import tiny_config
 
+from mmkd.digests import tensor_digests
 from mmkd.engine.runner import DistillationRunner
-from mmkd.models.teacher import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -154,7 +154,7 @@ def _write(runner, _=None) -> None:
 
 def _loss(name: str, change: Callable) -> Callable:
     def act(runner) -> None:
-        term = runner.model.terms[name]
+        term = runner.model.kd_terms[name]
         forward = term.loss.forward
         term.loss.forward = lambda *args, **kw: change(forward(*args, **kw))
 
@@ -187,7 +187,7 @@ def _roll(runner) -> None:
     head = runner.model.teacher.network.roi_head.bbox_head.fc_cls
     order = [*range(1, len(head.weight) - 1), 0, len(head.weight) - 1]
     head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
-    runner.model.teacher.prints = fingerprint(runner.model.teacher.network)
+    runner.model.teacher.digests = tensor_digests(runner.model.teacher.network)
 
 
 def _wider(prefix: str = '') -> dict:
@@ -201,7 +201,7 @@ def _untrained(runner) -> None:
     for module in network.modules():
         if hasattr(module, 'reset_parameters'):
             module.reset_parameters()
-    runner.model.teacher.prints = fingerprint(network)
+    runner.model.teacher.digests = tensor_digests(network)
 
 
 D = 'model__distillation__'

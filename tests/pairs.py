@@ -168,7 +168,7 @@ def distil(
 
 def teach_itself(model: nn.Module) -> None:
     """Make the teacher equal to the student, and the student answer as a teacher does (eval)."""
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_adapters.')}
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_terms.')}
     model.teacher.network.load_state_dict(state, strict=True)
     model.eval()
 
@@ -260,7 +260,7 @@ class Spy(nn.Module):
 def spy(model: nn.Module) -> dict[str, list[tuple]]:
     """Put a spy before each term that is on; returns their calls by the term's name."""
     calls = {}
-    for name, term in model.terms.items():
+    for name, term in model.kd_terms.items():
         term.loss = Spy(term.loss)
         calls[name] = term.loss.calls
     return calls

@@ -7,6 +7,7 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from pairs import LOG_NAMES, distil, recipe
 from torch import nn
 
+from mmkd.engine.summary import startup_table
 from mmkd.options.acceleration import Acceleration
 from mmkd.options.roi_align import GatheredRoIExtractor
 
@@ -219,7 +220,7 @@ def test_an_option_that_cannot_be_is_refused(accelerate, message):
 
 def test_the_startup_table_says_how_it_runs():
     paper = recipe()
-    assert ' runs ' not in distil(pairs.fpn(), pairs.fpn(8), paper).startup_table()
+    assert ' runs ' not in startup_table(distil(pairs.fpn(), pairs.fpn(8), paper))
     paper['accelerate'] = dict(fuse_conv_bn=True, dtype='bfloat16')
-    table = distil(pairs.fpn(), pairs.fpn(8), paper).startup_table()
+    table = startup_table(distil(pairs.fpn(), pairs.fpn(8), paper))
     assert 'fuse_conv_bn, dtype=bfloat16' in table

@@ -16,7 +16,9 @@ from tiny import CLASSES, tiny_config
 
 from mmkd.datasets.labels import check_labels, check_same_labels
 from mmkd.engine.class_names import apply_classes, class_names
-from mmkd.options.class_map import Answers, ClassMap
+from mmkd.engine.summary import startup_table
+from mmkd.options.class_map import ClassMap
+from mmkd.options.head_layout import HeadLayout
 from mmkd.options.inherit import inherit
 
 
@@ -97,7 +99,7 @@ def test_hints_alone_need_no_common_class():
 def test_other_classes_are_background():
     """Against a loop: each class its own probability, background all the rest."""
     classes = ClassMap(['x', 'y'], ['p', 'y', 'q', 'x'])
-    answers = Answers(*heads(net(2), net(4)), classes)
+    answers = HeadLayout(*heads(net(2), net(4)), classes)
     logits = torch.randn(7, 5) * 3
     got = answers.teacher(logits).softmax(1)
     for row, out in zip(logits.tolist(), got.tolist(), strict=True):
@@ -107,7 +109,7 @@ def test_other_classes_are_background():
 
 def test_a_class_that_the_teacher_does_not_know_is_left_out():
     classes = ClassMap(['x', 'new'], ['p', 'x'])
-    answers = Answers(*heads(net(2), net(2)), classes)
+    answers = HeadLayout(*heads(net(2), net(2)), classes)
     labels = torch.tensor([0, 1, 2, 0])
     assert answers.known(labels).tolist() == [True, False, True, True]
     out = answers.teacher(torch.randn(4, 3)).softmax(1)
@@ -119,7 +121,7 @@ def test_a_class_that_the_teacher_does_not_know_is_left_out():
 def test_where_both_agree_logits_pass_untouched():
     logits = torch.randn(4, 4)
     for kind in (net, sigmoid):
-        answers = Answers(*heads(kind(), kind()), ClassMap('abc', 'abc'))
+        answers = HeadLayout(*heads(kind(), kind()), ClassMap('abc', 'abc'))
         assert answers.teacher(logits) is logits
         assert answers.student(logits) is logits
         assert answers.known(torch.tensor([0])) is None
@@ -130,7 +132,7 @@ def test_where_both_agree_logits_pass_untouched():
 def test_heads_of_other_kinds_speak_of_one_distribution(student, teacher):
     """What each head says at test time is what is compared."""
     pair = heads(student(), teacher())
-    answers = Answers(*pair, None)
+    answers = HeadLayout(*pair, None)
     columns = [5 if kind is seesaw else 4 for kind in (student, teacher)]
     own, theirs = (torch.randn(6, n) * 2 for n in columns)
 
@@ -277,7 +279,7 @@ def test_the_runner_finds_the_names_in_the_two_configs(tmp_path):
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     runner = RUNNERS.build(cfg)
     assert runner.model.classes.indices == [2, None, 0]
-    table = runner.model.startup_table()
+    table = startup_table(runner.model)
     assert "2 of the student's 3 classes are among the teacher's 4" in table
     assert 'it does not know green' in table
     runner.train()
@@ -346,7 +348,7 @@ def test_a_teacher_that_adds_the_whole_image_is_asked_with_it():
         semantic = network.roi_head.semantic_head(features)[1]
         rois = torch.tensor([[0.0, 4, 4, 40, 40]])
         want = network.roi_head._bbox_forward(0, features, rois, semantic_feat=semantic)
-    from mmkd.models.teacher import roi_context
+    from mmkd.options.head_layout import roi_context
 
     got = model.teacher.score_rois(features, rois, 0, roi_context(network.roi_head, features))
     assert torch.equal(got[0], want['cls_score'])

@@ -63,7 +63,7 @@ def test_a_config_is_built_and_steps_once(path):
     assert all(g.isfinite().all() for g in pairs.gradients(model).values())
     assert not getattr(model, 'unproven', set())
     plain = MODELS.build(plain_student(config.model))
-    own = {k for k in model.state_dict() if not k.startswith('kd_adapters.')}
+    own = {k for k in model.state_dict() if not k.startswith('kd_terms.')}
     assert own == set(plain.state_dict())
 
 
@@ -118,4 +118,4 @@ def test_a_swap_of_either_network_is_one_line():
     model = MODELS.build(config.model)
     assert model.teacher.network.backbone.depth == 50
     assert model.backbone.depth == 18
-    assert [p.shapes[0][1] for p in model.hints] == [256] * 5
+    assert [p.shapes[0][1] for p in model.kd_terms['hint'].pairs] == [256] * 5

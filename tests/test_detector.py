@@ -20,10 +20,12 @@ from tiny import tiny_config
 from torch import nn
 
 from mmkd import plain_student
-from mmkd.engine.gradient_flow import DeadTermError
 from mmkd.engine.runner import DistillationRunner
-from mmkd.models.teacher import Pixels, Teacher
+from mmkd.engine.summary import startup_table
+from mmkd.models.teacher import Teacher
+from mmkd.observers import DeadTermError
 from mmkd.options.inherit import inherit
+from mmkd.options.teacher_inputs import TeacherInputs
 from mmkd.recipe import TeacherError
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'ohem': pairs.ohem, 'cascade': pairs.cascade}
@@ -77,7 +79,7 @@ def test_with_every_term_off_a_run_is_plain_mmdetection_to_the_bit(tmp_path):
 def test_with_every_term_off_there_is_no_teacher_and_no_hook():
     model = distil(pairs.fpn(), pairs.fpn(8), off())
     assert model.teacher is None
-    assert not model.terms
+    assert not model.kd_terms
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     plain = build(pairs.fpn())
     assert same(model.state_dict(), plain.state_dict())
@@ -90,7 +92,7 @@ def test_a_teacher_does_not_move_the_random_numbers_of_the_student(kind):
     config = KINDS[kind]()
     model = distil(config, distillation=kind_recipe(kind))
     plain = build(config)
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_adapters.')}
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_terms.')}
     assert same(own, plain.state_dict())
     after = torch.get_rng_state()
     build(config)
@@ -134,7 +136,9 @@ def test_each_term_works_alone(term):
     key = LOG_NAMES[term]
     assert [k for k in alone if 'kd' in k] == [key]
     assert torch.equal(alone[key], whole[key])
-    assert hasattr(distil(config, teacher, recipe(term)), 'kd_adapters') == (term == 'hint')
+    assert any(True for _ in distil(config, teacher, recipe(term)).kd_terms.parameters()) == (
+        term == 'hint'
+    )
 
 
 @pytest.mark.parametrize('mu', [0.0, 0.25, 1.0])
@@ -276,7 +280,7 @@ def test_identity_adapters_on_the_same_network_give_no_hint_loss():
     pairs.teach_itself(model)
     assert losses(model)['loss_kd_hint'].item() == 0
     channels = torch.eye(8).view(8, 8, 1, 1)
-    assert all(torch.equal(a.weight, channels) for a in model.kd_adapters.values())
+    assert all(torch.equal(a.weight, channels) for a in model.kd_terms['hint'].adapters.values())
 
 
 def test_decoded_regression_is_compared_in_deltas():
@@ -392,7 +396,7 @@ def test_the_teacher_is_the_same_to_the_bit_after_training():
     assert all(p.grad is None for p in model.teacher.network.parameters())
     moved = [k for k, v in model.state_dict().items() if not torch.equal(v, student[k])]
     assert {k.split('.')[0] for k in moved} == {
-        'backbone', 'neck', 'rpn_head', 'roi_head', 'kd_adapters'
+        'backbone', 'neck', 'rpn_head', 'roi_head', 'kd_terms'
     }  # fmt: skip
 
 
@@ -401,13 +405,13 @@ def test_an_ema_copy_shares_the_teacher_and_has_a_recorder_of_its_own():
     total(model, losses(model)).backward()  # a copy is possible after a step
     ema = ExponentialMovingAverage(model).module
     assert ema.teacher is model.teacher
-    assert ema.recorder is not model.recorder
+    assert ema.taps is not model.taps
     assert same(ema.state_dict(), model.state_dict())
-    with model.recorder() as mine, ema.recorder() as its:
+    with model.taps as mine, ema.taps as its:
         loss_of_copy = ema.rpn_head.loss_cls
         loss_of_copy(torch.zeros(2, 1), torch.zeros(2).long(), torch.ones(2), avg_factor=2)
-    assert not mine.questions
-    assert len(its.questions['rpn', 0, 'cls']) == 1
+    assert not mine.loss_calls
+    assert len(its.loss_calls['rpn', 0, 'cls']) == 1
     model.eval(), ema.eval()
     assert equal_losses(losses(model), losses(ema))
     assert {id(p) for p in ema.parameters()}.isdisjoint(id(p) for p in model.parameters())
@@ -416,8 +420,8 @@ def test_an_ema_copy_shares_the_teacher_and_has_a_recorder_of_its_own():
 def test_nothing_is_recorded_outside_a_step_and_nothing_kept_after_it():
     model = distil(pairs.fpn(), pairs.fpn(8))
     losses(model)
-    assert model.recorder._record is None
-    assert model.teacher.recorder._record is None
+    assert model.taps._record is None
+    assert model.teacher.taps._record is None
     data = model.data_preprocessor(batch(), False)
     model.eval()
     with torch.no_grad():
@@ -429,8 +433,8 @@ def test_nothing_is_recorded_outside_a_step_and_nothing_kept_after_it():
     with pytest.raises(ZeroDivisionError):
         losses(model)
     boom.remove()
-    assert model.recorder._record is None
-    assert model.recorder._rois == {}
+    assert model.taps._record is None
+    assert model.taps._rois == {}
 
 
 @pytest.fixture
@@ -596,7 +600,7 @@ def test_pixels_are_those_of_the_teachers_own_preprocessor(size):
         data[key] += value
     batches = [p(copy.deepcopy(data), True) for p in (rgb, bgr)]
     for own, other, got, want in ((rgb, bgr, *batches), (bgr, rgb, *batches[::-1])):
-        convert = Pixels(own, other)
+        convert = TeacherInputs(own, other)
         assert not convert.same
         made, view = convert(got['inputs'], got['data_samples'])
         assert view is None
@@ -604,7 +608,7 @@ def test_pixels_are_those_of_the_teachers_own_preprocessor(size):
         assert torch.equal(made == 0, made.double() == 0)
         assert not made[0, :, 50:].any()
         assert not made[0, :, :, 70:].any()
-    alike = Pixels(rgb, rgb)
+    alike = TeacherInputs(rgb, rgb)
     assert alike(batches[0]['inputs'], None)[0] is batches[0]['inputs']
 
 
@@ -620,21 +624,24 @@ def test_a_teacher_with_other_pixels_is_heard_as_on_its_own():
     losses(model)
     own = network.data_preprocessor(batch(), False)['inputs']
     torch.testing.assert_close(seen[0], own, rtol=1e-5, atol=1e-4)
-    assert 'converted' in model.startup_table()
+    assert 'converted' in startup_table(model)
 
 
 # ---------------------------------------------------------------- hints
 
 
 def hint_shapes(model):
-    return {p.name: (tuple(p.shapes[0][1:]), tuple(p.shapes[1][1:])) for p in model.hints}
+    return {
+        p.name: (tuple(p.shapes[0][1:]), tuple(p.shapes[1][1:]))
+        for p in model.kd_terms['hint'].pairs
+    }
 
 
 def test_every_output_of_the_neck_with_its_counterpart():
     model = distil(pairs.fpn(4, 8), pairs.fpn(8, 12), recipe('hint'))
     sides = (32, 16, 8, 4, 2)
     assert hint_shapes(model) == {f'neck_{i}': ((8, s, s), (12, s, s)) for i, s in enumerate(sides)}
-    weights = {k: tuple(v.shape) for k, v in model.kd_adapters.state_dict().items()}
+    weights = {k: tuple(v.shape) for k, v in model.kd_terms['hint'].adapters.state_dict().items()}
     assert weights == {
         f'neck_{i}.{k}': shape
         for i in range(5)
@@ -646,9 +653,9 @@ def test_error_no_adaptation_layer_where_shapes_agree():
     """The paper's ablation: it is put there even then."""
     model = distil(pairs.fpn(), pairs.fpn(), recipe('hint'))
     assert all(a == b for a, b in hint_shapes(model).values())
-    assert {type(a) for a in model.kd_adapters.values()} == {nn.Conv2d}
+    assert {type(a) for a in model.kd_terms['hint'].adapters.values()} == {nn.Conv2d}
     total(model, losses(model)).backward()
-    for adapter in model.kd_adapters.values():
+    for adapter in model.kd_terms['hint'].adapters.values():
         assert adapter.weight.grad.abs().max() > 0
 
 
@@ -673,7 +680,7 @@ def test_a_hint_is_the_mean_squared_distance_at_the_named_layers(entry, name, sh
     another size, changes nothing."""
     model = distil(pairs.fpn(4), pairs.fpn(8), recipe('hint', hint=dict(pairs=[entry])))
     assert hint_shapes(model) == {name: shapes}
-    adapter = model.kd_adapters[name]
+    adapter = model.kd_terms['hint'].adapters[name]
     assert isinstance(adapter, nn.Linear if len(shapes[0]) == 1 else nn.Conv2d)
     heard = {}
     specs = [entry] * 2 if isinstance(entry, str) else [entry['student'], entry['teacher']]
@@ -698,11 +705,11 @@ def test_the_sum_over_pairs():
     singles = []
     for path in ('backbone[0]', 'backbone[3]'):
         model = distil(pairs.fpn(), pairs.fpn(8), recipe('hint', hint=dict(pairs=[path])))
-        _ones(model.kd_adapters)
+        _ones(model.kd_terms['hint'].adapters)
         singles.append(losses(model)['loss_kd_hint'])
     both = recipe('hint', hint=dict(pairs=['backbone[0]', 'backbone[3]']))
     model = distil(pairs.fpn(), pairs.fpn(8), both)
-    _ones(model.kd_adapters)
+    _ones(model.kd_terms['hint'].adapters)
     torch.testing.assert_close(losses(model)['loss_kd_hint'], sum(singles))
 
 
@@ -714,7 +721,7 @@ def _ones(adapters):
 def test_one_guided_layer_for_two_hint_layers():
     entries = [dict(student='neck[0]', teacher=f'neck[{i}]') for i in (0, 1)]
     model = distil(pairs.fpn(), pairs.fpn(8), recipe('hint', hint=dict(pairs=entries)))
-    assert [p.name for p in model.hints] == ['neck_0', 'neck_0_to_neck_1']
+    assert [p.name for p in model.kd_terms['hint'].pairs] == ['neck_0', 'neck_0_to_neck_1']
     assert losses(model)['loss_kd_hint'] > 0
 
 
@@ -859,13 +866,13 @@ def test_the_start_copies_neck_and_heads_and_survives_init_weights():
             inherited = key.split('.')[0] != 'backbone' and key not in model.start.left
             assert torch.equal(state[key], theirs[key] if inherited else value)
             assert (key in model.start.taken) == inherited
-    for adapter in with_terms.kd_adapters.values():
+    for adapter in with_terms.kd_terms['hint'].adapters.values():
         assert torch.equal(adapter.weight.flatten(1), torch.eye(8))
         assert not adapter.bias.any()
     before = copy.deepcopy(model.state_dict())
     model.init_weights()
     assert same(model.state_dict(), before)
-    assert 'neck and heads' in model.startup_table()
+    assert 'neck and heads' in startup_table(model)
 
 
 def test_the_start_by_itself_needs_no_recipe():
@@ -904,7 +911,9 @@ def test_the_checkpoint_is_the_plain_students_and_the_adapters():
     model = distil(pairs.fpn(), pairs.fpn(8))
     plain = build(plain_student(distilled(pairs.fpn(), pairs.fpn(8), recipe())), seed=5)
     extra = set(model.state_dict()) - set(plain.state_dict())
-    assert extra == {f'kd_adapters.neck_{i}.{k}' for i in range(5) for k in ('weight', 'bias')}
+    assert extra == {
+        f'kd_terms.hint.adapters.neck_{i}.{k}' for i in range(5) for k in ('weight', 'bias')
+    }
     assert set(plain.state_dict()) == set(model.state_dict()) - extra
     own = {k: v for k, v in model.state_dict().items() if k not in extra}
     plain.load_state_dict(own, strict=True)
@@ -988,9 +997,9 @@ def test_a_distilled_student_can_be_a_teacher_in_turn(tmp_path):
     path = save(tmp_path / 'student.pth', first)
     model = build(distilled(pairs.fpn(), pairs.fpn(), recipe(), path))
     assert model.teacher.passed_over == 10
-    own = {k: v for k, v in first.state_dict().items() if not k.startswith('kd_adapters.')}
+    own = {k: v for k, v in first.state_dict().items() if not k.startswith('kd_terms.')}
     assert same(model.teacher.network.state_dict(), own)
-    assert '10 adaptation tensors in the file passed over' in model.startup_table()
+    assert '10 adaptation tensors in the file passed over' in startup_table(model)
     # The config that it was trained with names it as well as the plain one does.
     itself = distilled(pairs.fpn(), pairs.fpn(8), recipe())
     model = build(distilled(pairs.fpn(), itself, recipe(), path))
@@ -1037,7 +1046,7 @@ def test_a_teacher_of_another_network_or_other_classes_is_refused(tmp_path):
     [
         (dict(teacher_ckpt=None), "teacher_ckpt is missing, so the teacher would be random noise"),
         (dict(eval_teacher=False), 'eval_teacher=False is refused: .* BatchNorm'),
-        (dict(distillation=dict(hints=dict(type='HintL2Loss'))), "no entry 'hints'.* mean hint"),
+        (dict(distillation=dict(hints=dict(loss_weight=1.0))), "no entry 'hints'.* mean hint"),
         (dict(distillation=dict(start='zoo')), "start='zoo' must be None or 'teacher'"),
         (dict(distillation=dict(hint=None)), 'distillation.hint=None must be a loss'),
         (dict(distillation=dict(hint=dict(type='HintL2Loss', schedule=dict(warm=5)))),
@@ -1090,7 +1099,7 @@ def test_the_startup_table_says_what_is_trained(tmp_path, monkeypatch):
     path = save(tmp_path / 'teacher.pth', teacher)
     terms = [t for t in TERMS if t != 'rpn_bbox']
     model = build(distilled(pairs.fpn(), pairs.fpn(8), recipe(*terms, start='teacher'), path))
-    table = model.startup_table()
+    table = startup_table(model)
     for network in (student, teacher):
         count = sum(p.numel() for p in network.parameters())
         assert f'ResNet, {count / 1e6:.2f} M parameters' in table
@@ -1112,7 +1121,7 @@ def test_the_startup_table_says_what_is_trained(tmp_path, monkeypatch):
     assert rows['loss_kd_hint'].startswith('HintL2Loss loss_weight=0.5, normalize=0')
     for i, side in enumerate((32, 16, 8, 4, 2)):
         assert f'neck[{i}] 8×{side}×{side} -> neck[{i}] 8×{side}×{side}' in table
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_adapters.')}
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_terms.')}
     own = without_counters(own)
     torch.save(own, tmp_path / 'here.pth')
     here = str(tmp_path / 'here.pth')
@@ -1120,15 +1129,15 @@ def test_the_startup_table_says_what_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(
         'mmkd.engine.weight_origins.print_log', lambda said, **kwargs: warned.append(said)
     )
-    assert f'{len(own)} of {len(own)} tensors loaded from {here}' in model.startup_table(here)
+    assert f'{len(own)} of {len(own)} tensors loaded from {here}' in startup_table(model, here)
     assert not warned
     torch.save(dict(list(own.items())[:5]), here)
     said = f'5 of {len(own)} tensors loaded from {here}; THE OTHER {len(own) - 5} ARE NOT IN IT'
-    assert said in model.startup_table(here)
+    assert said in startup_table(model, here)
     assert f'holds 5 of the {len(own)} tensors that it is for: MOST OF THEM' in ''.join(warned)
-    assert 'resumed from there.pth' in model.startup_table('here.pth', 'there.pth')
-    assert 'RANDOM' in distil(pairs.fpn(), pairs.fpn(8)).startup_table()
-    assert 'every term is off' in distil(pairs.fpn(), pairs.fpn(8), off()).startup_table()
+    assert 'resumed from there.pth' in startup_table(model, 'here.pth', 'there.pth')
+    assert 'RANDOM' in startup_table(distil(pairs.fpn(), pairs.fpn(8)))
+    assert 'every term is off' in startup_table(distil(pairs.fpn(), pairs.fpn(8), off()))
 
 
 def without_counters(state):
@@ -1144,7 +1153,7 @@ def test_the_startup_table_counts_pretrained_tensors(tmp_path):
     student.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(path))
     model = distil(student, pairs.fpn(8))
     count, own = (len(without_counters(s)) for s in (backbone, build(pairs.fpn()).state_dict()))
-    table = model.startup_table()
+    table = startup_table(model)
     assert f'{count} of {count} tensors of backbone from {path}' in table
     assert f'{own - count} of {own} tensors initialised at random' in table
 
@@ -1169,11 +1178,13 @@ def test_a_pair_says_its_adapter(kind, shape):
         pairs.fpn(), pairs.fpn(8), recipe('hint', start='teacher', hint=dict(pairs=[pair]))
     )
     shapes = {tuple(a.weight.shape) if list(a.parameters()) else None
-              for a in model.kd_adapters.values()}  # fmt: skip
+              for a in model.kd_terms['hint'].adapters.values()}  # fmt: skip
     assert shapes == {shape}
     # From the teacher's start each is the identity.
     feature = torch.rand(1, 8, 6, 6)
-    assert all(torch.allclose(a(feature), feature) for a in model.kd_adapters.values())
+    assert all(
+        torch.allclose(a(feature), feature) for a in model.kd_terms['hint'].adapters.values()
+    )
     pairs.total(model, losses(model)).backward()
 
 

@@ -12,10 +12,10 @@ from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from test_check_pair import tool
 
+from mmkd.digests import tensor_digests
 from mmkd.engine import teacher_check
 from mmkd.engine.test_loop import check_complete
 from mmkd.engine.training_guard import digest
-from mmkd.models.teacher import fingerprint
 from mmkd.recipe import TeacherError
 
 # Building a network takes most of the time: those whose check has a test of its own are run by
@@ -97,13 +97,13 @@ def test_a_bounded_term_at_zero_is_no_fault(tmp_path):
 
 def test_a_fingerprint_sees_each_tensor():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    before = fingerprint(network)
+    before = tensor_digests(network)
     assert sorted(before) == [
         '0.bias', '0.weight', '1.bias', '1.num_batches_tracked', '1.running_mean',
         '1.running_var', '1.weight',
     ]  # fmt: skip
     network[1].running_var[1] += 1e-6
-    after = fingerprint(network)
+    after = tensor_digests(network)
     assert [n for n in before if before[n] != after[n]] == ['1.running_var']
     assert digest(before) != digest(after)
 

@@ -63,7 +63,7 @@ def test_each_branch_of_a_trident_student_hears_the_teacher_about_its_own_boxes(
     """The teacher has the student's weights and runs the middle branch, so that one agrees."""
     model = zoo.pair('Trident', 'Trident')
     zoo.settle(model)
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_adapters.')}
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_terms.')}
     model.teacher.network.load_state_dict(state)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

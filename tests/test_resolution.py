@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from mmkd.analysis.comparison import plan_runs
 from mmkd.datasets.two_views import apply_resolution, rescale
+from mmkd.engine.summary import startup_table
 from mmkd.engine.training_guard import GuardHook
-from mmkd.models.adapters import resample
-from mmkd.models.alignment import View
-from mmkd.models.anchors import SAME, AnchorMatch
-from mmkd.options.resolution import Resolution
+from mmkd.models.alignment import resample
+from mmkd.options.anchor_match import SAME, AnchorMatch
+from mmkd.options.resolution import Resolution, View
 
 PACK = dict(type='PackDetInputs', meta_keys=('img_shape', 'scale_factor', 'flip'))
 RESIZE = dict(type='Resize', scale=(120, 72), keep_ratio=True)
@@ -69,7 +69,7 @@ def two_views(transforms, image, ratio=2.0, seed=0):
 @pytest.mark.parametrize('name', PIPELINES)
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_the_students_view_is_plain_mmdetections(name, seed):
-    """Pixels, boxes and the state of the random numbers behind it, to the bit."""
+    """TeacherInputs, boxes and the state of the random numbers behind it, to the bit."""
     image = np.random.default_rng(3).integers(0, 256, (150, 217, 3), dtype=np.uint8)
     pad = dict(type='Pad', size_divisor=8)
     transforms = [*PIPELINES[name], dict(type='PhotoMetricDistortion'), pad]
@@ -273,7 +273,7 @@ def test_a_run_trains_at_both_scales_and_decodes_once(tmp_path, monkeypatch):
     runner.model.teacher.network.backbone.register_forward_hook(
         lambda module, args, out: seen.append(tuple(args[0].shape))
     )
-    table = runner.model.startup_table()
+    table = startup_table(runner.model)
     assert '128x128, where the student sees 64x64' in table
     assert 'levels 0 -> 1, 1 -> 2, 2 -> 3, 3 -> 4' in table
     assert '99.7 % of the student' in table
@@ -398,8 +398,8 @@ def test_anchors_of_another_level_are_matched_at_one_resolution():
     other = pairs.fpn()
     other.rpn_head.anchor_generator.scales = [8]
     model = pairs.distil(pairs.fpn(), other, recipe())
-    assert model.anchors.levels == '1 -> 0, 2 -> 1, 3 -> 2, 4 -> 3'
-    assert model.anchors.share == pytest.approx(1 - 256 / (256 + 64 + 16 + 4 + 1))
+    assert model.sites['rpn'].match.levels == '1 -> 0, 2 -> 1, 3 -> 2, 4 -> 3'
+    assert model.sites['rpn'].match.share == pytest.approx(1 - 256 / (256 + 64 + 16 + 4 + 1))
     values = losses(model, batch(size=128, sides=(30, 80)))
     assert values['loss_kd_rpn_cls'] > 0
 
@@ -423,16 +423,16 @@ def test_a_grid_that_is_moved_by_whole_cells_on_some_levels_answers_on_these():
     aside = pairs.fpn()
     aside.rpn_head.anchor_generator.centers = [(8, 8)] * 5
     model = pairs.distil(aside, pairs.fpn(), recipe())
-    assert model.anchors.levels == '0 -> 0, 1 -> 1'
+    assert model.sites['rpn'].match.levels == '0 -> 0, 1 -> 1'
     # Where ground truth meets none of them the term stays 0, and the warning says why.
     guard, said = GuardHook(), []
-    guard.prints = {'a': ''}
+    guard.digests = {'a': ''}
     runner = SimpleNamespace(model=model, iter=0, logger=SimpleNamespace(warning=said.append))
     for _ in range(60):
         outputs = {'loss_kd_rpn_cls': torch.zeros(()), 'loss_kd_hint': torch.ones(())}
         guard.after_train_iter(runner, 0, None, outputs)
     assert len(said) == 1
-    share = f'{100 * model.anchors.share:.0f} %'
+    share = f'{100 * model.sites["rpn"].match.share:.0f} %'
     assert f"network. {share} of the student's anchors are the teacher's too (levels 0" in said[0]
 
 
@@ -440,8 +440,8 @@ def test_a_grid_that_is_moved_by_whole_cells_on_some_levels_answers_on_these():
 def test_where_no_anchor_matches_the_rpn_terms_are_off_and_said(ratio):
     resolution = dict(student=(64, 64), teacher=(round(64 * ratio), round(64 * ratio)))
     model = pairs.distil(pairs.fpn(), None, dict(recipe(), resolution=resolution))
-    assert set(model.terms) == {'rcnn_cls', 'rcnn_bbox', 'hint'}
-    table = model.startup_table()
+    assert set(model.kd_terms) == {'rcnn_cls', 'rcnn_bbox', 'hint'}
+    table = startup_table(model)
     assert f'OFF: no anchor has a counterpart at ratio {ratio:g}' in table
     with pytest.raises(ValueError, match='RPN terms alone'):
         pairs.distil(pairs.fpn(), None, dict(recipe('rpn_cls', 'rpn_bbox'), resolution=resolution))
@@ -511,9 +511,9 @@ def block_pair(size, terms=(), **changes):
                        for i in range(3)])  # fmt: skip
     distillation = dict(recipe(*terms, hint=hint), resolution=TWICE)
     model = pairs.distil(student, None, distillation)
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_adapters.')}
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith('kd_terms.')}
     model.teacher.network.load_state_dict(state, strict=True)
-    for adapter in model.kd_adapters.values():
+    for adapter in model.kd_terms['hint'].adapters.values():
         nn.init.dirac_(adapter.weight)
         nn.init.zeros_(adapter.bias)
     data = batch((3, 2), size, sides=(8, 30))

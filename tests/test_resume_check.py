@@ -142,7 +142,8 @@ def test_random_numbers_of_numpy_lie_within_its_state(position):
         ),
         (
             lambda c: c['state_dict'].update({'kd_adapters.0.weight': torch.zeros(1)}),
-            'has kd_adapters.0.weight, an adaptation layer: it was written with other hints',
+            'has kd_terms.hint.adapters.0.weight, a weight of a distillation term: it was written '
+            'with other terms',
         ),
     ],
 )

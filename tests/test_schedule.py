@@ -11,6 +11,7 @@ from mmengine.runner import IterBasedTrainLoop
 from pairs import LOG_NAMES, distil, losses, recipe
 
 from mmkd.engine.plain_checkpoints import FromPlainHook
+from mmkd.engine.summary import startup_table
 from mmkd.options.schedule import WeightSchedule
 
 
@@ -96,7 +97,7 @@ def test_a_scheduled_zero_keeps_the_term_and_leaves_the_hard_loss_whole(now):
     now(0)
     sum(losses(model)[LOG_NAMES[t]] for t in ('rcnn_cls', 'hint')).backward()
     # Every adapter is in the graph at every step: DDP waits for all of them.
-    for parameter in model.kd_adapters.parameters():
+    for parameter in model.kd_terms['hint'].adapters.parameters():
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
 
 
@@ -136,7 +137,7 @@ def test_a_constant_zero_with_a_schedule_is_off():
 
 def test_the_startup_table_shows_the_schedule():
     paper = recipe('hint', hint=dict(schedule=dict(begin=5, warmup=10)))
-    table = distil(pairs.fpn(), pairs.fpn(8), paper).startup_table()
+    table = startup_table(distil(pairs.fpn(), pairs.fpn(8), paper))
     assert 'begin=5, warmup=10, end=None' in table
 
 

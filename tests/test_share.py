@@ -6,8 +6,9 @@ import torch
 from mmengine.logging import MessageHub
 from pairs import LOG_NAMES, distil, recipe
 
+from mmkd.engine.summary import startup_table
 from mmkd.options.share import GradientShare, gradient_norm
-from mmkd.recipe import ADAPTER_PREFIX
+from mmkd.recipe import TERM_PREFIXES
 
 
 def forget():
@@ -23,7 +24,7 @@ def nothing_measured():
 
 def norms(model, values):
     """Norms of the gradients of the term and of the hard losses, by backward passes."""
-    own = [p for n, p in model.named_parameters() if not n.startswith(ADAPTER_PREFIX)]
+    own = [p for n, p in model.named_parameters() if not n.startswith(TERM_PREFIXES)]
     found = []
     for keys in (
         ['loss_kd_hint'],
@@ -80,12 +81,12 @@ def test_once_fixed_it_is_measured_no_more_and_costs_nothing(monkeypatch):
     model = shared(dict(share=0.2, iters=2))
     for seed in (0, 1):
         pairs.losses(model, pairs.batch(seed=seed))
-    fixed = model.terms['hint'].share.factor(LOG_NAMES['hint'])
+    fixed = model.kd_terms['hint'].share.factor(LOG_NAMES['hint'])
 
     def never(*args):
         raise AssertionError('a gradient was measured')
 
-    monkeypatch.setattr('mmkd.models.detector.gradient_norm', never)
+    monkeypatch.setattr('mmkd.observers.gradient_norm', never)
     values = pairs.losses(model, pairs.batch(seed=2))
     assert values['weight_kd_hint'].item() == pytest.approx(0.5 * fixed)
 
@@ -102,11 +103,11 @@ def test_a_resumed_run_goes_on_with_what_was_measured():
     model = shared(dict(share=0.2, iters=2))
     pairs.losses(model)
     state = hub.state_dict()
-    ratios = model.terms['hint'].share.measured(LOG_NAMES['hint'])
+    ratios = model.kd_terms['hint'].share.measured(LOG_NAMES['hint'])
     hub.runtime_info.pop('mmkd_gradient_shares')
-    assert model.terms['hint'].share.measured(LOG_NAMES['hint']) == []
+    assert model.kd_terms['hint'].share.measured(LOG_NAMES['hint']) == []
     hub.load_state_dict(state)
-    assert model.terms['hint'].share.measured(LOG_NAMES['hint']) == ratios
+    assert model.kd_terms['hint'].share.measured(LOG_NAMES['hint']) == ratios
     assert len(ratios) == 1
 
 
@@ -118,10 +119,10 @@ def test_a_term_that_has_not_begun_is_not_measured():
     try:
         values = pairs.losses(model)
         assert values['loss_kd_hint'] == values['weight_kd_hint'] == 0
-        assert model.terms['hint'].share.measured(LOG_NAMES['hint']) == []
+        assert model.kd_terms['hint'].share.measured(LOG_NAMES['hint']) == []
         hub.update_info('iter', 5)
         pairs.losses(model)
-        assert len(model.terms['hint'].share.measured(LOG_NAMES['hint'])) == 1
+        assert len(model.kd_terms['hint'].share.measured(LOG_NAMES['hint'])) == 1
     finally:
         hub.runtime_info.pop('iter', None)
 
@@ -147,7 +148,7 @@ def test_a_share_that_cannot_be_is_refused(share, message):
 
 
 def test_the_startup_table_says_it():
-    table = shared(0.2).startup_table()
+    table = startup_table(shared(0.2))
     assert 'its gradient is 0.2 of the hard losses' in table
 
 

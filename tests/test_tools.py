@@ -228,7 +228,7 @@ def test_each_file_of_a_distilled_run_is_the_plain_students(config, tmp_path, mo
         averaged = read.get('ema_state_dict', {})
         for state in (read['state_dict'], averaged):
             state = {k.removeprefix('module.'): v for k, v in state.items() if k != 'steps'}
-            adapters = {k for k in state if k.startswith('kd_adapters.')}
+            adapters = {k for k in state if k.startswith('kd_terms.')}
             assert len(adapters) == 10 and len(state) == 10 + len(own)
             plain.load_state_dict({k: v for k, v in state.items() if k not in adapters})
         groups = read['optimizer']['param_groups'] if 'optimizer' in read else []

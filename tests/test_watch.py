@@ -16,7 +16,7 @@ from tiny import tiny_config
 from mmkd.engine import step_dump
 from mmkd.engine.runner import DistillationRunner
 from mmkd.io.checkpoint import CheckpointError
-from mmkd.models.finite import NonFiniteLossError
+from mmkd.observers import NonFiniteLossError
 
 
 def replay(*args):

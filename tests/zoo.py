@@ -18,8 +18,6 @@ from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.structures import PixelData
 
-from mmkd.models.detector import LOG_NAMES
-
 CONFIGS = {
     'Faster R-CNN': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
     'C4': 'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py',
@@ -64,7 +62,7 @@ MOST = dict(
     feedforward_channels=64,
 )
 """Boxes sampled and proposed, for RoIAlign takes most of the time; layers of heads."""
-TERMS = tuple(LOG_NAMES)
+TERMS = tuple(pairs.LOG_NAMES)
 
 
 @functools.cache
@@ -186,7 +184,7 @@ def steps(student: str, teacher: str, terms: tuple[str, ...], count: int = 2) ->
         assert all(g.isfinite().all() for g in gradients), 'a gradient is not finite'
         optimizer.step()
     kd = {k for k in values if '_kd_' in k}
-    assert kd == {LOG_NAMES[t] for t in model.terms}, kd
+    assert kd == {pairs.LOG_NAMES[t] for t in model.kd_terms}, kd
     assert not model.unproven, model.unproven
     return values
 

@@ -17,7 +17,7 @@ import torch
 
 from mmkd.engine.exit import stop
 from mmkd.io.checkpoint import CheckpointError, read_checkpoint, to_plain
-from mmkd.recipe import ADAPTER_PREFIX
+from mmkd.recipe import without_terms
 
 
 def publish(in_file: str, out_file: str) -> Path:
@@ -43,11 +43,7 @@ def publish(in_file: str, out_file: str) -> Path:
     published = {
         'meta': checkpoint.get('meta', {}),
         # A tensor that views a larger storage would be written with all of it.
-        'state_dict': {
-            key: value.clone()
-            for key, value in weights.items()
-            if not key.startswith(ADAPTER_PREFIX)
-        },
+        'state_dict': {k: value.clone() for k, value in without_terms(weights).items()},
     }
     buffer = io.BytesIO()
     torch.save(to_plain(published), buffer)

@@ -32,8 +32,8 @@ import zoo  # noqa: E402
 from campaign import report  # noqa: E402
 from pair_matrix import known  # noqa: E402
 
+from mmkd.digests import tensor_digests  # noqa: E402
 from mmkd.engine.runner import DistillationRunner  # noqa: E402
-from mmkd.models.teacher import fingerprint  # noqa: E402
 
 KEPT = ROOT / 'benchmarks/reliability/results/pair_runs.jsonl'
 STEPS = 60
@@ -92,7 +92,7 @@ def run(student: str, teacher: str, terms: tuple[str, ...], directory: str) -> l
         runner.logger.addHandler(heard)
         zoo.settle(runner.model)
         zoo.settle(runner.model.teacher.network)
-        runner.model.teacher.prints = fingerprint(runner.model.teacher.network)
+        runner.model.teacher.digests = tensor_digests(runner.model.teacher.network)
         runner.train()
     except Exception as error:  # whatever stops a run: it is counted, and its words kept
         heard.said.append(f'{type(error).__name__}: {error}')

@@ -31,13 +31,13 @@ from ..datasets.two_views import apply_resolution, at_teachers_scale
 from ..engine import teacher_check
 from ..engine.class_names import apply_classes, class_names, head_classes
 from ..engine.exit import leave
+from ..engine.summary import startup_table
 from ..engine.teacher_check import CERTAIN, PIXELS, SUSPICIOUS, means
-from ..models.alignment import VIEW
-from ..models.detector import DWARFS, LOG_NAMES
+from ..observers import DWARFS
 from ..options.class_map import ClassMap
-from ..options.resolution import Resolution
+from ..options.resolution import VIEW, Resolution
 from ..options.share import gradient_norm
-from ..recipe import ADAPTER_PREFIX, UNTRAINED, plain_student, terms, terms_on
+from ..recipe import TERM_PREFIXES, UNTRAINED, log_name, plain_student, term_of, terms, terms_on
 
 VANISHES = 1e-3
 """Share of the hard loss's gradient below which a term is warned about."""
@@ -84,7 +84,7 @@ def check_pair(
     try:
         cfg = _prepare(cfg, report, download)
         model = _build(cfg.model)
-        table = model.startup_table()
+        table = startup_table(model)
     except Exception as error:  # whatever a config may raise when it is built
         report.against.append(f'{type(error).__name__}: {error}')
         return report
@@ -175,7 +175,7 @@ def _sizes(cfg: Config, model: Any, size: tuple[int, int], report: Report) -> No
         parameters = sum(p.numel() for p in network.parameters())
         rows.append([name, f'{parameters / 1e6:.2f}', _gflops(network, height, width)])
     report.say(AsciiTable(rows).table)
-    if model.terms and not model.pixels.same and not model.resolution:
+    if model.kd_terms and not model.teacher_inputs.same and not model.resolution:
         report.say(
             'pixels: the teacher expects another normalisation or channel order; its are converted'
         )
@@ -258,29 +258,28 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
     forward = time.perf_counter() - start
     single = {k: sum(v) if isinstance(v, list) else v for k, v in values.items() if 'loss' in k}
     own = [p for n, p in model.named_parameters()
-           if p.requires_grad and not n.startswith(ADAPTER_PREFIX)]  # fmt: skip
-    hard = sum(v for k, v in single.items() if k not in LOG_NAMES.values())
+           if p.requires_grad and not n.startswith(TERM_PREFIXES)]  # fmt: skip
+    hard = sum(v for k, v in single.items() if not k.startswith('loss_kd_'))
     gradient, took = _norm(hard, own)
     rows = [['loss', 'value', 'gradient at the student', 'share', 'backward, ms']]
     rows.append(['the student alone', f'{float(hard):.4g}', f'{gradient:.3g}', '', f'{took:.0f}'])
-    for name, term in model.terms.items():
-        value = single[LOG_NAMES[name]]
+    for name, term in model.kd_terms.items():
+        logged = log_name(name)
+        value = sum(v for k, v in single.items() if term_of(k, model.kd_terms) == name)
         norm, took = _norm(value, own)
         share = norm / max(gradient, 1e-12)
-        rows.append(
-            [LOG_NAMES[name], f'{float(value):.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}']
-        )
-        weight = term.loss.loss_weight
+        rows.append([logged, f'{float(value):.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}'])
+        weight = term.loss_weight
         if term.share is not None:
             continue  # its weight follows from this very figure
         if trained and share > DWARFS:
             report.warnings.append(
-                f'{LOG_NAMES[name]} dwarfs the hard loss: its gradient is {share:.0f} times as '
+                f'{logged} dwarfs the hard loss: its gradient is {share:.0f} times as '
                 f'large. Try distillation.{name}.loss_weight={_round(weight / share)}'
             )
         elif trained and 0 < share < VANISHES:
             report.warnings.append(
-                f"{LOG_NAMES[name]} vanishes: {share:.1g} of the hard loss's gradient. Try "
+                f"{logged} vanishes: {share:.1g} of the hard loss's gradient. Try "
                 f'distillation.{name}.loss_weight={_round(weight * 0.1 / share)}'
             )
     report.say(AsciiTable(rows).table)

@@ -21,8 +21,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
-from ..models.alignment import VIEW
-from ..options.resolution import Resolution
+from ..options.resolution import VIEW, Resolution
 from ..recipe import terms_on
 
 _ONE_SCALE = {'Resize': 'scale', 'FixScaleResize': 'scale'}

@@ -615,7 +615,7 @@ def settings(runner: Runner) -> dict[str, str]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     teacher = getattr(model, 'teacher', None)
     if teacher is not None:
-        parts['the teacher'] = teacher.prints
+        parts['the teacher'] = teacher.digests
     found = {}
     for name, value in parts.items():
         text = json.dumps(value, sort_keys=True, default=_name)

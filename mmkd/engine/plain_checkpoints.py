@@ -12,9 +12,10 @@ from ..datasets.labels import check_labels, check_same_labels
 from ..io import checkpoint as checkpoints
 from .processes import unwrap
 from .resume_compatibility import check_resumed
+from .summary import startup_table
 from .weight_origins import origins
 
-_ADAPTER_KEY = re.compile(r'(module\.)?kd_adapters\.')
+_OF_TERMS = re.compile(r'(module\.)?(kd_terms|kd_adapters)\.')
 
 
 class FromPlainHook(Hook):
@@ -29,8 +30,8 @@ class FromPlainHook(Hook):
         resuming = getattr(runner, '_resuming', None)
         if resuming is not None:
             check_resumed(checkpoint, resuming, runner, unwrap(runner.model))
-        if not any(key.startswith('kd_adapters.') for key in unwrap(runner.model).state_dict()):
-            _drop_adapters(runner, checkpoint)
+        if not any(key.startswith('kd_terms.') for key in unwrap(runner.model).state_dict()):
+            _drop_terms(runner, checkpoint)
 
     def before_test(self, runner: Runner) -> None:
         """Warns where the names of the classes are not those of their numbers."""
@@ -52,24 +53,23 @@ class FromPlainHook(Hook):
         """
         model = unwrap(runner.model)
         data = runner.train_dataloader.dataset
-        if hasattr(model, 'terms'):
+        if hasattr(model, 'kd_terms'):
             check_labels(data)
         check_same_labels(
             data, getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
         )
-        scheduled = [n for n, t in getattr(model, 'terms', {}).items() if t.schedule.by_epoch]
+        scheduled = [n for n, t in getattr(model, 'kd_terms', {}).items() if t.schedule.by_epoch]
         if scheduled and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise ValueError(
                 f'distillation.{scheduled[0]}.schedule has by_epoch=True, but '
                 f'{type(runner.train_loop).__name__} counts iterations alone, so the term would '
                 'stay where it begins: give begin, warmup and end in iterations, without by_epoch'
             )
-        table = getattr(model, 'startup_table', None)
         resumed = getattr(runner, 'resumed_from', None)
         load_from = None if resumed else runner._load_from
         # On all ranks: it may read a checkpoint by URL, which is a collective call.
-        if table is not None:
-            text = table(load_from=load_from, resumed=resumed)
+        if hasattr(model, 'kd_terms'):
+            text = startup_table(model, load_from, resumed)
         else:
             text = 'weights: ' + '; '.join(origins(model, load_from, resumed))
         if is_main_process():
@@ -86,18 +86,15 @@ class ToPlainHook(Hook):
         checkpoint.update(plain)
 
 
-def _drop_adapters(runner: Runner, checkpoint: dict) -> None:
+def _drop_terms(runner: Runner, checkpoint: dict) -> None:
     """Passes over a distilled student's adaptation layers in a model that has none."""
     count = 0
-    for state in (
-        checkpoint.get('state_dict', checkpoint),
-        checkpoint.get('ema_state_dict', {}),
-    ):
-        for key in [key for key in state if _ADAPTER_KEY.match(key)]:
+    for state in (checkpoint.get('state_dict', checkpoint), checkpoint.get('ema_state_dict', {})):
+        for key in [key for key in state if _OF_TERMS.match(key)]:
             del state[key]
             count += 1
     if count:
         runner.logger.info(
-            f"{count} tensors of a distilled student's adaptation layers (kd_adapters.*) are "
-            'passed over: this model has none'
+            f"{count} tensors of a distilled student's terms (kd_terms.*) are passed over: "
+            'this model has none'
         )

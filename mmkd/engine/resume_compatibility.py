@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from ..io.checkpoint import CheckpointError
 from ..io.safe_reader import show
+from ..recipe import rename_adapters
 
 _HOW = ('fused', 'foreach', 'capturable', 'differentiable')
 """Which kernels compute an optimizer's step: not the file's to say."""
@@ -63,11 +64,13 @@ def check_resumed(checkpoint: dict, path: str, runner: Runner, model: nn.Module)
         )
     own, saved = model.state_dict(), checkpoint.get('state_dict', {})
     saved = {key.removeprefix('module.'): value for key, value in saved.items()}
-    for key in [key for key in {**own, **saved} if key.startswith('kd_adapters.')]:
+    rename_adapters(saved)
+    for key in [key for key in {**own, **saved} if key.startswith('kd_terms.')]:
         if (key in own) != (key in saved):
             raise CheckpointError(
-                f'checkpoint {path} {"lacks" if key in own else "has"} {key}, an adaptation layer: '
-                f'it was written with other hints, or with none. Either {_WAY_OUT}'
+                f'checkpoint {path} {"lacks" if key in own else "has"} {key}, a weight of a '
+                'distillation term: it was written with other terms, or with none. Either '
+                + _WAY_OUT
             )
     for key, value in own.items():
         if isinstance(saved.get(key), Tensor) and saved[key].shape != value.shape:

@@ -23,7 +23,7 @@ from ..datasets.intact_images import WholeImagesHook, require_whole_images
 from ..datasets.labels import check_num_classes
 from ..datasets.two_views import apply_resolution
 from ..io import checkpoint as checkpoints
-from ..models.finite import NonFiniteLossError
+from ..observers import NonFiniteLossError
 from .class_names import apply_classes
 from .disk_space import RoomHook
 from .exact_resume import BEGUN, GoOnHook, WholeCheckpointHook, latest_checkpoint, prepare_workers

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from terminaltables import AsciiTable
 from torch import nn
 
-from ..recipe import ADAPTER_PREFIX, UNTRAINED
+from ..models.detector import DistillationMixin
+from ..models.terms import DistillTerm
+from ..recipe import PAPER_TERMS, TERM_PREFIXES, UNTRAINED, log_name
 from .weight_origins import origins
 
-if TYPE_CHECKING:
-    from ..models.detector import DistillationMixin
 
-
-def startup_table(student: DistillationMixin, load_from: str | None, resumed: str | None) -> str:
+def startup_table(
+    student: DistillationMixin, load_from: str | None = None, resumed: str | None = None
+) -> str:
     """Draw the table.
 
     Raises:
@@ -25,8 +24,6 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
         load_from: the checkpoint the student was loaded from, if any.
         resumed: the checkpoint this run goes on from, if any.
     """
-    from ..models.detector import LOG_NAMES
-
     rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
     rows += [['  weights', line] for line in origins(student, load_from, resumed)]
     if student.start is not None and not (resumed or load_from):
@@ -72,25 +69,29 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
             rows.append(
                 ['  pixels', f'{large[0]}x{large[1]}, where the student sees {small[0]}x{small[1]}']
             )
-        elif student.terms and not student.pixels.same:
+        elif student.kd_terms and not student.teacher_inputs.same:
             rows.append(
                 ['  pixels', 'another normalisation or channel order than the student: converted']
             )
-    for name, log_name in LOG_NAMES.items():
-        term = student.terms.get(name)
-        why = student.left_out.get(name)
-        rows.append([log_name, _describe(term) if term else f'OFF: {why}' if why else 'off'])
-    if student.anchors is not None and ('rpn_cls' in student.terms or 'rpn_bbox' in student.terms):
+    match = getattr(student.sites.get('rpn'), 'match', None)
+    for key in dict.fromkeys([*PAPER_TERMS, *student.left_out, *student.kd_terms]):
+        why = student.left_out.get(key)
+        if key not in student.kd_terms:
+            rows.append([log_name(key), f'OFF: {why}' if why else 'off'])
+            continue
+        term = student.kd_terms[key]
+        rows.append([log_name(key), _describe(term)])
+        for pair in getattr(term, 'pairs', ()):
+            guided, hint = pair.shapes
+            rows.append(['  hint', f'{pair.student} {_chw(guided)} -> {pair.teacher} {_chw(hint)}'])
+    if match is not None:
         rows.append(
             [
-                '  anchors',
-                f"{100 * student.anchors.share:.1f} % of the student's are the teacher's too "
-                f'(levels {student.anchors.levels}); the rest is left out',
+                'anchors',
+                f"{100 * match.share:.1f} % of the student's are the teacher's too "
+                f'(levels {match.levels}); the rest is left out',
             ]
         )
-    for pair in student.hints:
-        guided, hint = pair.shapes
-        rows.append(['  hint', f'{pair.student} {_chw(guided)} -> {pair.teacher} {_chw(hint)}'])
     table = AsciiTable(rows, ' what is trained ')
     table.inner_heading_row_border = False
     return table.table
@@ -98,32 +99,27 @@ def startup_table(student: DistillationMixin, load_from: str | None, resumed: st
 
 def _size(network: nn.Module) -> str:
     parameters = sum(
-        p.numel() for n, p in network.named_parameters() if not n.startswith(ADAPTER_PREFIX)
+        p.numel() for n, p in network.named_parameters() if not n.startswith(TERM_PREFIXES)
     )
     return f'{parameters / 1e6:.2f} M parameters'
 
 
-def _describe(term) -> str:
-    loss = term.loss
+def _describe(term: DistillTerm) -> str:
+    loss = getattr(term, 'loss', term)
     values = {
-        key: getattr(loss, key)
-        for key in (
-            'loss_weight',
-            'hard_weight',
-            'background_weight',
-            'temperature',
-            'margin',
-            'normalize',
-        )
-        if hasattr(loss, key)
+        name: value
+        for name, value in {'loss_weight': term.loss_weight, **vars(loss)}.items()
+        if isinstance(value, (int, float, bool)) and not name.startswith('_') and name != 'training'
     }
     text = f'{type(loss).__name__} ' + ', '.join(f'{k}={v:g}' for k, v in values.items())
+    where = [f'{kind} of {site}' for site, kind in term.needs().rows]
+    if where and getattr(term, 'loss', None) is None:
+        text += f' ({", ".join(where)})'
     if term.share is not None:
         text += f"; weight so that its gradient is {term.share.share:g} of the hard losses'"
         text += f' (measured over {term.share.iters} steps)'
-    schedule = term.schedule
-    if schedule != type(schedule)():
-        text += f'; {schedule}'
+    if term.schedule != type(term.schedule)():
+        text += f'; {term.schedule}'
     return text
 
 

@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import wilcoxon
 from torch import Tensor
 
-from ..models.alignment import View
+from ..options.resolution import View
 from ..recipe import UNTRAINED, TeacherError
 from .random_state import random_state, set_random
 
@@ -81,7 +81,7 @@ def check_teacher(model: Any, loader: Any) -> str:
     if getattr(network, 'test_cfg', None) is None or not hasattr(network, 'predict'):
         return 'teacher check: left out, this teacher has no test_cfg to detect by'
     indices = model.classes.indices if model.classes is not None else None
-    by_class = any(name.startswith('rcnn_') for name in model.terms)
+    by_class = 'rcnn' in model.sites
     if not by_class and indices is None:
         ours, theirs = (_classes(each) for each in (model, network))
         if ours != theirs:
@@ -262,7 +262,7 @@ def _batches(model: Any, loader: Any, indices: list[int | None] | None) -> Itera
         data = loader.collate_fn([dataset[number]])
         data = preprocessor(data, True)
         samples = data['data_samples']
-        pixels, view = model.pixels(data['inputs'], samples)
+        pixels, view = model.teacher_inputs(data['inputs'], samples)
         truth = []
         for sample in samples:
             bounds, labels = ground_truth(sample, indices)

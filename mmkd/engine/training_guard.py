@@ -12,10 +12,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
+from ..digests import tensor_digests
 from ..models.chen2017 import TeacherBoundedL2Loss
-from ..models.detector import LOG_NAMES
-from ..models.teacher import fingerprint
-from ..recipe import ADAPTER_PREFIX, TeacherError
+from ..recipe import TERM_PREFIXES, TeacherError, log_name
 from .teacher_check import check_teacher
 
 SILENT = 50
@@ -44,32 +43,32 @@ class GuardHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self) -> None:
-        self.prints: dict[str, str] = {}
+        self.digests: dict[str, str] = {}
         self.zeros: Counter[str] = Counter()
         self.heard: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
         """Everything that can be told before the first step."""
         model = _unwrap(runner.model)
-        if not hasattr(model, 'terms'):
+        if not hasattr(model, 'kd_terms'):
             return
         require_trainable(model, runner.optim_wrapper)
         _require_begun(model, runner)
         teacher = model.teacher
-        if teacher is None or not model.terms:
+        if teacher is None or not model.kd_terms:
             return
         require_frozen(model, runner.optim_wrapper)
         if not teacher.prepared:
-            require_same(teacher.prints, teacher.network, 'since it was loaded')
+            require_same(teacher.digests, teacher.network, 'since it was loaded')
         teacher.follow(next(model.parameters()))
         resumed = getattr(runner, 'resumed_from', None)
         if model.check_teacher and not resumed and not teacher.prepared:
             # Before it is accelerated: its RoI head would read what is laid out by pixel wrongly.
             runner.logger.info(check_teacher(model, runner.train_dataloader))
         teacher.prepare()
-        self.prints = fingerprint(teacher.network)
+        self.digests = tensor_digests(teacher.network)
         runner.logger.info(
-            f'teacher: {len(self.prints)} tensors, sha256 {digest(self.prints)} before training'
+            f'teacher: {len(self.digests)} tensors, sha256 {digest(self.digests)} before training'
         )
 
     def after_train_iter(
@@ -77,12 +76,12 @@ class GuardHook(Hook):
     ) -> None:
         """Terms that stay at zero are named once; the teacher is looked at again."""
         model = _unwrap(runner.model)
-        if not self.prints:
+        if not self.digests:
             return
         if model.teacher.network.training:
             raise TeacherError(_TRAINS)
         if runner.iter + 1 == SILENT:
-            require_same(self.prints, model.teacher.network, 'since training began')
+            require_same(self.digests, model.teacher.network, 'since training began')
         # Each look waits for the device: none at a term that has been heard.
         for name, value in (outputs or {}).items():
             if not name.startswith('loss_kd_') or name in self.heard:
@@ -109,33 +108,38 @@ class GuardHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """No checkpoint is written of a student whose teacher has changed."""
-        if self.prints:
-            require_same(self.prints, _unwrap(runner.model).teacher.network, 'since training began')
+        if self.digests:
+            self._require_unchanged(runner)
+
+    def _require_unchanged(self, runner: Runner) -> None:
+        network = _unwrap(runner.model).teacher.network
+        require_same(self.digests, network, 'since training began')
 
     def after_train(self, runner: Runner) -> None:
         """Says that the teacher is what it was."""
-        if self.prints:
-            require_same(self.prints, _unwrap(runner.model).teacher.network, 'since training began')
+        if self.digests:
+            self._require_unchanged(runner)
             runner.logger.info(
-                f'teacher: sha256 {digest(self.prints)} after training, as before: unchanged'
+                f'teacher: sha256 {digest(self.digests)} after training, as before: unchanged'
             )
 
 
 def _apart(model: Any, name: str) -> str:
-    if model.anchors is None or not name.startswith('loss_kd_rpn_'):
+    match = getattr(model.sites.get('rpn'), 'match', None)
+    if match is None or not name.startswith('loss_kd_rpn_'):
         return ''
     return (
-        f". {100 * model.anchors.share:.0f} % of the student's anchors are the teacher's too "
-        f'(levels {model.anchors.levels}): perhaps none of those that ground truth meets'
+        f". {100 * match.share:.0f} % of the student's anchors are the teacher's too "
+        f'(levels {match.levels}): perhaps none of those that ground truth meets'
     )
 
 
 def _bounded(model: Any) -> set[str]:
     """The losses that are 0 wherever the student is better than its teacher."""
     return {
-        LOG_NAMES[name]
-        for name, term in model.terms.items()
-        if isinstance(term.loss, TeacherBoundedL2Loss)
+        log_name(name)
+        for name, term in model.kd_terms.items()
+        if isinstance(getattr(term, 'loss', None), TeacherBoundedL2Loss)
     }
 
 
@@ -152,7 +156,7 @@ def require_same(prints: dict[str, str], network: nn.Module, when: str) -> None:
     Raises:
         TeacherError: with the names of the tensors that differ.
     """
-    now = fingerprint(network)
+    now = tensor_digests(network)
     changed = [name for name in {**prints, **now} if prints.get(name) != now.get(name)]
     if changed:
         raise TeacherError(
@@ -202,7 +206,7 @@ def require_trainable(model: nn.Module, optimizers: Any) -> None:
     Raises:
         GuardError: nothing requires a gradient, is in the optimizer, or moves.
     """
-    own = {n: p for n, p in model.named_parameters() if not n.startswith(ADAPTER_PREFIX)}
+    own = {n: p for n, p in model.named_parameters() if not n.startswith(TERM_PREFIXES)}
     free = {n: p for n, p in own.items() if p.requires_grad}
     if not free:
         raise GuardError(
@@ -232,7 +236,7 @@ def require_trainable(model: nn.Module, optimizers: Any) -> None:
 def _require_begun(model: Any, runner: Runner) -> None:
     loop = runner.train_loop
     by_iter = isinstance(loop, IterBasedTrainLoop)
-    for name, term in model.terms.items():
+    for name, term in model.kd_terms.items():
         end = loop.max_epochs if term.schedule.by_epoch and not by_iter else loop.max_iters
         if end <= 0:
             raise GuardError(

@@ -11,8 +11,8 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 from torch import Tensor, nn
 
-from ..models.teacher import sha256
-from ..recipe import ADAPTER_PREFIX
+from ..digests import sha256
+from ..recipe import TERM_PREFIXES
 
 
 def origins(
@@ -98,7 +98,7 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return {
         k: v
         for k, v in module.state_dict().items()
-        if not k.startswith(ADAPTER_PREFIX) and v.is_floating_point()
+        if not k.startswith(TERM_PREFIXES) and v.is_floating_point()
     }
 
 

@@ -1,56 +1,56 @@
-"""Where the teacher's images lie over the student's."""
+"""Where a cell of the student's map lies in the teacher's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from mmdet.structures import SampleList
+import torch.nn.functional as F
 from torch import Tensor
 
-VIEW = 'teacher_view'
-"""Field of a data sample: the teacher's image and where it lies over the student's."""
+from ..options.resolution import View
 
 
-@dataclass(frozen=True)
-class View:
-    """Where the teacher's images lie over the student's: x_teacher = scale · x_student + offset.
+def resample(
+    hint: Tensor,
+    guided: Tensor,
+    strides: tuple[float, float] | None = None,
+    view: View | None = None,
+) -> Tensor:
+    """Sample the teacher's map at the student's cells, bilinearly. The paper pads instead.
 
-    Attributes:
-        scale: (N, 2), x and y of each image.
-        offset: (N, 2), in pixels of the teacher's image.
+    Cell i of a map of stride s covers the pixels [s · i, s · (i + 1)) and stands for their middle,
+    as RoIAlign reads it, so features pooled from one RoI agree if the maps do. A convolution's own
+    middle is s · i + 0.5, but trained necks look where RoIAlign does
+    (``benchmarks/hint_alignment.py``).
+
+    Args:
+        hint: (N, C, H, W).
+        guided: (N, C', H', W').
+        strides: pixels from cell to cell in the student's image and in the teacher's; None where
+            the maps do not lie over an image (but over a RoI): they are stretched.
+        view: where the teacher's images lie over the student's; None for the same place.
+
+    Returns:
+        (N, C, H', W'); ``hint`` itself where the two grids are one.
     """
-
-    scale: Tensor
-    offset: Tensor
-
-    def repeat(self, copies: int) -> View:
-        """The view of a batch that is laid down ``copies`` times, one after the other."""
-        return View(self.scale.repeat(copies, 1), self.offset.repeat(copies, 1))
-
-    def rois(self, rois: Tensor) -> Tensor:
-        """The student's RoIs (n, 5), image index first, in the teacher's images."""
-        image = rois[:, 0].long()
-        scale, offset = (t.to(rois)[image].repeat(1, 2) for t in (self.scale, self.offset))
-        return torch.cat([rois[:, :1], rois[:, 1:] * scale + offset], 1)
-
-
-def images_and_view(samples: SampleList, device: torch.device) -> tuple[list[Tensor], View]:
-    """The teacher's images (3, H, W) as they were decoded, and their view.
-
-    Raises:
-        RuntimeError: if a sample carries none.
-    """
-    views = [sample.get(VIEW) for sample in samples]
-    if any(view is None for view in views):
-        raise RuntimeError(
-            'the training pipeline made no second view for the teacher, though '
-            "distillation.resolution asks for one. mmkd.DistillationRunner (runner_type of mmkd's "
-            'recipes) puts it in; without it, let mmkd.TwoViews hold what follows the loading of '
-            "the image: dict(type='mmkd.TwoViews', transforms=[...], student=..., teacher=...)"
-        )
-    scale, offset = (
-        torch.tensor([getattr(view, name) for view in views], dtype=torch.float64, device=device)
-        for name in ('scale', 'offset')
+    if hint.dim() != 4:
+        return hint
+    same_size = hint.shape[2:] == guided.shape[2:]
+    if strides is None:
+        if same_size:
+            return hint
+        return F.interpolate(hint, guided.shape[2:], mode='bilinear', align_corners=False)
+    if view is None and same_size and strides[0] == strides[1]:
+        return hint
+    axes = []
+    for axis, cells in enumerate(guided.shape[:1:-1]):
+        place = (torch.arange(cells, device=hint.device) + 0.5) * strides[0]
+        place = place.expand(len(hint), -1)
+        if view is not None:
+            place = place * view.scale[:, axis, None] + view.offset[:, axis, None]
+        # -1 and 1 are the outer edges of the first and the last cell.
+        axes.append((2 * place / (strides[1] * hint.size(3 - axis)) - 1).float())
+    x, y = axes[0][:, None, :], axes[1][:, :, None]
+    grid = torch.stack(torch.broadcast_tensors(x, y), -1)
+    return F.grid_sample(
+        hint.float(), grid, mode='bilinear', padding_mode='border', align_corners=False
     )
-    return [view.img.to(device, non_blocking=True) for view in views], View(scale, offset)

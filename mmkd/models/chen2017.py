@@ -1,5 +1,9 @@
-"""The losses of Chen et al., "Learning Efficient Object Detection Models with Knowledge
-Distillation", NIPS 2017, equations (2) to (6). They know tensors only."""
+"""Chen, Choi, Yu, Han and Chandraker, "Learning Efficient Object Detection Models with Knowledge
+Distillation", NIPS 2017: the losses of equations (2) to (6), and the terms that apply them.
+
+The losses know tensors only; no gradient flows into what the teacher said. A user's own tensor loss
+can take the place of one of them.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,12 @@ import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-
-def _number(owner: str, name: str, value: object, low: float, high: float = float('inf')) -> float:
-    infinite = float('inf')
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high or abs(value) == infinite:  # type: ignore
-        bounds = f'at least {low}' if high == infinite else f'between {low} and {high}'
-        raise ValueError(f'{owner}: {name}={value!r} must be a finite number {bounds}')
-    return float(value)  # type: ignore
+from ..options.acceleration import squared_distance
+from ..recipe import number
+from ..registry import TERMS
+from .heads import Rows
+from .terms import FeatureTerm, RowTerm
 
 
 @MODELS.register_module()
@@ -28,20 +28,20 @@ class WeightedSoftCELoss(nn.Module):
 
     .. math:: L_{soft} = - \sum_c w_c P_{t,c} \log P_{s,c}
 
-    Equation (2) weighs it against the hard loss, :math:`\mu L_{hard} + (1 - \mu) L_{soft}`;
-    this module is the second summand, the detector scales the first by ``hard_weight``.
-
-    A softmax head has the background last, at index ``num_classes`` (MMDetection's order, not
-    the paper's). A sigmoid head has no background logit: each class is a Bernoulli variable
-    whose other half :math:`1 - p` is the background and bears its weight.
+    It is the second summand of equation (2), :math:`\mu L_{hard} + (1 - \mu) L_{soft}`; the
+    detector scales the first by ``hard_weight``. A softmax head has the background last, at index
+    ``num_classes`` (MMDetection's order, not the paper's). In a sigmoid head each class is a
+    Bernoulli variable whose other half :math:`1 - p` is the background and bears its weight.
 
     Args:
         hard_weight: :math:`\mu`, the weight of the student's own (hard) classification loss.
-        loss_weight: weight of this loss; None means :math:`1 - \mu`, as in equation (2).
+        loss_weight: weight of this loss; None means :math:`1 - \mu`.
         background_weight: :math:`w_c` of the background, 1.5 in the paper.
-        class_weight: :math:`w_c` of the foreground classes, shape (C,); None means 1 for each.
+        class_weight: :math:`w_c` of the C foreground classes; None means 1 for each.
         temperature: T; both logits are divided by it and the loss is multiplied by T².
     """
+
+    kind = 'cls'
 
     def __init__(
         self,
@@ -53,15 +53,14 @@ class WeightedSoftCELoss(nn.Module):
     ) -> None:
         super().__init__()
         owner = type(self).__name__
-        self.hard_weight = _number(owner, 'hard_weight', hard_weight, 0, 1)
-        if loss_weight is None:
-            loss_weight = 1 - self.hard_weight
-        self.loss_weight = _number(owner, 'loss_weight', loss_weight, 0)
-        self.background_weight = _number(owner, 'background_weight', background_weight, 0)
+        self.hard_weight = number(owner, 'hard_weight', hard_weight, 0, 1)
+        weight = 1 - self.hard_weight if loss_weight is None else loss_weight
+        self.loss_weight = number(owner, 'loss_weight', weight, 0)
+        self.background_weight = number(owner, 'background_weight', background_weight, 0)
         self.class_weight = class_weight and [
-            _number(owner, f'class_weight[{i}]', w, 0) for i, w in enumerate(class_weight)
+            number(owner, f'class_weight[{i}]', w, 0) for i, w in enumerate(class_weight)
         ]
-        self.temperature = _number(owner, 'temperature', temperature, 1e-3)
+        self.temperature = number(owner, 'temperature', temperature, 1e-3)
 
     def forward(
         self,
@@ -72,19 +71,15 @@ class WeightedSoftCELoss(nn.Module):
         use_sigmoid: bool = False,
         background: bool | None = None,
     ) -> Tensor:
-        """Compute the loss.
+        """Compute the loss, a scalar.
 
         Args:
             student_logits: (n, C + 1) for a softmax head, (n, C) for a sigmoid head.
-            teacher_logits: the same shape; no gradient flows into it.
+            teacher_logits: the same shape.
             weight: weight of each row, (n,).
             avg_factor: the sum over rows is divided by it (N or M of the paper); None means n.
             use_sigmoid: the kind of head the logits come from.
-            background: whether the last column is the background's; None means that it is in a
-                softmax head and is not in a sigmoid head. MMDetection's sigmoid RoI heads have it.
-
-        Returns:
-            A scalar.
+            background: whether the last column is the background's; None: in a softmax head alone.
 
         Raises:
             ValueError: if the shapes differ, or ``class_weight`` has not C entries.
@@ -97,8 +92,8 @@ class WeightedSoftCELoss(nn.Module):
         if background is None:
             background = not use_sigmoid
         num_classes = student_logits.size(1) - background
-        student = _full(student_logits) / self.temperature
-        teacher = _full(teacher_logits.detach()) / self.temperature
+        student = to_float32(student_logits) / self.temperature
+        teacher = to_float32(teacher_logits.detach()) / self.temperature
         # w_c of each column, and of the other half of each column of a sigmoid head.
         foreground = student.new_ones(num_classes)
         if self.class_weight:
@@ -131,19 +126,20 @@ class TeacherBoundedL2Loss(nn.Module):
 
     .. math:: L_b = \|R_s - y\|^2 \text{ if } \|R_s - y\|^2 + m > \|R_t - y\|^2 \text{, else } 0
 
-    The norm is over the 4 deltas of one box and the bound is tested box by box. No gradient
-    flows through the test or into the teacher.
+    The norm is over the 4 deltas of one box and the bound is tested box by box, without gradient.
 
     Args:
         loss_weight: :math:`\nu` of equation (5).
         margin: m, in squared deltas.
     """
 
+    kind = 'bbox'
+
     def __init__(self, loss_weight: float = 0.5, margin: float = 0.0) -> None:
         super().__init__()
         owner = type(self).__name__
-        self.loss_weight = _number(owner, 'loss_weight', loss_weight, 0)
-        self.margin = _number(owner, 'margin', margin, -float('inf'))
+        self.loss_weight = number(owner, 'loss_weight', loss_weight, 0)
+        self.margin = number(owner, 'margin', margin, -float('inf'))
 
     def forward(
         self,
@@ -153,17 +149,14 @@ class TeacherBoundedL2Loss(nn.Module):
         weight: Tensor | None = None,
         avg_factor: float | Tensor | None = None,
     ) -> Tensor:
-        """Compute the loss over positive boxes.
+        r"""Compute the loss over positive boxes, a scalar.
 
         Args:
             student_deltas: :math:`R_s`, (n, 4), encoded by the student's box coder.
-            teacher_deltas: :math:`R_t`, (n, 4), in the same frame; no gradient flows into it.
+            teacher_deltas: :math:`R_t`, (n, 4), in the same frame.
             targets: y, (n, 4).
             weight: weights of the deltas, (n, 4).
             avg_factor: the sum over boxes is divided by it; None means n.
-
-        Returns:
-            A scalar.
 
         Raises:
             ValueError: if the shapes differ.
@@ -173,12 +166,12 @@ class TeacherBoundedL2Loss(nn.Module):
             raise ValueError(
                 f'student deltas, teacher deltas and targets differ in shape: {shapes}'
             )
-        targets = _full(targets)
+        targets = to_float32(targets)
         if weight is not None:
             # Nothing is asked of a box without weight, but 0 · NaN is NaN, and so is its gradient.
             targets = targets.where(weight.amax(-1, keepdim=True) > 0, 0)
-        student_error = (_full(student_deltas) - targets) ** 2
-        teacher_error = (_full(teacher_deltas.detach()) - targets) ** 2
+        student_error = (to_float32(student_deltas) - targets) ** 2
+        teacher_error = (to_float32(teacher_deltas.detach()) - targets) ** 2
         worse = student_error.detach().sum(-1) + self.margin > teacher_error.sum(-1)
         if weight is not None:
             student_error = student_error * weight
@@ -186,65 +179,38 @@ class TeacherBoundedL2Loss(nn.Module):
         return self.loss_weight * _average(boxes.sum(), avg_factor, len(boxes))
 
 
-class _SquaredDistance(torch.autograd.Function):
-    """:func:`F.mse_loss` to the bit, but it keeps V - Z alone for its backward; 0 of nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, guided: Tensor, hint: Tensor, reduction: str) -> Tensor:
-        difference = guided - hint
-        ctx.save_for_backward(difference)
-        ctx.count = max(guided.numel(), 1) if reduction == 'mean' else 1
-        return difference.square().sum() / ctx.count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (difference,) = ctx.saved_tensors
-        return (difference * (2 / ctx.count)).mul_(grad), None, None
-
-
-def _squared_distance(guided: Tensor, hint: Tensor, reduction: str) -> Tensor:
-    return _SquaredDistance.apply(guided, hint, reduction)
-
-
 @MODELS.register_module()
 class HintL2Loss(nn.Module):
-    r"""Squared distance between guided layer and hint layer, equation (6).
-
-    .. math:: L_{hint}(V, Z) = \|V - Z\|^2
+    r"""Squared distance of guided and hint layer, equation (6): :math:`L_{hint} = \|V - Z\|^2`.
 
     Args:
         loss_weight: :math:`\gamma` of equation (1).
-        normalize: False compares the raw features, as the paper does. True standardises both
-            maps per channel over images and places first (zero mean, unit deviation), as in Cao
-            et al., "PKD", NeurIPS 2022, so that the loss weighs each channel alike, whatever its
-            scale; it is then 2 · (1 - Pearson correlation), averaged over the channels.
+        normalize: False compares raw features, as the paper does. True standardises both maps per
+            channel over images and places first (Cao et al., "PKD", NeurIPS 2022), so that each
+            channel counts alike: 2 · (1 - Pearson correlation), averaged over the channels.
         reduction: 'mean' over all elements and images, or 'sum'.
     """
 
-    distance: Callable[..., Tensor] = staticmethod(_squared_distance)
+    kind = 'features'
+    distance: Callable[..., Tensor] = staticmethod(squared_distance)
 
     def __init__(
         self, loss_weight: float = 0.5, normalize: bool = False, reduction: str = 'mean'
     ) -> None:
         super().__init__()
-        self.loss_weight = _number(type(self).__name__, 'loss_weight', loss_weight, 0)
+        self.loss_weight = number(type(self).__name__, 'loss_weight', loss_weight, 0)
         if reduction not in ('mean', 'sum'):
             raise ValueError(
                 f"{type(self).__name__}: reduction={reduction!r} must be 'mean' or 'sum'"
             )
-        self.normalize = normalize
-        self.reduction = reduction
+        self.normalize, self.reduction = normalize, reduction
 
     def forward(self, guided: Tensor, hint: Tensor) -> Tensor:
-        """Compute the loss.
+        """Compute the loss, a scalar.
 
         Args:
-            guided: V, the student's feature behind its adaptation layer, (N, C, H, W) or (n, C).
-            hint: Z, the teacher's feature, the same shape; no gradient flows into it.
-
-        Returns:
-            A scalar.
+            guided: V, the student's adapted feature, (N, C, H, W) or (n, C).
+            hint: Z, the teacher's feature, the same shape.
 
         Raises:
             ValueError: if the shapes differ.
@@ -254,7 +220,7 @@ class HintL2Loss(nn.Module):
                 f'guided layer {tuple(guided.shape)} and hint layer {tuple(hint.shape)} must have '
                 'one shape: an adaptation layer has to map one to the other'
             )
-        guided, hint = _full(guided), _full(hint.detach())
+        guided, hint = to_float32(guided), to_float32(hint.detach())
         if self.normalize:
             guided, hint = _standardise(guided), _standardise(hint)
         return self.loss_weight * self.distance(guided, hint, reduction=self.reduction)
@@ -262,19 +228,50 @@ class HintL2Loss(nn.Module):
 
 @MODELS.register_module()
 class HintL1Loss(HintL2Loss):
-    r"""The L1 variant of equation (6), :math:`\|V - Z\|_1`, of section 3.4.
-
-    Args:
-        loss_weight: :math:`\gamma` of equation (1).
-        normalize: as of :class:`HintL2Loss`.
-        reduction: 'mean' or 'sum'.
-    """
+    r"""The L1 variant of equation (6) in section 3.4, :math:`\|V - Z\|_1`."""
 
     distance = staticmethod(F.l1_loss)
 
 
-def _full(tensor: Tensor) -> Tensor:
-    # Half precision cannot hold a sum of logarithms or squares: autocast runs these ops in it.
+class _LossTerm:
+    """Applies a tensor loss, which weighs itself by its own ``loss_weight``."""
+
+    def __init__(self, loss: nn.Module, **where: Any) -> None:
+        super().__init__(**where)
+        self.loss, self.loss_weight = loss, loss.loss_weight
+        self.hard_weight = getattr(loss, 'hard_weight', 1.0)
+
+    def weighed(self, value: Tensor) -> dict[str, Tensor]:
+        return {'': value}
+
+
+@TERMS.register_module()
+class SoftTargetTerm(_LossTerm, RowTerm):
+    """Classification towards the teacher's, equations (2) and (3)."""
+
+    def compare(self, rows: Rows) -> Tensor:
+        given = (rows.student, rows.teacher, rows.weight, rows.avg_factor, rows.sigmoid)
+        return self.loss(*given) if self.site == 'rpn' else self.loss(*given, rows.background)
+
+
+@TERMS.register_module()
+class RegressionTerm(_LossTerm, RowTerm):
+    """Box regression towards the teacher's, equations (4) and (5)."""
+
+    def compare(self, rows: Rows) -> Tensor:
+        return self.loss(rows.student, rows.teacher, rows.target, rows.weight, rows.avg_factor)
+
+
+@TERMS.register_module()
+class HintTerm(_LossTerm, FeatureTerm):
+    """Features towards the teacher's behind an adaptation layer, equation (6), over all pairs."""
+
+    def compare(self, student: Tensor, teacher: Tensor, layers: Any, boxes: Any) -> Tensor:
+        return self.loss(student, teacher)
+
+
+def to_float32(tensor: Tensor) -> Tensor:
+    """Half precision cannot hold a sum of logarithms or squares; autocast would run these in it."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 

@@ -1,13 +1,14 @@
-"""Hears what a network was asked to score, and what its layers said, while it does so.
+"""Forward hooks that record what a network computes, inside a ``with`` block and nowhere else.
 
 A loss module is the one place where a detection head of any kind lays its prediction, target,
-weight and normaliser side by side. Forward hooks listen there; nothing of the network is replaced.
+weight and normaliser side by side, so that is where heads are tapped; nothing is replaced.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,52 +18,49 @@ from torch import Tensor, nn
 
 
 @dataclass
-class Question:
-    """One call of a loss module: what the student was asked, and what it answered.
+class LossCall:
+    """One call of a loss module.
 
     Attributes:
-        pred: the prediction, (n, C), (n, C + 1) or (n, 4); with the student's graph.
+        pred: the prediction, (n, C), (n, C + 1) or (n, 4); with the network's graph.
         target: labels (n,) or box targets (n, 4).
         weight: weights of the rows, (n,) or (n, 4).
-        avg_factor: what the head divided its loss by.
-        rois: (n, 5) with the image index first, in pixels of the batch; RoI heads only.
+        avg_factor: what the head divides its loss by.
+        rois: (n, 5), image index first, in pixels of the batch; RoI heads only.
     """
 
     pred: Tensor
     target: Tensor
-    weight: Tensor | None
+    weight: Any
     avg_factor: float | Tensor | None
     rois: Any = None
 
 
 @dataclass
 class Record:
-    """What was heard in one step.
+    """What was recorded in one step.
 
     Attributes:
-        questions: lists of questions in the order of the calls (one per RPN level), by head
-            ('rpn' or 'rcnn'), stage (0 but for cascades) and kind ('cls' or 'bbox').
-        features: the last output of each tapped module, by its path, with the version of each of
-            its tensors, which tells a later change in place.
-        runs: how often each tapped module ran, by its path.
+        loss_calls: by site ('rpn' or 'rcnn'), stage (0 but for cascades) and kind ('cls' or
+            'bbox'), in the order of the calls: one per level for an RPN.
+        features: the last output of each tapped layer by its path, with the version of each
+            tensor, which tells a later change in place.
+        runs: how often each tapped layer ran, by its path.
+        map_sizes: height and width of each map that the RPN scored.
     """
 
-    questions: dict[tuple[str, int, str], list[Question]] = field(
+    loss_calls: dict[tuple[str, int, str], list[LossCall]] = field(
         default_factory=lambda: defaultdict(list)
     )
     features: dict[str, tuple[list[Tensor], list[int]]] = field(default_factory=dict)
     runs: Counter[str] = field(default_factory=Counter)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-
-    def stages(self, head: str) -> list[int]:
-        """The stages of ``head`` that were asked to classify."""
-        return [stage for name, stage, kind in self.questions if (name, kind) == (head, 'cls')]
+    map_sizes: list[tuple[int, int]] = field(default_factory=list)
 
     def feature(self, path: str, index: int) -> Tensor:
-        """Output ``index`` of the module at ``path``.
+        """Output ``index`` of the layer at ``path``.
 
         Raises:
-            RuntimeError: if it was never computed, or was changed in place since.
+            RuntimeError: if the layer did not run, or its output was changed in place since.
         """
         if path not in self.features:
             raise RuntimeError(f'hint at {path!r}: the module was not run in this step')
@@ -74,47 +72,41 @@ class Record:
         return self.features[path][0][index]
 
     def changed(self, path: str) -> bool:
-        """Whether a later layer changed the output of the module at ``path`` in place."""
+        """Whether a later layer changed the output of the layer at ``path`` in place."""
         tensors, versions = self.features[path]
         return versions != [_version(t) for t in tensors]
 
 
-class Recorder:
-    """Listens at loss modules and layers; hears only inside ``with recorder(...) as record``.
+class Taps:
+    """Records loss calls, RoIs and layer outputs inside ``with taps as record:``.
 
-    Its hooks are bound methods, so that a deep copy of the network (EMA) has a recorder of its own.
+    The hooks are bound methods, so a deep copy of the network (EMA) has taps of its own.
     """
 
     def __init__(self) -> None:
         self._record: Record | None = None
-        self._hard_weights: Mapping[str, float] = {}
         self._rois: dict[int, Tensor] = {}
         self._copied: set[str] = set()
 
-    def listen(self, head: str, stage: int, kind: str, loss: nn.Module) -> None:
-        """Hear the calls of a loss module: ``kind`` 'cls' or 'bbox' of ``head`` 'rpn' or 'rcnn'."""
-        loss.register_forward_hook(partial(self._hear, head, stage, kind), with_kwargs=True)
+    def tap_loss(self, site: str, stage: int, kind: str, loss: nn.Module) -> None:
+        """Record the calls of a loss module, ``kind`` 'cls' or 'bbox' of a site's stage."""
+        loss.register_forward_hook(partial(self._on_loss, site, stage, kind), with_kwargs=True)
 
-    def listen_rois(self, stage: int, extractor: nn.Module) -> None:
-        """Hear which RoIs an RoI extractor is given."""
-        extractor.register_forward_pre_hook(partial(self._hear_rois, stage), with_kwargs=True)
+    def tap_rois(self, stage: int, extractor: nn.Module) -> None:
+        """Record the RoIs that an extractor is given; they join the stage's loss calls."""
+        extractor.register_forward_pre_hook(partial(self._on_rois, stage), with_kwargs=True)
 
-    def listen_sizes(self, rpn_head: nn.Module) -> None:
-        """Hear the height and width of the maps that an RPN scores."""
-        rpn_head.register_forward_hook(self._hear_sizes)
+    def tap_map_sizes(self, rpn_head: nn.Module) -> None:
+        """Record the sizes of the maps that an RPN scores."""
+        rpn_head.register_forward_hook(self._on_rpn)
 
-    def tap(self, path: str, module: nn.Module) -> None:
-        """Hear the output of the layer ``module``, to be found under ``path``."""
-        module.register_forward_hook(partial(self._hear_feature, path))
+    def tap_layer(self, path: str, layer: nn.Module) -> None:
+        """Record the output of a layer under its path."""
+        layer.register_forward_hook(partial(self._on_layer, path))
 
     def copy(self, path: str) -> None:
-        """Copy what the layer at ``path`` says: one that follows changes it in place."""
+        """Record a copy at this layer, because a later one changes its output in place."""
         self._copied.add(path)
-
-    def __call__(self, hard_weights: Mapping[str, float] | None = None) -> Recorder:
-        """Set the factor on the hard classification loss of each head (μ of equation (2))."""
-        self._hard_weights = hard_weights or {}
-        return self
 
     def __enter__(self) -> Record:
         self._record = Record()
@@ -125,46 +117,78 @@ class Recorder:
         self._record = None
         self._rois.clear()
 
-    def _hear_rois(self, stage: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing in this block."""
+        record, self._record = self._record, None
+        try:
+            yield
+        finally:
+            self._record = record
+
+    def _on_rois(self, stage: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self._record is not None:
             self._rois[stage] = kwargs['rois'] if 'rois' in kwargs else args[1]
 
-    def _hear_sizes(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _on_rpn(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self._record is not None:
-            self._record.sizes = [tuple(level.shape[-2:]) for level in output[0]]
+            self._record.map_sizes = [tuple(level.shape[-2:]) for level in output[0]]
 
-    def _hear(
-        self,
-        head: str,
-        stage: int,
-        kind: str,
-        module: nn.Module,
-        args: tuple,
-        kwargs: dict,
+    def _on_loss(
+        self, site: str, stage: int, kind: str, module: nn.Module, args: tuple, kwargs: dict,
         output: Any,
-    ) -> Any:
-        # Samplers and miners (OHEM, PISA) ask the same module with a reduction of their own first.
-        if self._record is None or kwargs.get('reduction_override') is not None:
-            return None
+    ) -> None:  # fmt: skip
+        if self._record is None or not _is_the_loss(kwargs):
+            return
         pred, target = args[:2]
         weight = args[2] if len(args) > 2 else kwargs.get('weight')
         avg_factor = args[3] if len(args) > 3 else kwargs.get('avg_factor')
-        question = Question(pred, target, weight, avg_factor, self._rois.get(stage))
-        self._record.questions[head, stage, kind].append(question)
-        hard_weight = self._hard_weights.get(head, 1.0)
-        if kind == 'bbox' or hard_weight == 1:
-            return None
-        if isinstance(output, dict):
-            return {k: v * hard_weight if 'loss' in k else v for k, v in output.items()}
-        return output * hard_weight
+        call = LossCall(pred, target, weight, avg_factor, self._rois.get(stage))
+        self._record.loss_calls[site, stage, kind].append(call)
 
-    def _hear_feature(self, path: str, module: nn.Module, args: tuple, output: Any) -> None:
+    def _on_layer(self, path: str, module: nn.Module, args: tuple, output: Any) -> None:
         if self._record is not None:
             tensors = [output] if isinstance(output, Tensor) else list(output)
             if path in self._copied:
                 tensors = [t.clone() for t in tensors]
             self._record.features[path] = tensors, [_version(t) for t in tensors]
             self._record.runs[path] += 1
+
+
+class ScaledLosses:
+    """Multiplies what loss modules return, inside ``with scaled({'rcnn': 0.5}):``.
+
+    The factor is exact for every head, also for those that log a list, a stage or a dict.
+    """
+
+    def __init__(self) -> None:
+        self._factors: Mapping[str, float] = {}
+
+    def add(self, site: str, loss: nn.Module) -> None:
+        """Let the factor of ``site`` scale this module."""
+        loss.register_forward_hook(partial(self._scale, site), with_kwargs=True)
+
+    @contextlib.contextmanager
+    def __call__(self, factors: Mapping[str, float]) -> Iterator[None]:
+        """Multiply the losses of each site by its factor."""
+        self._factors = factors
+        try:
+            yield
+        finally:
+            self._factors = {}
+
+    def _scale(self, site: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        factor = self._factors.get(site, 1.0)
+        if factor == 1 or not _is_the_loss(kwargs):
+            return None
+        if isinstance(output, dict):
+            return {k: v * factor if 'loss' in k else v for k, v in output.items()}
+        return output * factor
+
+
+def _is_the_loss(kwargs: dict) -> bool:
+    # Samplers and miners (OHEM, PISA) call the same module first, with a reduction of their own.
+    return kwargs.get('reduction_override') is None
 
 
 def _version(output: Any) -> int:

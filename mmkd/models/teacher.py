@@ -1,41 +1,39 @@
-"""The teacher: a frozen network that answers what the student was asked."""
+"""The teacher: a frozen network that answers what the student is trained on."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from mmdet.registry import MODELS
-from mmdet.structures import SampleList
 from mmengine.model import BaseModule
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from ..io.checkpoint import load_verified
+from ..digests import tensor_digests
+from ..io.teacher_weights import load_completely
 from ..options.acceleration import Acceleration, full
-from ..options.resolution import Resolution
-from ..recipe import ADAPTER_PREFIX, UNTRAINED, TeacherError, plain_student
-from ..recipe import read_teacher_config as load_config
-from .alignment import View, images_and_view
-from .taps import Recorder
+from ..options.head_layout import roi_context
+from ..options.resolution import View
+from ..recipe import UNTRAINED, TeacherError, plain_student, read_teacher_config
+from .taps import Taps
 
-__all__ = [
-    'ADAPTER_PREFIX',
-    'UNTRAINED',
-    'Pixels',
-    'Teacher',
-    'TeacherError',
-    'fingerprint',
-    'load_config',
-    'plain_student',
-    'roi_context',
-    'sha256',
-]
+
+@dataclass(frozen=True)
+class Seen:
+    """What the teacher makes of a batch before the student runs.
+
+    Attributes:
+        features: of its neck, or of its backbone where no term needs more.
+        rpn: of each level logits (N·H·W·A, C), deltas (N·H·W·A, 4) and the map's (H, W), rows in
+            the order of the student's RPN: image, y, x, anchor; empty where no term needs them.
+        view: where its images lie over the student's; None for the same place.
+    """
+
+    features: Sequence[Tensor]
+    rpn: list[tuple[Tensor, Tensor, tuple[int, int]]]
+    view: View | None
 
 
 class Teacher:
@@ -45,11 +43,10 @@ class Teacher:
     ``init_weights()``; a deep copy of the student (EMA) shares it.
 
     Args:
-        config: the teacher's config, see :func:`load_config`.
-        checkpoint: its weights: a path or URL; ``'random'`` leaves it untrained, for tests.
+        config: the teacher's config: a path, an ``mmdet::...`` name, or a dict.
+        checkpoint: its weights, a path or URL; ``'random'`` leaves it untrained, for tests.
         acceleration: how it runs; None: exactly.
-        sha256: the checkpoint's SHA-256, 64 hex digits; None: it may be any file. ``'random'`` has
-            none.
+        sha256: the checkpoint's SHA-256, 64 hex digits; None: it may be any file.
 
     Raises:
         TeacherError: if the checkpoint does not fill the network completely.
@@ -68,67 +65,22 @@ class Teacher:
                 'teacher_ckpt is missing, so the teacher would be random noise: name its '
                 f'checkpoint (or {UNTRAINED!r}, if noise is what you want, in a test)'
             )
-        self.config = load_config(config)
-        self.name = str(self.config.filename or 'given as a dict')
-        model = plain_student(self.config.model)
-        model['train_cfg'] = None
-        self.network: nn.Module = MODELS.build(model)
-        self.source = str(checkpoint)
+        self.config = read_teacher_config(config)
+        self.name, self.source = str(self.config.filename or 'given as a dict'), str(checkpoint)
+        self.network: Any = MODELS.build({**plain_student(self.config.model), 'train_cfg': None})
         self.loaded, self.passed_over = 0, 0
-        if checkpoint == UNTRAINED:
-            if isinstance(self.network, BaseModule):
-                _without_pretrained(self.network).init_weights()
-        else:
-            self._load(checkpoint, sha256)
+        if checkpoint != UNTRAINED:
+            counts = load_completely(self.network, self.source, sha256, self.name)
+            self.loaded, self.passed_over = counts
+        elif isinstance(self.network, BaseModule):
+            _without_pretrained(self.network).init_weights()
         self.network.eval().requires_grad_(False)
-        self.recorder = Recorder()
-        self.acceleration = acceleration or Acceleration()
-        self.prepared = False
-        self.prints = fingerprint(self.network)
+        self.taps = Taps()
+        self.acceleration, self.prepared = acceleration or Acceleration(), False
+        self.digests = tensor_digests(self.network)
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
-
-    def _load(self, checkpoint: str, sha256: str | None) -> None:
-        if sha256 is None:
-            state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-        else:
-            state = load_verified(checkpoint, sha256)
-        state = state.get('state_dict', state)
-        state = {key.removeprefix('module.'): value for key, value in state.items()}
-        own = {k: v for k, v in state.items() if not k.startswith(ADAPTER_PREFIX)}
-        self.passed_over = len(state) - len(own)
-        wanted = self.network.state_dict()
-        misshaped = [
-            f'{k} ({tuple(own[k].shape)} in the file, {tuple(v.shape)} in teacher_config)'
-            for k, v in wanted.items()
-            if k in own and own[k].shape != v.shape
-        ]
-        fitting = {k: v for k, v in own.items() if k not in wanted or v.shape == wanted[k].shape}
-        # Through the network's own hooks: they translate the keys of older versions.
-        result = self.network.load_state_dict(fitting, strict=False)
-        shaped = {entry.split(' ')[0] for entry in misshaped}
-        missing = [
-            k
-            for k in result.missing_keys
-            if k not in shaped and not k.endswith('num_batches_tracked')
-        ]
-        problems = [
-            f'{verb} {len(keys)} of {len(wanted)} keys (first: {", ".join(keys[:3])})'
-            for verb, keys in (
-                ('lacks', missing),
-                ('has in another shape', misshaped),
-                ('has, beyond the network,', result.unexpected_keys),
-            )
-            if keys
-        ]
-        if problems:
-            raise TeacherError(
-                f'teacher checkpoint {checkpoint} {"; ".join(problems)}. It was trained with '
-                f'another config than teacher_config {self.name}: name the config it was trained '
-                'with'
-            )
-        self.loaded = len(wanted) - len(result.missing_keys)
 
     def follow(self, parameter: Tensor) -> None:
         """Move to the device and dtype of the student's ``parameter``, if not there yet."""
@@ -136,187 +88,59 @@ class Teacher:
         if own.device != parameter.device or own.dtype != parameter.dtype:
             self.network.to(device=parameter.device, dtype=parameter.dtype)
 
-    @property
-    def stages(self) -> int:
-        """How many box heads the RoI head has; 1 but for cascades."""
-        return getattr(self.network.roi_head, 'num_stages', 1)
-
-    def box_head(self, stage: int) -> nn.Module:
-        """The box head that answers the student's ``stage``: the corresponding one, or the last."""
-        return _stage(self.network.roi_head.bbox_head, min(stage, self.stages - 1))
-
     def prepare(self) -> None:
-        """Apply the acceleration, once."""
+        """Apply the acceleration, once; not before the student has started from this network."""
         if not self.prepared:
-            # Not before: the student may start from this network as its file has it.
             self.acceleration.prepare(self.network)
             self.prepared = True
 
-    @torch.no_grad()
-    def extract(self, pixels: Tensor, neck: bool = True) -> tuple[Tensor, ...]:
-        """Backbone and neck, or the backbone alone.
+    def see(self, pixels: Tensor, view: View | None, neck: bool, rpn: bool) -> Seen:
+        """Run on a batch of its own pixels (N, 3, H, W), with neck and RPN if asked."""
+        features = self.extract(pixels, neck)
+        return Seen(features, self.score_anchors(features) if rpn else [], view)
 
-        Args:
-            pixels: (N, 3, H, W), normalised as the teacher expects.
-            neck: whether what is asked lies beyond the backbone.
-        """
+    def extract(self, pixels: Tensor, neck: bool = True) -> tuple[Tensor, ...]:
+        """Features of pixels (N, 3, H, W), normalised as the teacher expects, behind the neck or
+        the backbone alone."""
         self.prepare()
         pixels = self.acceleration.pixels(pixels)
         with self.acceleration.autocast(pixels.device):
             return self.network.extract_feat(pixels) if neck else self.network.backbone(pixels)
 
-    @torch.no_grad()
-    def score_anchors(
-        self, features: Sequence[Tensor]
-    ) -> list[tuple[Tensor, Tensor, tuple[int, int]]]:
-        """Answer the RPN's question: logits and deltas of every anchor.
-
-        Returns:
-            For each level (N·H·W·A, C) and (N·H·W·A, 4), rows in the order in which the student's
-            RPN lays them before its loss: image, y, x, anchor; and the map's H, W.
-        """
+    def score_anchors(self, features: Sequence[Tensor]) -> list:
+        """Logits, deltas and map size of each level of the RPN, as :attr:`Seen.rpn` has them."""
         head = self.network.rpn_head
         with self.acceleration.autocast(features[0].device):
-            logits, deltas = head(features)[:2]
+            levels = zip(*head(features)[:2], strict=True)
+        width = head.cls_out_channels, head.bbox_coder.encode_size
         return [
-            (
-                _rows(full(cls), head.cls_out_channels),
-                _rows(full(reg), head.bbox_coder.encode_size),
-                tuple(cls.shape[-2:]),
-            )
-            for cls, reg in zip(logits, deltas, strict=True)
+            (_rows(full(cls), width[0]), _rows(full(reg), width[1]), tuple(cls.shape[-2:]))
+            for cls, reg in levels
         ]
 
-    @torch.no_grad()
-    def score_rois(
-        self, features: Sequence[Tensor], rois: Tensor, stage: int, context: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Answer the RoI head's question.
+    def roi_inputs(self, features: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Features as the RoI head wants them, and what it adds to each RoI from the image."""
+        features = self.acceleration.for_rois(features, self.network.roi_head)
+        return features, roi_context(self.network.roi_head, features)
+
+    def score_rois(self, inputs: tuple, rois: Tensor, stage: int) -> tuple[Tensor, Any]:
+        """Logits (n, C + 1) and deltas (n, 4·C) or (n, 4), None where the head regresses none.
 
         Args:
-            features: of :meth:`extract`.
-            rois: the student's, (n, 5), image index first.
-            stage: the student's stage.
-            context: of :func:`roi_context`.
-
-        Returns:
-            Logits (n, C + 1), and deltas (n, 4·C) or (n, 4), None where the head regresses none.
+            inputs: of :meth:`roi_inputs`.
+            rois: (n, 5), image index first, in the image of the features.
+            stage: the student's; the corresponding stage answers, or the last.
         """
-        head = self.network.roi_head
-        where = (min(stage, self.stages - 1),) if isinstance(head.bbox_head, nn.ModuleList) else ()
+        head, (features, context) = self.network.roi_head, inputs
+        last = getattr(head, 'num_stages', 1) - 1
+        where = (min(stage, last),) if isinstance(head.bbox_head, nn.ModuleList) else ()
         with self.acceleration.autocast(rois.device):
             answer = head._bbox_forward(*where, features, rois, **context)
         return full(answer['cls_score']), full(answer['bbox_pred'])
 
 
-@torch.no_grad()
-def roi_context(roi_head: Any, features: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What a RoI head adds to every RoI, from the whole image: HTC and SCNet do; else nothing."""
-    context = {}
-    if getattr(roi_head, 'with_semantic', False):
-        context['semantic_feat'] = roi_head.semantic_head(features)[1]
-    if getattr(roi_head, 'with_glbctx', False):
-        context['glbctx_feat'] = roi_head.glbctx_head(features)[1]
-    return context
-
-
-class Pixels:
-    """Gives the teacher the pixels that it was trained on.
-
-    With one resolution the student's batch is converted (normalisation, channel order), or is the
-    teacher's as it stands. With two, the teacher's own preprocessor takes the images that the
-    training pipeline made for it.
-
-    Args:
-        student: the student's data preprocessor, which made the batch.
-        teacher: the teacher's.
-        resolution: where the two see different scales.
-
-    Raises:
-        ValueError: if the student's batch is changed behind the pipeline (``batch_augments``).
-    """
-
-    def __init__(
-        self, student: nn.Module, teacher: nn.Module, resolution: Resolution | None = None
-    ) -> None:
-        self.swapped = student._channel_conversion != teacher._channel_conversion
-        self.normalised = [_normalisation(student), _normalisation(teacher)]
-        same = all(torch.equal(a, b) for a, b in zip(*self.normalised, strict=True))
-        self.resolution = resolution
-        self.same = same and not self.swapped and resolution is None
-        self.preprocessor: Any = teacher
-        for augment in getattr(student, 'batch_augments', None) or ():
-            if resolution is not None and type(augment).__name__ != 'BatchFixedSizePad':
-                raise ValueError(
-                    f"the student's data_preprocessor changes the batch by "
-                    f'{type(augment).__name__}, after the two views were made, so the teacher '
-                    'would see another place: resize in the pipeline (RandomChoiceResize) instead'
-                )
-
-    def __call__(self, inputs: Tensor, data_samples: SampleList) -> tuple[Tensor, View | None]:
-        """Turn the student's batch (N, 3, H, W) into the teacher's; itself where both agree.
-
-        Returns:
-            The teacher's batch (N, 3, H', W'), and where its images lie over the student's; None
-            where each pixel lies over its own.
-        """
-        if self.resolution is not None:
-            return self._second_view(inputs, data_samples)
-        if self.same:
-            return inputs, None
-        (mean_s, std_s), (mean_t, std_t) = [
-            [value.to(inputs.device).view(-1, 1, 1) for value in pair] for pair in self.normalised
-        ]
-        pixels = inputs * std_s + mean_s
-        if self.swapped:
-            pixels = pixels.flip(1)
-        pixels = (pixels - mean_t) / std_t
-        # Padding is 0 behind the normalisation, in both.
-        inside = torch.zeros_like(pixels[:, :1])
-        for mask, sample in zip(inside, data_samples, strict=True):
-            height, width = sample.img_shape[:2]
-            mask[:, :height, :width] = 1
-        return (pixels * inside).to(inputs.dtype), None
-
-    def _second_view(self, inputs: Tensor, data_samples: SampleList) -> tuple[Tensor, View]:
-        images, view = images_and_view(data_samples, inputs.device)
-        pixels = self.preprocessor({'inputs': images}, training=False)['inputs']
-        # Over all of the student's batch, its padding included: each cell has a counterpart.
-        divisor = self.preprocessor.pad_size_divisor
-        canvas = inputs.new_tensor(inputs.shape[:1:-1], dtype=torch.float64)
-        far = (view.scale * canvas + view.offset).amax(0).tolist()[::-1]
-        height, width = (
-            max(math.ceil(round(edge, 6) / divisor) * divisor, size)
-            for edge, size in zip(far, pixels.shape[2:], strict=True)
-        )
-        pixels = F.pad(pixels, (0, width - pixels.size(3), 0, height - pixels.size(2)))
-        return pixels.to(inputs.dtype), view
-
-
-def fingerprint(network: nn.Module) -> dict[str, str]:
-    """SHA-256 of each parameter and buffer, by name; those left out of state dicts too."""
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    return {name: sha256(tensor) for name, tensor in tensors}
-
-
-def sha256(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's numbers, in hexadecimal digits."""
-    numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(numbers).hexdigest()
-
-
-def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    if not getattr(preprocessor, '_enable_normalize', False):
-        return torch.zeros(3), torch.ones(3)
-    return preprocessor.mean.flatten().cpu(), preprocessor.std.flatten().cpu()
-
-
 def _rows(level: Tensor, columns: int) -> Tensor:
     return level.permute(0, 2, 3, 1).reshape(-1, columns)
-
-
-def _stage(heads: nn.Module, stage: int) -> nn.Module:
-    return heads[stage] if isinstance(heads, nn.ModuleList) else heads
 
 
 def _without_pretrained(network: Any) -> Any:

@@ -1,11 +1,20 @@
-"""The scales at which student and teacher see an image."""
+"""The scales at which student and teacher see an image, and how the two images overlap."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.structures import SampleList
+from torch import Tensor
+
+VIEW = 'teacher_view'
+"""Field of a data sample: the teacher's image and where it lies over the student's."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +95,69 @@ class Resolution:
             return round(scale * self.ratio)
         large, small = (round(s * r) for s, r in zip(sorted(scale)[::-1], self.ratios, strict=True))
         return (large, small) if scale[0] >= scale[1] else (small, large)
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the teacher's images lie over the student's: x_teacher = scale · x_student + offset.
+
+    Attributes:
+        scale: (N, 2), x and y of each image.
+        offset: (N, 2), in pixels of the teacher's image.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def repeat(self, copies: int) -> View:
+        """The view of a batch that is laid down ``copies`` times, one after the other."""
+        return View(self.scale.repeat(copies, 1), self.offset.repeat(copies, 1))
+
+    def rois(self, rois: Tensor) -> Tensor:
+        """The student's RoIs (n, 5), image index first, in the teacher's images."""
+        image = rois[:, 0].long()
+        scale, offset = (t.to(rois)[image].repeat(1, 2) for t in (self.scale, self.offset))
+        return torch.cat([rois[:, :1], rois[:, 1:] * scale + offset], 1)
+
+
+def images_and_view(samples: SampleList, device: torch.device) -> tuple[list[Tensor], View]:
+    """The teacher's images (3, H, W) as they were decoded, and their view.
+
+    Raises:
+        RuntimeError: if a sample carries none.
+    """
+    views = [sample.get(VIEW) for sample in samples]
+    if any(view is None for view in views):
+        raise RuntimeError(
+            'the training pipeline made no second view for the teacher, though '
+            "distillation.resolution asks for one. mmkd.DistillationRunner (runner_type of mmkd's "
+            'recipes) puts it in; without it, let mmkd.TwoViews hold what follows the loading of '
+            "the image: dict(type='mmkd.TwoViews', transforms=[...], student=..., teacher=...)"
+        )
+    scale, offset = (
+        torch.tensor([getattr(view, name) for view in views], dtype=torch.float64, device=device)
+        for name in ('scale', 'offset')
+    )
+    return [view.img.to(device, non_blocking=True) for view in views], View(scale, offset)
+
+
+def second_view(inputs: Tensor, samples: SampleList, preprocessor: Any) -> tuple[Tensor, View]:
+    """The batch of the teacher's own images, and where they lie over the student's.
+
+    Args:
+        inputs: the student's batch (N, 3, H, W).
+        samples: each with the teacher's image in the field ``teacher_view``.
+        preprocessor: the teacher's.
+    """
+    images, view = images_and_view(samples, inputs.device)
+    pixels = preprocessor({'inputs': images}, training=False)['inputs']
+    # Over all of the student's batch, its padding included: each cell has a counterpart.
+    divisor = preprocessor.pad_size_divisor
+    canvas = inputs.new_tensor(inputs.shape[:1:-1], dtype=torch.float64)
+    far = (view.scale * canvas + view.offset).amax(0).tolist()[::-1]
+    height, width = (
+        max(math.ceil(round(edge, 6) / divisor) * divisor, size)
+        for edge, size in zip(far, pixels.shape[2:], strict=True)
+    )
+    pixels = F.pad(pixels, (0, width - pixels.size(3), 0, height - pixels.size(2)))
+    return pixels.to(inputs.dtype), view

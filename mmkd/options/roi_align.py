@@ -24,6 +24,12 @@ class GatheredRoIExtractor(SingleRoIExtractor):
     thread at a time.
     """
 
+    def __init__(self, replaced: SingleRoIExtractor) -> None:
+        nn.Module.__init__(self)
+        for name in ('roi_layers', 'out_channels', 'featmap_strides', 'finest_scale'):
+            setattr(self, name, getattr(replaced, name))
+        self.train(replaced.training)
+
     @classmethod
     def replaces(cls, module: nn.Module) -> bool:
         """Whether an extractor of this class says what ``module`` does."""

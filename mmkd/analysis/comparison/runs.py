@@ -33,7 +33,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ...engine.exact_resume import latest_checkpoint
-from ...recipe import ADAPTER_PREFIX
+from ...recipe import without_terms
 from .plan import Plan, Run, arch_key, fingerprint
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -635,7 +635,7 @@ def _fill(network: Any, checkpoint: str) -> None:
     state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     state = state.get('state_dict', state)
     state = {key.removeprefix('module.'): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if not key.startswith(ADAPTER_PREFIX)}
+    state = without_terms(state)
     result = network.load_state_dict(state, strict=False)
     missing = [key for key in result.missing_keys if not key.endswith('num_batches_tracked')]
     if missing or result.unexpected_keys:

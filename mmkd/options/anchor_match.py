@@ -1,4 +1,4 @@
-"""Which anchor of the teacher's RPN is an anchor of the student's."""
+"""Which anchor of the teacher's RPN is an anchor of the student's, where the generators differ."""
 
 from __future__ import annotations
 
@@ -8,26 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .alignment import View
+from .head_layout import same_coder
+from .resolution import View
 
 SAME = 0.9
-"""IoU in the teacher's image from which two anchors are one."""
+"""IoU in the teacher's image from which two anchors count as one."""
 
 
 class AnchorMatch:
-    """Looks the student's anchors up among the teacher's, by place and size in the image.
+    """Finds the student's anchors among the teacher's, by place and size in the teacher's image.
 
-    An anchor is a box in an image. Seen ``ratio`` times as large, the student's box of side s is a
-    box of side ratio · s, and the teacher has it only if its generator makes that side, wherever:
-    with FPN (sides and strides double from level to level) and ratio 2, on its next level; with
-    ratio 1 and one generator, the same anchor. What has no counterpart is left out::
-
-        student, level l        teacher, level l + 1, ratio 2
-        +---+---+---+---+       +-------+-------+
-        | x | x | x | x |       |       |       |      x at (i, j) of stride 4 and side 32
-        +---+---+---+---+       |   X   |   X   |      is X at (i, j) of stride 8 and side 64:
-        |   |   |   |   |       |       |       |      each x has its X, for both grids have
-        +---+---+---+---+       +-------+-------+      as many cells over the whole image
+    Enlarged ``ratio`` times, the student's box of side s is one of side ratio · s, which the
+    teacher has if its generator makes that side on some level: with FPN and ratio 2 on the next
+    one, with ratio 1 and one generator on the same. Anchors without a counterpart are left out.
 
     Args:
         student: the student's anchor generator.
@@ -54,7 +47,7 @@ class AnchorMatch:
 
     @property
     def levels(self) -> str:
-        """Which level answers which, for the start-up table."""
+        """Which of the teacher's levels answers which of the student's, for a table."""
         pairs = [
             (level, int(other))
             for level, kinds in enumerate(self.kinds)
@@ -64,14 +57,9 @@ class AnchorMatch:
         return ', '.join(f'{level} -> {other}' for level, other in pairs)
 
     def __call__(
-        self,
-        level: int,
-        rows: Tensor,
-        size: tuple[int, int],
-        sizes: Sequence[tuple[int, int]],
-        images: int,
-        view: View | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, level: int, rows: Tensor, size: tuple[int, int], sizes: Sequence[tuple[int, int]],
+        images: int, view: View | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Look up some anchors of one level.
 
         Args:
@@ -83,9 +71,9 @@ class AnchorMatch:
             view: where the teacher's images lie; None for the same place.
 
         Returns:
-            Whether each has a counterpart, (n,); the counterpart's row in the teacher's levels one
-            after the other, (n,), 0 where there is none; and both anchors as boxes (n, 4) in the
-            teacher's image.
+            Whether each has a counterpart, (n,); the counterpart's row in the teacher's
+            concatenated levels, (n,), 0 where there is none; and both anchors as boxes (n, 4) in
+            the teacher's image.
         """
         boxes, strides = self.boxes[0][level].to(rows.device), self.strides[0][level].to(rows)
         kind = rows % len(boxes)
@@ -114,7 +102,41 @@ class AnchorMatch:
             first += images * height * width * len(bases)
         return found, answer, own, theirs
 
+    def look_up(
+        self, sampled: Tensor, answers: Tensor, own_sizes: Sequence, sizes: Sequence, images: int,
+        view: View | None, coders: tuple[Any, Any] | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The sampled anchors that the teacher has too, and its answers to them.
+
+        Args:
+            sampled: rows of the student's concatenated levels.
+            answers: of the teacher's.
+            own_sizes: height and width of the student's maps.
+            sizes: of the teacher's.
+            images: how many the batch has.
+            view: where the teacher's images lie; None for the same place.
+            coders: of the student's boxes and the teacher's, where answers are deltas, which are
+                brought into the student's frame; None for logits.
+        """
+        kept, found_answers = [], []
+        first = 0
+        for level, size in enumerate(own_sizes):
+            count = images * size[0] * size[1] * len(self.boxes[0][level])
+            rows = sampled[(sampled >= first) & (sampled < first + count)]
+            found, row, own, theirs = self(level, rows - first, size, sizes, images, view)
+            answer = answers[row[found]]
+            if coders is not None:
+                own, theirs = own[found], theirs[found]
+                moved = coders[0].encode(own, coders[1].decode(theirs, answer))
+                same = (own == theirs).all(1, keepdim=True) & same_coder(*coders)
+                answer = torch.where(same, answer, moved)
+            kept.append(rows[found])
+            found_answers.append(answer)
+            first += count
+        return torch.cat(kept), torch.cat(found_answers)
+
     def _counterparts(self, level: int) -> Tensor:
+        """The teacher's nearest level with an anchor of the same size, for each base anchor."""
         sides = _sides(self.boxes[0][level]) * self.ratio
         stride = self.strides[0][level].float() * self.ratio
         best = torch.full((len(sides), 2), -1)
@@ -126,20 +148,15 @@ class AnchorMatch:
                 step = float((self.strides[1][other] / stride).log().abs().sum())
                 number = int(iou.argmax())
                 if (
-                    iou[number] < SAME
-                    or step >= distance
-                    or not self._meet(level, row, other, number)
+                    iou[number] >= SAME
+                    and step < distance
+                    and self._meet(level, row, other, number)
                 ):
-                    continue
-                distance = step
-                best[row] = torch.tensor([other, number])
+                    distance, best[row] = step, torch.tensor([other, number])
         return best
 
     def _meet(self, level: int, row: int, other: int, number: int) -> bool:
-        """Whether two of one size are ever in one place: their grids may lie apart for good.
-
-        With two resolutions the images' own offsets decide.
-        """
+        """Whether two anchors of one size ever coincide; with two views the offsets decide."""
         if self.ratio != 1:
             return True
         cells = torch.arange(16.0)
@@ -149,15 +166,6 @@ class AnchorMatch:
         middle = (own[:, :2] + own[:, 2:] - base[:2] - base[2:]) / 2
         theirs = base + ((middle / stride).round() * stride).repeat(1, 2)
         return bool((_iou(own, theirs) >= SAME).any())
-
-
-def described(generator: Any) -> str:
-    """An anchor generator in a few words: strides, and the sides and the middle of its first."""
-    base = generator.base_anchors[0].float()
-    sides = ', '.join(f'{width:.0f}x{height:.0f}' for width, height in _sides(base).tolist())
-    x, y = ((base[0, :2] + base[0, 2:]) / 2).tolist()
-    strides = ', '.join(f'{stride[0]}' for stride in generator.strides)
-    return f'strides {strides}, the first with anchors of {sides} around ({x:g}, {y:g})'
 
 
 def _sides(boxes: Tensor) -> Tensor:
