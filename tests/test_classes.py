@@ -189,7 +189,7 @@ def test_another_order_of_classes_is_the_same_answer():
     own, theirs = heard['rcnn_bbox'][0][:2]
     assert len(own)
     torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-5)
-    model.answers[0].indices = None
+    model.sites['rcnn'].layouts[0].indices = None
     heard['rcnn_cls'].clear()
     losses(model)
     own, theirs = heard['rcnn_cls'][0][:2]
@@ -348,9 +348,7 @@ def test_a_teacher_that_adds_the_whole_image_is_asked_with_it():
         semantic = network.roi_head.semantic_head(features)[1]
         rois = torch.tensor([[0.0, 4, 4, 40, 40]])
         want = network.roi_head._bbox_forward(0, features, rois, semantic_feat=semantic)
-    from mmkd.options.head_layout import roi_context
-
-    got = model.teacher.score_rois(features, rois, 0, roi_context(network.roi_head, features))
+        got = model.teacher.score_rois(model.teacher.roi_inputs(features), rois, 0)
     assert torch.equal(got[0], want['cls_score'])
     assert len(heard['rcnn_cls']) == 3
 

@@ -115,14 +115,14 @@ def test_the_teacher_does_not_look_where_no_term_is_in_force(now):
         assert not model.unproven
         now(2)
         if not proven:
-            model.unproven = {'rcnn_bbox'}  # is not asked, so it stays
+            model.unproven = {'rpn_bbox'}
         looks.clear()
         torch.manual_seed(0)
         values = losses(model)
         pairs.total(model, values).backward()
         assert len(looks) == (not proven)
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-        assert all(g is not None for n, g in gradients.items() if 'kd_adapters' in n)
+        assert all(g is not None for n, g in gradients.items() if 'kd_terms' in n)
         seen[proven] = values, gradients
     for one, other in zip(*seen.values(), strict=True):
         assert one.keys() == other.keys()
@@ -141,11 +141,13 @@ def test_the_startup_table_shows_the_schedule():
     assert 'begin=5, warmup=10, end=None' in table
 
 
-def test_epochs_are_refused_where_the_loop_counts_none():
+def test_epochs_are_refused_where_the_loop_counts_none(monkeypatch):
+    table = 'mmkd.engine.plain_checkpoints.startup_table'
+    monkeypatch.setattr(table, lambda *args: 'table')
     term = SimpleNamespace(schedule=WeightSchedule(begin=1, by_epoch=True))
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
     runner = SimpleNamespace(
-        model=SimpleNamespace(terms=dict(hint=term), startup_table=lambda **kwargs: 'table'),
+        model=SimpleNamespace(kd_terms=dict(hint=term)),
         train_loop=loop,
         train_dataloader=SimpleNamespace(dataset=None),
         val_loop=None,
