@@ -8,14 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from mmengine.config import Config
 
-if TYPE_CHECKING:
-    from mmengine.config import Config
-
-    from ..comparison import PairSummary, Summary
+from .table import PairSummary, Summary, columns, format_number, interval, pair_columns
 
 SCORE_THRESHOLD = 0.3
 IOU_THRESHOLD = 0.5
@@ -152,12 +149,10 @@ def render(
     """The page.
 
     Args:
-        summary: see :func:`mmkd.compare.summarise`.
+        summary: see :func:`.table.summarise`.
         curves: by row's label, what the trainings logged, one entry per seed
-            (:func:`mmkd.compare.read_curves`).
+            (:func:`.results.read_curves`).
     """
-    from ..comparison import columns, pair_columns
-
     trained = [row.label for row in summary.rows if row.role != 'teacher']
     style = {label: i % len(_COLOURS) for i, label in enumerate(trained)}
     seeds = ', '.join(map(str, summary.seeds))
@@ -215,8 +210,6 @@ def _verdicts(summary: Summary) -> str:
 
 
 def _sentence(pair: PairSummary) -> str:
-    from ..comparison import interval
-
     verdict = pair.verdict
     if verdict is None:
         return 'and its baseline have no seed in common yet.'
@@ -250,11 +243,9 @@ def _table(head: list[str], body: list[list[str]], caption: str) -> str:
 
 
 def _by_seed(summary: Summary) -> str:
-    from ..comparison import shown
-
     rows = [row for row in summary.rows if row.role != 'teacher']
     body = [
-        [row.label, *(shown(row.by_seed.get(seed), '.2f') for seed in summary.seeds)]
+        [row.label, *(format_number(row.by_seed.get(seed), '.2f') for seed in summary.seeds)]
         for row in rows
     ]
     head = ['network', *(f'seed {seed}' for seed in summary.seeds)]
