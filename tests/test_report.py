@@ -158,6 +158,30 @@ def test_one_seed_is_said_to_prove_nothing(summary):
     assert 'Test images None' in page.text
 
 
+def test_names_cannot_break_out_of_the_page(summary, curves, tmp_path):
+    hostile = '"><script>alert(1)</script>\'&{{ 7 * 7 }}'
+    summary.rows[-1].label = summary.pairs[1].label = summary.pairs[2].label = hostile
+    summary.rows[-2].role = hostile
+    summary.notes.append(hostile)
+    summary.split = hostile
+    curves[hostile] = curves.pop('mmkd')
+    shown = pictures(tmp_path)[0]
+    for picture in shown:
+        picture.name = hostile
+        picture.truth = [(box, hostile) for box, _ in picture.truth]
+        picture.found[hostile] = picture.found.pop('mmkd')
+    text = report.render(summary, curves, shown)
+    page = Page(text)
+    assert 'script' not in {tag for tag, _ in page.tags}
+    assert '<script' not in text
+    assert hostile in page.text
+    labels = [attributes.get('aria-label') or '' for tag, attributes in page.tags if tag == 'svg']
+    forest = f'Paired differences in mAP. paper − plain: +0.0, interval -0.4 to +0.4; {hostile}'
+    for start in (forest, 'loss (sum of all)', f'{hostile}, ground truth'):
+        assert any(each.startswith(start) for each in labels)
+    assert sum(hostile in each for each in labels) > 10
+
+
 def test_pictures_show_the_same_images_for_all(tmp_path):
     shown, annotations = pictures(tmp_path)
     assert [p.name for p in shown] == ['val_000.png', 'val_003.png', 'val_007.png']
