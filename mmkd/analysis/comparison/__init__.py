@@ -118,7 +118,7 @@ def compare(
             results |= done
             measures = measure_all(plan, context, results)
         except (Stopped, KeyboardInterrupt):
-            print('\nstopped; the same command goes on from here', file=stream)
+            print('\nstopped; the same command continues from here', file=stream)
             return 130
     if not results:
         print(f'no result of these configs in {results_file}', file=stream, flush=True)
@@ -136,7 +136,7 @@ def compare(
 
 
 def _resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]:
-    """(runs side by side, processes of each, names of the GPUs to use)."""
+    """Returns the number of runs side by side, the processes of each, and the GPUs' names."""
     available = torch.cuda.device_count()
     if jobs is not None and jobs < 1:
         raise ValueError(f'--jobs must be 1 or more, not {jobs}')

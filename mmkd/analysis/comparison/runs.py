@@ -82,7 +82,10 @@ def run_command(
 
 @dataclass
 class RunContext:
-    """Where runs are trained and how many at a time; ``results`` is the results file."""
+    """Where runs are trained (``work_dir``), how many side by side (``jobs``), and with what.
+
+    ``results`` is the results file, ``processes`` train one run, ``devices`` are names of GPUs.
+    """
 
     work_dir: Path
     results: Path
@@ -138,7 +141,7 @@ def perform(run: Run, context: RunContext, device: str | None = None) -> dict:
     env = context.environment(device)
     with _locked(directory, run, context) as lock:
         done = read_results(context.results).runs.get(run.key)
-        if done is not None:  # by another call, for which this one has waited
+        if done is not None:  # by another call, which held the lock
             return done
         training = None
         if run.role != 'teacher':
@@ -168,10 +171,8 @@ def _result(run: Run, metrics: dict, training: dict | None, directory: Path) -> 
     }
     if training is not None:
         kept = ('attempts', 'side_by_side', 'processes')
-        result['train'] = {
-            'seconds': round(training['seconds'], 1),
-            **{k: training[k] for k in kept},
-        }
+        seconds = round(training['seconds'], 1)
+        result['train'] = {'seconds': seconds, **{k: training[k] for k in kept}}
         result['curves'] = read_curves(directory)
     return result
 
@@ -222,7 +223,7 @@ def _train(run: Run, context: RunContext, directory: Path, env: dict[str, str], 
         text = training_state(_tail(log), run.max_epochs)
         context.progress.set(run.name, text or 'starting')
 
-    context.progress.set(run.name, 'going on with training' if resume else 'training', event=True)
+    context.progress.set(run.name, 'resuming the training' if resume else 'training', event=True)
     try:
         code = context.execute([*command, *arguments], log, env, lock, poll)
     finally:
