@@ -23,7 +23,7 @@ demo: $(STAMP)
 	$(PY) tools/make_digits.py
 	$(PY) tools/compare.py configs/digits/demo.py --seeds 0 --work-dir work_dirs/demo
 	@echo "One seed and a short schedule prove nothing. The committed runs on the whole schedule:"
-	$(PY) tools/compare.py configs/digits/paper.py configs/digits/paper_start.py configs/digits/mmkd.py --plain configs/digits/plain.py --seeds 0 1 2 3 4 --table-only --results benchmarks/digits --work-dir work_dirs/demo/committed
+	$(PY) tools/compare.py configs/digits/paper.py configs/digits/paper_start.py configs/digits/mmkd.py --plain configs/digits/plain.py --seeds 0 1 2 3 4 --table-only --results benchmarks/digits.jsonl --work-dir work_dirs/demo/committed
 
 demo-full: $(STAMP)
 	$(PY) tools/make_digits.py

@@ -1,10 +1,10 @@
-"""How many iterations the distilled student needs for what its own baseline ends with.
+"""How many iterations the distilled student needs to reach the final mAP of its own baseline.
 
     python tools/make_digits.py
-    python benchmarks/quality.py   # stopped, it goes on
+    python benchmarks/quality.py   # when it is stopped, the same command continues
 
-The baseline is the plain student with the same start on the whole schedule (of the committed
-results). Each point is a training of its own whose schedule ends there. The figure is the shortest
+The baseline is the plain student with the same start on the whole schedule, from the committed
+results. Each point is a training of its own whose schedule ends there. The answer is the shortest
 schedule whose mean over the seeds is not below the baseline's.
 """
 
@@ -13,15 +13,21 @@ import statistics
 import sys
 from pathlib import Path
 
-from mmkd.analysis.comparison import Bench, Progress, plan_runs, run_command
-from mmkd.analysis.comparison.runs import load_results, perform_all
+from mmkd.analysis.comparison import (
+    Progress,
+    RunContext,
+    load_results,
+    perform_all,
+    plan_runs,
+    run_command,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = 8  # epochs of the whole schedule, 1,000 iterations each
 
 
 def ending(epochs: int) -> list[str]:
-    """The options by which the schedule ends after so many epochs."""
+    """The options that end the schedule after so many epochs."""
     keys = ('train_cfg.max_epochs', 'train_cfg.val_interval', 'param_scheduler.1.T_max',
             'param_scheduler.1.end')  # fmt: skip
     return [f'{key}={epochs}' for key in keys]
@@ -36,10 +42,10 @@ def main() -> int:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=2)
     parser.add_argument('--table-only', action='store_true')
-    parser.add_argument('--results', type=Path, default=ROOT / 'benchmarks/digits')
-    parser.add_argument('--short', type=Path, default=ROOT / 'benchmarks/digits_quality')
+    parser.add_argument('--results', type=Path, default=ROOT / 'benchmarks/digits.jsonl')
+    parser.add_argument('--short', type=Path, default=ROOT / 'benchmarks/digits_quality.jsonl')
     args = parser.parse_args()
-    work = ROOT / 'work_dirs/quality'
+    work_dir = ROOT / 'work_dirs/quality'
     stem = Path(args.config).stem
     full = plan_runs([args.config], args.seeds)
     results = load_results(args.results, full)[0]
@@ -51,8 +57,8 @@ def main() -> int:
         runs += [run for run in of_epochs[epochs] if run.key not in results]
     if runs and not args.table_only:
         progress = Progress([run.name for run in runs], sys.stdout)
-        bench = Bench(work, args.short, args.jobs, 1, [], progress, run_command)
-        done, failures = perform_all(runs, bench)
+        context = RunContext(work_dir, args.short, args.jobs, 1, [], progress, run_command)
+        done, failures = perform_all(runs, context)
         results |= done
         for name, message in failures.items():
             print(f'FAILED {name}: {message}')

@@ -24,7 +24,12 @@ from tiny import tiny_config
 
 from mmkd import RelabelledTestLoop
 from mmkd.analysis import comparison as cmp
-from mmkd.analysis.comparison.plan import fingerprint as plan_fingerprint
+from mmkd.analysis.comparison import plan as planning
+from mmkd.analysis.comparison import progress, results, runs
+from mmkd.analysis.comparison.measure import cpu_cores, score, write_json
+from mmkd.analysis.comparison.plan import config_with_options, file_digest, terms_on
+from mmkd.analysis.comparison.runs import perform
+from mmkd.analysis.comparison.statistics import gap_share, judge, paired_interval
 
 TERMS = ('rpn_cls', 'rpn_bbox', 'rcnn_cls', 'rcnn_bbox', 'hint')
 RECIPE = """\
@@ -100,12 +105,12 @@ class Fake:
         elif 'score' in command:
             name = Path(command[3]).parents[1].name
             value = self.maps(name)
-            cmp.write_json(
+            write_json(
                 Path(command[-1]),
                 {'mAP': value, 'AP50': 0.9, 'exact': True, 'reported': {}, 'images': 8},
             )
         elif 'measure' in command:
-            cmp.write_json(
+            write_json(
                 Path(command[-1]),
                 {'kind': 'measure', 'params': 1_230_000, 'gflops': 4.5, 'images_per_second': 20.0,
                  'images': 8, 'device': 'a CPU, 1 thread'},
@@ -134,13 +139,13 @@ def test_interval_is_that_of_scipys_paired_test(n):
     rng = np.random.default_rng(n)
     baseline, distilled = rng.normal(30, 1, n), rng.normal(31, 1, n)
     expected = stats.ttest_rel(distilled, baseline).confidence_interval(0.95)
-    assert cmp.paired_interval(distilled - baseline) == pytest.approx(tuple(expected), rel=1e-12)
+    assert paired_interval(distilled - baseline) == pytest.approx(tuple(expected), rel=1e-12)
 
 
 def test_interval_of_three_by_hand():
     # mean 2, standard deviation 1, t(0.975, 2) = 4.302653
     half = 4.302652729911275 / math.sqrt(3)
-    assert cmp.paired_interval([1, 2, 3]) == pytest.approx((2 - half, 2 + half), rel=1e-9)
+    assert paired_interval([1, 2, 3]) == pytest.approx((2 - half, 2 + half), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +164,7 @@ def test_interval_of_three_by_hand():
     ],
 )
 def test_word(differences, word):
-    verdict = cmp.judge(differences, margin=0.5)
+    verdict = judge(differences, margin=0.5)
     assert verdict.word == word
     assert verdict.n == len(differences)
     assert verdict.mean == pytest.approx(np.mean(differences))
@@ -167,25 +172,25 @@ def test_word(differences, word):
 
 def test_margin_separates_no_gain_from_inconclusive():
     differences = [-0.3, 0.4, 0.1, 0.2]
-    high = cmp.paired_interval(differences)[1]
-    assert cmp.judge(differences, margin=high + 1e-6).word == 'NO GAIN'
-    assert cmp.judge(differences, margin=high - 1e-6).word == 'INCONCLUSIVE'
+    high = paired_interval(differences)[1]
+    assert judge(differences, margin=high + 1e-6).word == 'NO GAIN'
+    assert judge(differences, margin=high - 1e-6).word == 'INCONCLUSIVE'
 
 
 def test_equal_differences_are_said_to_be_no_sample():
-    assert 'does the seed reach the runs' in cmp.judge([2.0, 2.0, 2.0]).why
+    assert 'does the seed reach the runs' in judge([2.0, 2.0, 2.0]).why
 
 
 @pytest.mark.parametrize('bad', [[], [1.0, math.nan, 2.0], [math.inf, 1.0, 2.0]])
 def test_what_cannot_be_judged_is_refused(bad):
     with pytest.raises(ValueError, match='nothing to judge|not a finite number'):
-        cmp.judge(bad)
+        judge(bad)
 
 
 def test_gap_share():
-    assert cmp.gap_share(53.0, 50.0, 60.0) == pytest.approx(0.3)
-    assert cmp.gap_share(49.0, 50.0, 60.0) == pytest.approx(-0.1)
-    assert cmp.gap_share(53.0, 50.0, 50.0) is None
+    assert gap_share(53.0, 50.0, 60.0) == pytest.approx(0.3)
+    assert gap_share(49.0, 50.0, 60.0) == pytest.approx(-0.1)
+    assert gap_share(53.0, 50.0, 50.0) is None
 
 
 # ------------------------------------------------------------------------------- planning
@@ -195,16 +200,16 @@ def test_baseline_is_the_same_config_with_every_weight_0(configs):
     plan = cmp.plan_runs([configs['mmkd']], [0, 7])
     (comparison,) = plan.comparisons
     run = comparison.baseline.runs[1]
-    cfg = cmp.read_config(run.config, run.options)
-    distilled = cmp.read_config(configs['mmkd'], comparison.distilled.runs[1].options)
+    cfg = config_with_options(run.config, run.options)
+    distilled = config_with_options(configs['mmkd'], comparison.distilled.runs[1].options)
     for term in TERMS:
         assert cfg.model.distillation[term].pop('loss_weight') == 0
         distilled.model.distillation[term].pop('loss_weight', None)
     assert cfg.model.distillation.start == 'teacher'
     assert cfg.randomness.seed == 7
     assert cfg.to_dict() == distilled.to_dict()
-    assert cmp.terms_on(cmp.read_config(run.config, run.options).model) == []
-    assert cmp.terms_on(cmp.read_config(configs['mmkd']).model) == list(TERMS)
+    assert terms_on(config_with_options(run.config, run.options).model) == []
+    assert terms_on(config_with_options(configs['mmkd']).model) == list(TERMS)
 
 
 def test_baselines_with_the_same_start_are_one_run(configs):
@@ -238,7 +243,7 @@ def test_keys_follow_what_decides_the_result(configs):
     assert keys(split='val')[1] != first[1]
     # A teacher trained anew under the old name is another teacher.
     Path(configs['ckpt']).write_bytes(os.urandom(8))
-    cmp.fingerprint.cache_clear()
+    file_digest.cache_clear()
     assert keys()[0] != first[0]
 
 
@@ -304,7 +309,7 @@ def test_the_teacher_does_not_matter_to_a_baseline_without_a_start(configs):
 
     paper, start = key('paper'), key('paper_start')
     Path(configs['ckpt']).write_bytes(os.urandom(8))
-    cmp.fingerprint.cache_clear()
+    file_digest.cache_clear()
     assert key('paper') == paper
     assert key('paper_start') != start
 
@@ -344,7 +349,7 @@ def test_options_of_the_distillation_do_not_reach_plain_configs(configs):
 
 def test_names_that_clash_are_told_apart():
     paths = ['configs/a/x.py', 'configs/b/x.py', 'configs/b/y.py']
-    assert list(cmp.plan._labels(paths).values()) == ['a/x', 'b/x', 'y']
+    assert list(planning._labels(paths).values()) == ['a/x', 'b/x', 'y']
 
 
 # ------------------------------------------------------------------------------- running
@@ -375,7 +380,7 @@ def test_everything_is_run_once_and_the_table_ends_in_a_word(configs, tmp_path):
     assert rows['teacher'] == ['teacher', '', '60.0', '90.0', '1.23', '4.5', '20', '', '']
     assert rows['mmkd, terms off'][:4] == ['baseline of mmkd', '3', '41.0\xa0±\xa01.0', '90.0']
     # The difference's table has the same first cell and comes later.
-    low, high = cmp.paired_interval([3.1, 3.0, 3.2])
+    low, high = paired_interval([3.1, 3.0, 3.2])
     assert rows['mmkd'][:5] == [
         'mmkd, terms off (own baseline)',
         '+3.1',
@@ -412,14 +417,14 @@ def test_results_on_other_annotations_are_not_compared(configs, tmp_path):
     before = path.read_text()
     try:
         path.write_text(before.replace('"bbox": [', '"bbox": [1, ', 1))
-        plan_fingerprint.cache_clear()
+        file_digest.cache_clear()
         for options in ({}, {'table_only': True}):
             code, out = call(configs, ['mmkd'], Fake(), tmp_path, seeds=[0], **options)
             assert code == 2
             assert f'compare: {path} has changed since the results in' in out
     finally:
         path.write_text(before)
-        plan_fingerprint.cache_clear()
+        file_digest.cache_clear()
     code, out = call(configs, ['mmkd'], Fake(), tmp_path, seeds=[0])
     assert code == 0 and '3 of them done already' in out
 
@@ -448,13 +453,13 @@ def test_what_was_stopped_is_resumed(configs, tmp_path):
     stopped = Fake(dies=['mmkd-s0'])
     stopped_code = []
     runs = cmp.plan_runs([configs['mmkd']], [0]).runs
-    bench = cmp.Bench(
-        tmp_path / 'work', tmp_path / 'work/results', 1, 1, [], cmp.Progress([], io.StringIO()),
-        stopped,
+    context = cmp.RunContext(
+        tmp_path / 'work', tmp_path / 'work/results.jsonl', 1, 1, [],
+        cmp.Progress([], io.StringIO()), stopped,
     )  # fmt: skip
     for run in runs:
         try:
-            cmp.perform(run, bench)
+            perform(run, context)
         except cmp.Stopped:
             stopped_code.append(run.name)
     assert stopped_code == ['mmkd, seed 0']
@@ -475,21 +480,101 @@ def test_a_failure_is_shown_and_stops_no_other(configs, tmp_path):
     assert 'RuntimeError: the loss is NaN' in out
     assert 'not there (yet): mmkd, terms off, seed 1' in out
     # A pair that lacks one half counts for nothing.
-    assert cmp.judge([0.0, 0.0]).word in out.split('own baseline')[2]
+    assert judge([0.0, 0.0]).word in out.split('own baseline')[2]
 
 
 def test_table_from_results_alone(configs, tmp_path):
     call(configs, ['mmkd'], Fake(), tmp_path)
     table = (tmp_path / 'work/table.md').read_text()
-    results = tmp_path / 'work/results'
-    assert sum(p.stat().st_size for p in results.glob('*.json')) < 20_000
+    file = tmp_path / 'work/results.jsonl'
+    assert file.stat().st_size < 20_000
     stream = io.StringIO()
     code = cmp.compare(
-        [configs['mmkd']], work_dir=tmp_path / 'elsewhere', results_dir=results, table_only=True,
+        [configs['mmkd']], work_dir=tmp_path / 'elsewhere', results_path=file, table_only=True,
         execute=None, stream=stream,
     )  # fmt: skip
     assert code == 0
     assert (tmp_path / 'elsewhere/table.md').read_text() == table
+
+
+def test_a_line_that_a_kill_cut_short_costs_one_run(configs, tmp_path):
+    assert call(configs, ['mmkd'], Fake(), tmp_path, seeds=[0])[0] == 0
+    file = tmp_path / 'work/results.jsonl'
+    lines = file.read_bytes().splitlines(keepends=True)
+    kinds = [json.loads(line)['kind'] for line in lines]
+    assert kinds == ['annotations', 'run', 'run', 'run', 'measure', 'measure']
+    cut = lines[3][:50]
+    file.write_bytes(b''.join([*lines[:3], *lines[4:], cut]))
+    fake = Fake()
+    code, out = call(configs, ['mmkd'], fake, tmp_path, seeds=[0])
+    assert code == 0 and '3 runs, 2 of them done already' in out
+    assert f'note: {file}: line(s) 6 cut short' in out
+    assert fake.trained() == []  # its checkpoint is there: it is tested again
+    assert len(fake.commands) == 2
+    assert file.read_bytes() == b''.join([*lines[:3], *lines[4:], cut, b'\n', lines[3]])
+    code, out = call(configs, ['mmkd'], Fake(), tmp_path, seeds=[0])
+    assert code == 0 and '3 of them done already' in out
+
+
+def test_a_result_that_another_call_made_meanwhile_is_taken(configs, tmp_path):
+    file = tmp_path / 'results.jsonl'
+    run = cmp.plan_runs([configs['mmkd']], [0]).runs[-1]
+    line = {'kind': 'run', 'key': run.key, 'metrics': {'mAP': 0.25}}
+    results.append_result(file, line)
+    progress = cmp.Progress([], io.StringIO())
+    context = cmp.RunContext(tmp_path, file, 1, 1, [], progress, Fake(fails=['']))
+    assert perform(run, context) == line
+
+
+WRITER = """
+import sys, threading
+from pathlib import Path
+from mmkd.analysis.comparison.results import append_result
+
+def write(thread):
+    for i in range(25):
+        line = {'kind': 'run', 'key': f'{sys.argv[2]}-{thread}-{i}', 'text': 'x' * 9000}
+        append_result(Path(sys.argv[1]), line)
+
+threads = [threading.Thread(target=write, args=(each,)) for each in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_processes_and_threads_append_whole_lines(tmp_path):
+    file = tmp_path / 'results.jsonl'
+    command = [sys.executable, '-c', WRITER, str(file)]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    writers = [subprocess.Popen([*command, name], env=env) for name in 'ab']
+    assert [writer.wait() for writer in writers] == [0, 0]
+    read = results.read_results(file)
+    assert read.damaged == []
+    assert set(read.runs) == {f'{n}-{t}-{i}' for n in 'ab' for t in range(2) for i in range(25)}
+    assert len(file.read_bytes().splitlines()) == 100
+
+
+def test_a_result_that_the_disk_cannot_take_leaves_no_part(tmp_path, monkeypatch):
+    file = tmp_path / 'results.jsonl'
+    results.append_result(file, {'kind': 'run', 'key': 'a'})
+    before = file.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space'):
+        results.append_result(file, {'kind': 'run', 'key': 'b'})
+    assert file.read_bytes() == before
+
+
+def test_a_folder_of_results_is_refused(configs, tmp_path):
+    stream = io.StringIO()
+    code = cmp.compare([configs['mmkd']], results_path=tmp_path, table_only=True, stream=stream)
+    assert code == 2
+    assert f'{tmp_path} is a folder' in stream.getvalue()
 
 
 def test_a_gpu_for_each_run_side_by_side(monkeypatch):
@@ -504,7 +589,7 @@ def test_a_gpu_for_each_run_side_by_side(monkeypatch):
     with pytest.raises(ValueError, match='shows 4'):
         cmp._resources(None, 5)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
-    assert cmp._resources(None, None) == (cmp.cpu_cores(), 1, [])
+    assert cmp._resources(None, None) == (cpu_cores(), 1, [])
     with pytest.raises(ValueError, match='no GPU'):
         cmp._resources(None, 2)
 
@@ -513,18 +598,18 @@ def test_a_killed_caller_leaves_a_lock_that_its_child_holds(configs, tmp_path):
     """The lock goes to the child, so a second call cannot train in the same folder beside it."""
     run = cmp.plan_runs([configs['mmkd']], [0]).runs[-1]
     stop = threading.Event()
-    bench = cmp.Bench(
+    context = cmp.RunContext(
         tmp_path, tmp_path, 1, 1, [], cmp.Progress([], io.StringIO()), cmp.run_command, stop
     )
-    with cmp.runs._locked(tmp_path, run, bench) as lock:
+    with runs._locked(tmp_path, run, context) as lock:
         child = subprocess.Popen(['sleep', '30'], pass_fds=[lock])
     stop.set()
-    with pytest.raises(cmp.Stopped), cmp.runs._locked(tmp_path, run, bench):
+    with pytest.raises(cmp.Stopped), runs._locked(tmp_path, run, context):
         pass
-    assert 'earlier call' in bench.progress.state[run.name]
+    assert 'earlier call' in context.progress.state[run.name]
     child.send_signal(signal.SIGKILL)
     child.wait()
-    with cmp.runs._locked(tmp_path, run, bench):
+    with runs._locked(tmp_path, run, context):
         pass
 
 
@@ -556,7 +641,7 @@ def test_a_stopped_command_leaves_no_child(tmp_path):
     ],
 )
 def test_progress_is_read_from_mmengines_log(line, epochs, expected):
-    assert cmp.training_state(f'before\n{line}\nSaving checkpoint', epochs) == expected
+    assert progress.training_state(f'before\n{line}\nSaving checkpoint', epochs) == expected
 
 
 def test_curves_of_a_resumed_run_join(tmp_path):
@@ -574,7 +659,7 @@ def test_curves_of_a_resumed_run_join(tmp_path):
             {'coco/bbox_mAP': 0.125, 'step': 1},
         ],
     )
-    assert cmp.read_curves(tmp_path) == {
+    assert results.read_curves(tmp_path) == {
         'train': {
             'iter': [1, 2, 3, 4],
             'loss': [1.0, 2.0, 30.0, 40.0],
@@ -582,7 +667,7 @@ def test_curves_of_a_resumed_run_join(tmp_path):
         },
         'val': {'iter': [4], 'mAP': [12.5]},
     }
-    assert cmp.read_curves(tmp_path, points=2)['train']['loss'] == [1.5, 35.0]
+    assert results.read_curves(tmp_path, points=2)['train']['loss'] == [1.5, 35.0]
 
 
 @pytest.mark.parametrize(
@@ -594,12 +679,12 @@ def test_curves_of_a_resumed_run_join(tmp_path):
     ],
 )
 def test_metrics_are_found_by_their_names(reported, expected):
-    assert cmp.find_metrics(reported) == expected
+    assert results.find_metrics(reported) == expected
 
 
 def test_a_missing_metric_is_named():
     with pytest.raises(KeyError, match='no box mAP.*coco/segm_mAP'):
-        cmp.find_metrics({'coco/segm_mAP': 0.3})
+        results.find_metrics({'coco/segm_mAP': 0.3})
 
 
 def test_score_is_the_evaluators_number_unrounded(tmp_path):
@@ -630,7 +715,7 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
         samples.append({'img_id': image['id'], 'ori_shape': (64, 64), 'pred_instances': predicted})
     with open(tmp_path / 'detections.pkl', 'wb') as file:
         pickle.dump(samples, file)
-    value = cmp.score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'detections.pkl'))
+    value = score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'detections.pkl'))
     assert value['exact']
     assert value['reported']['coco/bbox_mAP'] == round(value['mAP'], 3)
     assert value['mAP'] != value['reported']['coco/bbox_mAP']
@@ -640,9 +725,9 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
         sample['pred_instances'] = {k: v[:0] for k, v in sample['pred_instances'].items()}
     with open(tmp_path / 'detections.pkl', 'wb') as file:
         pickle.dump(samples, file)
-    value = cmp.score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'detections.pkl'))
+    value = score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'detections.pkl'))
     assert value['mAP'] == 0.0
 
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'bad.pth')
     with pytest.raises((ValueError, RuntimeError), match='size mismatch|does not fit'):
-        cmp.score(str(config), str(tmp_path / 'bad.pth'), str(tmp_path / 'detections.pkl'))
+        score(str(config), str(tmp_path / 'bad.pth'), str(tmp_path / 'detections.pkl'))

@@ -10,8 +10,9 @@ import pytest
 from mmengine.config import Config
 from tiny import tiny_config
 
-from mmkd.analysis import comparison as cmp
 from mmkd.analysis.comparison import report
+from mmkd.analysis.comparison.statistics import judge
+from mmkd.analysis.comparison.table import PairSummary, RowSummary, Summary, columns
 
 VOID = {'meta', 'br'}
 
@@ -47,7 +48,7 @@ def row(label, role, values, seeds=(0, 1, 2), **kwargs):
     values = dict(zip(seeds, values, strict=True))
     numbers = list(values.values())
     sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-    return cmp.RowSummary(
+    return RowSummary(
         label, role, len(values), values, float(np.mean(numbers)), sd, 80.0, 1_300_000, 4.5, 21.0,
         None if role == 'teacher' else 600.0, kwargs.pop('baseline_of', []), **kwargs,
     )  # fmt: skip
@@ -67,11 +68,11 @@ def summary():
     own, paper = [3.1, 2.9, 3.2], [0.1, -0.2, 0.1]
     whole = [13.2, 13.2, 13.5]
     pairs = [
-        cmp.PairSummary('paper', 'plain', True, [0, 1, 2], cmp.judge(paper), 0.0),
-        cmp.PairSummary('mmkd', 'mmkd, terms off', True, [0, 1, 2], cmp.judge(own), 0.23),
-        cmp.PairSummary('mmkd', 'plain', False, [0, 1, 2], cmp.judge(whole), 0.57),
+        PairSummary('paper', 'plain', True, [0, 1, 2], judge(paper), 0.0),
+        PairSummary('mmkd', 'mmkd, terms off', True, [0, 1, 2], judge(own), 0.23),
+        PairSummary('mmkd', 'plain', False, [0, 1, 2], judge(whole), 0.57),
     ]
-    return cmp.Summary(rows, pairs, [0, 1, 2], 'test', 0.5, ['a <note> & more'])
+    return Summary(rows, pairs, [0, 1, 2], 'test', 0.5, ['a <note> & more'])
 
 
 @pytest.fixture
@@ -142,19 +143,43 @@ def test_verdict_comes_first_and_every_drawing_is_told_in_words(summary, curves,
     for term in ('mAP', 'loss', *terms):
         assert f'{term} (' in labels
     assert 'mmkd − mmkd, terms off: +3.1, interval' in labels
-    columns, body = cmp.columns(summary)
-    for cell in (*columns, *(c for line in body for c in line)):
+    head, body = columns(summary)
+    for cell in (*head, *(c for line in body for c in line)):
         assert ' '.join(cell.strip('*').split()) in page.text
 
 
 def test_one_seed_is_said_to_prove_nothing(summary):
     summary.seeds = [0]
-    summary.pairs[1].verdict = cmp.judge([3.1])
+    summary.pairs[1].verdict = judge([3.1])
     page = Page(report.render(summary, {}))
     assert 'this proves nothing' in page.text
     assert 'INCONCLUSIVE' in page.text
     assert 'vis_data/scalars.json' in page.text
     assert 'Test images None' in page.text
+
+
+def test_names_cannot_break_out_of_the_page(summary, curves, tmp_path):
+    hostile = '"><script>alert(1)</script>\'&{{ 7 * 7 }}'
+    summary.rows[-1].label = summary.pairs[1].label = summary.pairs[2].label = hostile
+    summary.rows[-2].role = hostile
+    summary.notes.append(hostile)
+    summary.split = hostile
+    curves[hostile] = curves.pop('mmkd')
+    shown = pictures(tmp_path)[0]
+    for picture in shown:
+        picture.name = hostile
+        picture.truth = [(box, hostile) for box, _ in picture.truth]
+        picture.found[hostile] = picture.found.pop('mmkd')
+    text = report.render(summary, curves, shown)
+    page = Page(text)
+    assert 'script' not in {tag for tag, _ in page.tags}
+    assert '<script' not in text
+    assert hostile in page.text
+    labels = [attributes.get('aria-label') or '' for tag, attributes in page.tags if tag == 'svg']
+    forest = f'Paired differences in mAP. paper − plain: +0.0, interval -0.4 to +0.4; {hostile}'
+    for start in (forest, 'loss (sum of all)', f'{hostile}, ground truth'):
+        assert any(each.startswith(start) for each in labels)
+    assert sum(hostile in each for each in labels) > 10
 
 
 def test_pictures_show_the_same_images_for_all(tmp_path):

@@ -6,20 +6,20 @@
 For each distilled CONFIG and each seed this trains the same config with every distillation weight 0
 (same start, data, schedule and seed) and the config itself, tests both and the teacher, and ends
 with a table, one word per config (BEATS, NO GAIN, WORSE or INCONCLUSIVE) and WORK_DIR/report.html.
-What is done already is skipped; stopped, it goes on where it was when it is called again.
+Runs that are done are skipped; when it is stopped, the same command continues from there.
 """
 
 import argparse
 import sys
 
-from mmkd.analysis.comparison import MARGIN, compare, work
+from mmkd.analysis.comparison import MARGIN, compare, measure
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config of a distilled one')
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='of a distilled student')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument(
         '--plain',
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dir', default='work_dirs/compare')
     parser.add_argument(
-        '--results', help='folder of the small JSON results; default: WORK_DIR/results'
+        '--results', metavar='FILE', help='results, one line a run; default: WORK_DIR/results.jsonl'
     )
     parser.add_argument(
         '--split',
@@ -62,14 +62,14 @@ def parse_args() -> argparse.Namespace:
         '--table-only', action='store_true', help='train and test nothing: table from the results'
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed to all runs'
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for all runs'
     )
     return parser.parse_args()
 
 
 if __name__ == '__main__':
     if sys.argv[1:2] in (['score'], ['measure']):
-        sys.exit(work(sys.argv[1:]))
+        sys.exit(measure.main(sys.argv[1:]))
     args = parse_args()
     sys.exit(
         compare(
@@ -78,7 +78,7 @@ if __name__ == '__main__':
             plain=args.plain,
             options=args.cfg_options,
             work_dir=args.work_dir,
-            results_dir=args.results,
+            results_path=args.results,
             split=args.split,
             jobs=args.jobs,
             gpus=args.gpus,

@@ -1,4 +1,4 @@
-"""Is this pair worth a training? What can be told in a minute, before any data is needed."""
+"""Checks a pair of student and teacher in a minute, before training and without the data set."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from ..recipe import TERM_PREFIXES, UNTRAINED, log_name, plain_student, term_of,
 
 VANISHES = 1e-3
 """Share of the hard loss's gradient below which a term is warned about."""
-FINDS_NOTHING = 0.25
-"""Recall at IoU 0.5, whatever the class, below which a teacher is taken for broken. Boxes at random
-reach a tenth with 100 detections an image."""
+MIN_RECALL = 0.25
+"""Recall at IoU 0.5, whatever the class, below which a teacher is taken to be broken. 100 random
+boxes per image reach 0.1."""
 
 
 @dataclass
 class Report:
-    """What was found: reasons against (the pair cannot train), warnings, and what was printed."""
+    """Findings: reasons why the pair cannot train (``against``) and warnings."""
 
     against: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -69,15 +69,15 @@ def check_pair(
     download: bool = False,
     processes: int = 2,
 ) -> Report:
-    """Check the pair of a config. Nothing is trained and nothing is written.
+    """Checks the pair of a config. Trains nothing and writes nothing.
 
     Args:
         cfg: the config of a distilled student.
-        size: height and width of the image of the trial step, in pixels of the student.
-        image: a picture for it; None makes one.
-        data: on how many images of the validation data the teacher is tried; 0 for none.
-        download: fetch checkpoints by URL instead of leaving them out.
-        processes: how many the trial under DDP takes; 1 for none.
+        size: (height, width) of the images of the trial step, as the student sees them.
+        image: path of a picture for the trial step; None: one is made up.
+        data: number of validation images that the teacher is tested on; 0: none.
+        download: download checkpoints that are URLs; otherwise random weights take their place.
+        processes: number of processes of the trial step under DDP; 1: no such step.
     """
     report = Report()
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -85,7 +85,7 @@ def check_pair(
         cfg = _prepare(cfg, report, download)
         model = _build(cfg.model)
         table = startup_table(model)
-    except Exception as error:  # whatever a config may raise when it is built
+    except Exception as error:  # building a config may raise anything
         report.against.append(f'{type(error).__name__}: {error}')
         return report
     report.say(table)
@@ -137,7 +137,7 @@ def _cached(url: str) -> bool:
 
 
 def without_downloads(node: Any) -> bool:
-    """Takes out every ``init_cfg`` that would download; tells whether there was one."""
+    """Removes every ``init_cfg`` that would download, in place; True if there was one."""
     found = False
     if isinstance(node, dict):
         init_cfg = node.get('init_cfg')
@@ -155,7 +155,7 @@ def without_downloads(node: Any) -> bool:
 
 
 def _build(config: dict) -> Any:
-    # Not a line for each tensor that is initialised.
+    # MMEngine would log a line for each tensor that it initialises.
     MMLogger.get_instance('mmkd check', logger_name='mmengine', log_level='ERROR')
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(config))
@@ -177,7 +177,8 @@ def _sizes(cfg: Config, model: Any, size: tuple[int, int], report: Report) -> No
     report.say(AsciiTable(rows).table)
     if model.kd_terms and not model.teacher_inputs.same and not model.resolution:
         report.say(
-            'pixels: the teacher expects another normalisation or channel order; its are converted'
+            'pixels: the teacher expects another normalisation or channel order, so its images are '
+            'converted'
         )
 
 
@@ -194,14 +195,14 @@ def _gflops(network: nn.Module, height: int, width: int) -> str:
             show_arch=False,
         )  # fmt: skip
         return f'{info["flops"] / 1e9:.2f}'
-    except Exception as error:  # networks that cannot be counted are not wrong
+    except Exception as error:  # a network that cannot be counted may still train
         return f'not countable ({type(error).__name__})'
     finally:
         network.forward = forward
 
 
 def synthetic_batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 2) -> dict:
-    """Images with boxes, as the training pipeline would pack them."""
+    """Makes images with boxes, packed as by the training pipeline."""
     height, width = size
     draw = np.random.default_rng(0)
     classes = head_classes(cfg.model) or len(class_names(cfg) or [0])
@@ -243,7 +244,7 @@ def _picture(path: str | None, height: int, width: int, draw: np.random.Generato
 
 
 def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
-    """One step: values, what each costs, and each term's gradient beside the hard loss's."""
+    """One step: each loss, its time, and its gradient relative to that of the hard losses."""
     costs: dict[str, float] = {}
     data = model.data_preprocessor(copy.deepcopy(batch), True)
     try:
@@ -252,7 +253,7 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
         start = time.perf_counter()
         with _timed(model.teacher, costs):
             values = model(**data, mode='loss')
-    except Exception as error:  # a step that stops is the answer
+    except Exception as error:  # a step that fails is a finding
         report.against.append(f'{type(error).__name__} in the first step: {error}')
         return
     forward = time.perf_counter() - start
@@ -271,7 +272,7 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
         rows.append([logged, f'{float(value):.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}'])
         weight = term.loss_weight
         if term.share is not None:
-            continue  # its weight follows from this very figure
+            continue  # its weight is computed from this share
         if trained and share > DWARFS:
             report.warnings.append(
                 f'{logged} dwarfs the hard loss: its gradient is {share:.0f} times as '
@@ -283,8 +284,8 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
                 f'distillation.{name}.loss_weight={_round(weight * 0.1 / share)}'
             )
     report.say(AsciiTable(rows).table)
-    said = ', '.join(f'{name} {1000 * cost:.0f}' for name, cost in costs.items())
-    report.say(f'forward with everything: {1000 * forward:.0f} ms; of these the teacher: {said}')
+    parts = ', '.join(f'{name} {1000 * cost:.0f}' for name, cost in costs.items())
+    report.say(f'forward with everything: {1000 * forward:.0f} ms; of these the teacher: {parts}')
     if not trained:
         report.say('(random weights stand in for the teacher: values and shares mean nothing)')
 
@@ -327,7 +328,7 @@ def _round(value: float) -> str:
 
 
 def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
-    """The same step in several processes over gloo, on small images."""
+    """The same step in several processes over gloo, with small images."""
     import torch.multiprocessing as multiprocessing
 
     start = time.perf_counter()
@@ -356,7 +357,7 @@ def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    for _ in range(2):  # what the first step left unused is noticed in the second
+    for _ in range(2):  # DDP reports parameters unused in the first step in the second
         data = model.module.data_preprocessor(synthetic_batch(cfg, (128, 128), None, 1), True)
         model.module.parse_losses(model(**data, mode='loss'))[0].backward()
     leave()
@@ -375,10 +376,10 @@ def _epoch(cfg: Config, report: Report) -> None:
     try:
         dataset = _dataset(loader.dataset)
         images = len(dataset)
-    except Exception as error:  # no data set is needed for a check
+    except Exception as error:  # the check works without the data set
         report.say(
             f'the training data is not here ({type(error).__name__}), so the length of an epoch is '
-            'not told'
+            'not known'
         )
         return
     report.say(f'an epoch: {images} images, {images // loader.batch_size} steps on one device')
@@ -391,7 +392,7 @@ def _epoch(cfg: Config, report: Report) -> None:
 
 
 def _dataset(config: dict) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         return DATASETS.build(config)
 
 
@@ -401,7 +402,7 @@ def _dataset(config: dict) -> Any:
 def look(
     network: nn.Module, batches: list[dict], indices: list[int | None] | None = None
 ) -> list[Tensor]:
-    """What :func:`mmkd.engine.teacher_check.answers` has of each image with boxes.
+    """Runs the teacher on images and rates its detections at each ground-truth box.
 
     Args:
         network: the teacher.
@@ -409,7 +410,7 @@ def look(
         indices: the teacher's class for each class of the data; None where they are the same.
 
     Returns:
-        (n, 5) for an image of n boxes.
+        For each image with n > 0 boxes, (n, 5): see :func:`mmkd.engine.teacher_check.answers`.
     """
     images = []
     for batch in batches:
@@ -428,7 +429,7 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
     dataset = _dataset(dict(loader.dataset, indices=images))
     batches = []
     for i in range(len(dataset)):
-        # Boxes of a test pipeline are those of the file; detections come back in its pixels.
+        # A test pipeline leaves boxes as in the file, and detections are scaled back to that.
         batches.append(pseudo_collate([dataset[i]]))
     classes = (cfg.model.distillation or {}).get('classes')
     indices = None
@@ -449,7 +450,7 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
         report.against.append(
             f'{better}: its data_preprocessor is not the one that it was trained with'
         )
-    elif any_class < FINDS_NOTHING:
+    elif any_class < MIN_RECALL:
         report.against.append(
             f'the teacher finds {100 * any_class:.0f} % of the boxes. That usually means a wrong '
             'checkpoint, a wrong normalisation (mean and std of its data_preprocessor) or data '
@@ -468,11 +469,12 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
 def _other_pixels(
     network: Any, batches: list[dict], indices: list | None, seen: list[Tensor]
 ) -> tuple[float, str]:
-    """What the teacher sees with the best of other pixels than its config says.
+    """Tries the teacher with other channel orders and normalisations than its config has.
 
     Returns:
-        The chance that it sees as much more by accident, and a sentence where that is small; 1
-        where it finds next to nothing with them either, as an untrained network does.
+        The probability that the best of them does that much better by accident, and a sentence
+        that says how much. It is 1 where that one too finds next to nothing, as with an untrained
+        network.
     """
     preprocessor = network.data_preprocessor
     kept = (preprocessor._channel_conversion, preprocessor.mean, preprocessor.std)
@@ -492,7 +494,7 @@ def _other_pixels(
         return chance, ''
     found, _, score = means(seen)
     more, _, higher = means(others[best])
-    chance = chance if more >= FINDS_NOTHING else 1.0
+    chance = chance if more >= MIN_RECALL else 1.0
     return chance, (
         f'the teacher finds {100 * found:.0f} % of the boxes as its config prepares pixels (score '
         f'times IoU {score:.3f}), and {100 * more:.0f} % ({higher:.3f}) with {best} (an accident '

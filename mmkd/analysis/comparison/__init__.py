@@ -1,10 +1,11 @@
-"""The comparison: a distilled student against the user's own baseline, over seeds, with a verdict.
+"""Compares distilled students with the user's own baselines, over seeds, and gives a verdict.
 
 The baseline of a distilled config is the same config with every distillation weight 0: same start,
 same data, schedule and seed. What a start gives is thereby never credited to the terms.
 
-Four parts: :mod:`.statistics`, :mod:`.plan` (which runs, under which keys), :mod:`.runs` (training,
-testing and measuring, each in a process of its own through ``tools/``), and :mod:`.table`.
+:mod:`.plan` says which runs are needed, :mod:`.runs` performs them through ``tools/``, each in a
+process of its own, :mod:`.results` keeps what they gave, :mod:`.statistics` judges it, and
+:mod:`.table` and :mod:`.report` show it.
 """
 
 from __future__ import annotations
@@ -15,72 +16,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from .plan import Plan, fingerprint, plan_runs, read_config, terms_on
+import torch
+
+from . import measure, report
+from .measure import cpu_cores
+from .plan import Plan, plan_runs
+from .progress import Progress
+from .results import load_measures, load_results, require_same_data
 from .runs import (
     ROOT,
-    Bench,
     Execute,
-    Progress,
+    RunContext,
     Stopped,
-    cpu_cores,
-    find_metrics,
-    load_measures,
-    load_results,
     measure_all,
-    perform,
     perform_all,
-    read_curves,
-    require_same_data,
     run_command,
-    score,
-    training_state,
-    work,
-    write_json,
 )
-from .statistics import MARGIN, gap_share, judge, paired_interval
-from .table import (
-    PairSummary,
-    RowSummary,
-    Summary,
-    columns,
-    interval,
-    markdown,
-    pair_columns,
-    shown,
-    summarise,
-)
+from .statistics import MARGIN
+from .table import Summary, markdown, summarise
 
 __all__ = [
     'MARGIN',
     'ROOT',
-    'Bench',
-    'PairSummary',
     'Progress',
-    'RowSummary',
+    'RunContext',
     'Stopped',
-    'Summary',
-    'columns',
     'compare',
-    'cpu_cores',
-    'find_metrics',
-    'fingerprint',
-    'gap_share',
-    'interval',
-    'judge',
-    'pair_columns',
-    'paired_interval',
-    'perform',
+    'load_results',
+    'measure',
+    'perform_all',
     'plan_runs',
-    'read_config',
-    'read_curves',
     'run_command',
-    'score',
-    'shown',
-    'summarise',
-    'terms_on',
-    'training_state',
-    'work',
-    'write_json',
 ]
 
 
@@ -90,7 +56,7 @@ def compare(
     plain: Sequence[str] = (),
     options: Sequence[str] = (),
     work_dir: str | Path = 'work_dirs/compare',
-    results_dir: str | Path | None = None,
+    results_path: str | Path | None = None,
     split: str = 'test',
     jobs: int | None = None,
     gpus: int | None = None,
@@ -102,25 +68,38 @@ def compare(
 ) -> int:
     """Plans, runs what is missing, prints the table and writes ``table.md`` and ``report.html``.
 
+    Args:
+        configs: of distilled students.
+        plain: further references; see :func:`plan_runs` for these, seeds, options and split.
+        work_dir: where runs, table and report are written.
+        results_path: the results file; None: ``results.jsonl`` in ``work_dir``.
+        jobs: runs side by side; None: one per GPU, or per CPU core where there is none.
+        gpus: with one job, how many GPUs (or processes on the CPU) it uses; else how many to use.
+        margin: smallest gain of interest in mAP points.
+        images: how many test images the report shows.
+        table_only: run nothing.
+        execute: runs a command.
+        stream: gets what is printed.
+
     Returns:
         The exit code: 0, 1 if a run failed, 2 if the plan is impossible, 130 if it was stopped.
     """
     work = Path(work_dir)
-    results_path = Path(results_dir) if results_dir else work / 'results'
+    results_file = Path(results_path) if results_path else work / 'results.jsonl'
     try:
         jobs, processes, devices = _resources(jobs, gpus)
         plan = plan_runs(configs, seeds, plain, options, split, processes)
         if not margin > 0:
             raise ValueError(f'--margin must be above 0, not {margin}')
-        require_same_data(plan, results_path, keep=not table_only)
+        require_same_data(results_file, plan, keep=not table_only)
     except (ValueError, FileNotFoundError) as error:
         print(f'compare: {error}', file=stream)
         return 2
-    results, notes = load_results(results_path, plan)
+    results, notes = load_results(results_file, plan)
     todo = [run for run in plan.runs if run.key not in results]
     failures: dict[str, str] = {}
     progress = Progress([run.name for run in todo], stream)
-    bench = Bench(work, results_path, jobs, processes, devices, progress, execute)
+    context = RunContext(work, results_file, jobs, processes, devices, progress, execute)
     where = f'{len(devices)} GPU(s)' if devices else f'{cpu_cores()} CPU core(s)'
     how = f'; {jobs} side by side with {processes} process(es) each, {where}'
     print(
@@ -132,23 +111,23 @@ def compare(
     for note in [*plan.notes, *notes]:
         print(f'note: {note}', file=stream, flush=True)
     if table_only:
-        measures = load_measures(plan, results_path)
+        measures = load_measures(results_file, plan)
     else:
         try:
-            done, failures = perform_all(todo, bench)
+            done, failures = perform_all(todo, context)
             results |= done
-            measures = measure_all(plan, bench, results)
+            measures = measure_all(plan, context, results)
         except (Stopped, KeyboardInterrupt):
-            print('\nstopped; the same command goes on from here', file=stream)
+            print('\nstopped; the same command continues from here', file=stream)
             return 130
     if not results:
-        print(f'no result of these configs in {results_path}', file=stream, flush=True)
+        print(f'no result of these configs in {results_file}', file=stream, flush=True)
         return 1
     summary = summarise(plan, results, measures, margin, notes)
     text = markdown(summary)
     work.mkdir(parents=True, exist_ok=True)
     (work / 'table.md').write_text(text)
-    _write_report(plan, bench, summary, results, images)
+    _write_report(plan, context, summary, results, images)
     print(f'\n{text}\ntable:  {work / "table.md"}\nreport: {work / "report.html"}', file=stream)
     for name, message in failures.items():
         print(f'\nFAILED  {name}: {message}', file=stream)
@@ -157,9 +136,7 @@ def compare(
 
 
 def _resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]:
-    """(runs side by side, processes of each, names of the GPUs to use)."""
-    import torch
-
+    """Returns the number of runs side by side, the processes of each, and the GPUs' names."""
     available = torch.cuda.device_count()
     if jobs is not None and jobs < 1:
         raise ValueError(f'--jobs must be 1 or more, not {jobs}')
@@ -184,10 +161,8 @@ def _resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]
 
 
 def _write_report(
-    plan: Plan, bench: Bench, summary: Summary, results: dict[str, dict], images: int
+    plan: Plan, context: RunContext, summary: Summary, results: dict[str, dict], images: int
 ) -> None:
-    from ..comparison import report
-
     curves = {}
     for row in plan.rows:
         of_seeds = [results[run.key].get('curves') for run in row.runs if run.key in results]
@@ -195,11 +170,11 @@ def _write_report(
     detections, cfg = {}, None
     for row in plan.rows:
         run = row.runs[0]
-        path = bench.directory(run) / run.split / 'detections.pkl'
+        path = context.directory(run) / run.split / 'detections.pkl'
         if run.key in results and path.exists():
             detections[row.label] = path
             cfg = cfg or run.test_cfg
     pictures = []
     if cfg is not None and images:
         pictures = report.collect_pictures(cfg, detections, images)
-    (bench.work_dir / 'report.html').write_text(report.render(summary, curves, pictures))
+    (context.work_dir / 'report.html').write_text(report.render(summary, curves, pictures))

@@ -1,4 +1,4 @@
-"""Which runs a comparison needs, and the keys by which two runs are known to be the same."""
+"""Plans the runs of a comparison, and gives them keys: runs with the same key are the same run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ...engine.class_names import apply_classes
 from ...options.class_map import ClassMap
 from ...recipe import plain_student, read_teacher_config
 
-# What decides a training's result. Left out: logging, drawing, folders, the launcher.
+# What a training's result depends on; not logging, drawing, folders and the launcher.
 _TRAIN_KEYS = [
     'model',
     'train_dataloader',
@@ -41,7 +41,7 @@ _TRAIN_KEYS = [
     'default_scope',
 ]
 _IDLE_HOOKS = ('logger', 'visualization', 'checkpoint', 'timer')
-# MMDetection's names for a TwoStageDetector that adds nothing to it.
+# Subclasses of MMDetection's TwoStageDetector that add nothing to it.
 _TWO_STAGE = ('FasterRCNN', 'CascadeRCNN', 'MaskRCNN')
 
 
@@ -86,7 +86,7 @@ class Row:
 
 @dataclass
 class Comparison:
-    """A distilled row and what it is measured against."""
+    """A distilled row, its own baseline and its teacher."""
 
     distilled: Row
     baseline: Row
@@ -102,11 +102,11 @@ class Plan:
     split: str
     notes: list[str]
     annotations: set[str] = field(default_factory=set)
-    """Files that the runs are trained on, tested on and scored with."""
+    """Annotation files of the training data and the tested data, and those of the evaluators."""
 
     @property
     def runs(self) -> list[Run]:
-        """Teachers first, then seed by seed, so that pairs are complete early."""
+        """All runs: teachers first, then seed by seed, so that pairs are complete early."""
         runs = [run for row in self.rows for run in row.runs]
         return sorted(runs, key=lambda run: -1 if run.seed is None else self.seeds.index(run.seed))
 
@@ -119,15 +119,15 @@ def plan_runs(
     split: str = 'test',
     processes: int = 1,
 ) -> Plan:
-    """Which runs are needed. Runs whose resolved configs are the same are one run.
+    """Plans the runs. Configs that resolve to the same training and test share one run.
 
     Args:
         configs: paths of distilled configs.
         plain: paths of further reference configs; options that address the distillation or the
             teacher do not reach them.
         options: ``key=value`` strings as for ``--cfg-options``, merged into every config.
-        split: 'test' or 'val': whose dataloader and evaluator the numbers come from.
-        processes: of one training (its total batch grows with them, so it belongs to the key).
+        split: 'test' or 'val': the dataloader and evaluator that give the numbers.
+        processes: how many train one run; the total batch grows with them, so keys differ.
 
     Raises:
         ValueError: for seeds given twice, a config with no term on, a plain one with a term on, or
@@ -146,7 +146,7 @@ def plan_runs(
         runs = []
         for seed in seeds:
             seeded = [*opts, f'randomness.seed={seed}']
-            cfg = apply_resolution(read_config(path, seeded))
+            cfg = apply_resolution(config_with_options(path, seeded))
             train_key = _train_key(cfg, processes)
             test_cfg = _test_config(cfg, cfg.model, split, path)
             key = _digest([train_key, split, _test_settings(test_cfg)])
@@ -168,7 +168,7 @@ def plan_runs(
 
     without = [o for o in options if not o.startswith(('model.distillation.', 'model.teacher_'))]
     for path in plain:
-        on = terms_on(read_config(path, without).model)
+        on = terms_on(config_with_options(path, without).model)
         if on:
             raise ValueError(
                 f'--plain {path} distils ({", ".join(on)}): name it among the distilled configs'
@@ -177,7 +177,7 @@ def plan_runs(
         if row not in plan.plain:
             plan.plain.append(row)
     for path in configs:
-        cfg = read_config(path, options)
+        cfg = config_with_options(path, options)
         on = terms_on(cfg.model)
         if not on:
             raise ValueError(
@@ -197,8 +197,8 @@ def plan_runs(
     return plan
 
 
-def _labels_of(cfg: Config) -> list[int | None] | None:
-    """The teacher's class for each of the student's, where the lists differ."""
+def _teacher_labels(cfg: Config) -> list[int | None] | None:
+    """The teacher's class for each class of the student, where the lists differ, else None."""
     classes = (apply_classes(cfg).model.get('distillation') or {}).get('classes')
     if not classes or 'teacher' not in classes:
         return None
@@ -206,9 +206,9 @@ def _labels_of(cfg: Config) -> list[int | None] | None:
     return None if known.same else known.indices
 
 
-def read_config(path: str, options: Sequence[str] = ()) -> Config:
-    """``Config.fromfile`` with ``--cfg-options`` strings merged as the tools merge them."""
-    cfg = _load(path)
+def config_with_options(path: str, options: Sequence[str] = ()) -> Config:
+    """Reads a config and merges ``--cfg-options`` strings into it as the tools do."""
+    cfg = _config_of(path)
     if options:
         parser = argparse.ArgumentParser()
         parser.add_argument('--cfg-options', nargs='+', action=DictAction)
@@ -216,17 +216,15 @@ def read_config(path: str, options: Sequence[str] = ()) -> Config:
     return cfg
 
 
-def _load(config: str | dict) -> Config:
+def _config_of(config: str | dict) -> Config:
     return (
-        copy.deepcopy(_load_file(config))
-        if isinstance(config, str)
-        else read_teacher_config(config)
+        copy.deepcopy(_cached(config)) if isinstance(config, str) else read_teacher_config(config)
     )
 
 
 @lru_cache(maxsize=64)
-def _load_file(path: str) -> Config:
-    # About a second for a config with bases in MMDetection, and every seed reads the same.
+def _cached(path: str) -> Config:
+    # A config with bases in MMDetection takes about a second, and every seed reads the same one.
     return read_teacher_config(path)
 
 
@@ -240,7 +238,7 @@ def terms_on(model: dict) -> list[str]:
 
 
 def _labels(paths: Sequence[str]) -> dict[str, str]:
-    """The file's stem, or as much of the path as tells the files apart."""
+    """Shortest endings of the paths, without suffix, that tell the files apart."""
     labels = {}
     for path in paths:
         parts = Path(path).with_suffix('').parts
@@ -264,11 +262,11 @@ def _teacher_row(
         )
         return None
     teacher_config = model['teacher_config']
-    teacher = _load(teacher_config)
+    teacher = _config_of(teacher_config)
     test_cfg = _test_config(at_teachers_scale(cfg), teacher.model, split, path)
     identity = _teacher_identity(model)
     settings = _test_settings(test_cfg)
-    if labels := _labels_of(cfg):
+    if labels := _teacher_labels(cfg):
         test_cfg.test_cfg = dict(type='mmkd.RelabelledTestLoop', labels=labels)
         settings.append(labels)
     key = _digest([identity, split, settings])
@@ -276,7 +274,7 @@ def _teacher_row(
         stem = 'as a dict' if isinstance(teacher_config, dict) else Path(str(teacher_config)).stem
         label = 'teacher' if stem == 'teacher' else f'teacher ({stem})'
         if any(row.label == label for row in plan.rows):
-            # Of other weights, or tested otherwise: on the classes of this student, say.
+            # Other weights or another test, such as on the classes of this student.
             label += f' of {student}'
         run = Run(
             label, 'teacher', None, path, [], test_cfg, split, identity, key, checkpoint=checkpoint
@@ -287,13 +285,13 @@ def _teacher_row(
 
 
 def plain_network(model: dict) -> dict:
-    """The model config of what remains after training: no teacher, no terms."""
+    """The model config without teacher and terms, which is what a test runs."""
     model = copy.deepcopy(model)
     return plain_student(model) if 'distillation' in model else model
 
 
 def _test_config(cfg: Config, model: dict, split: str, path: str) -> Config:
-    """The student's test settings round a plain network (the student's own, or the teacher's)."""
+    """The student's test settings with another network: its plain self, or the teacher."""
     test = copy.deepcopy(cfg)
     if split == 'val':
         for part in ('dataloader', 'evaluator'):
@@ -311,8 +309,7 @@ def _test_config(cfg: Config, model: dict, split: str, path: str) -> Config:
                 'mAP: use --split val'
             )
     test.model = plain_network(model)
-    # Hooks and backends of the training have no part in a test (an EMA hook saves what it
-    # averaged as the checkpoint's own weights).
+    # A test uses no hooks of the training: an EMA hook has saved its averages as the weights.
     for key in ('custom_hooks', 'load_from', 'train_dataloader', 'val_dataloader', 'train_cfg',
                 'val_cfg', 'val_evaluator', 'optim_wrapper', 'param_scheduler'):  # fmt: skip
         test.pop(key, None)
@@ -332,7 +329,7 @@ def _test_settings(cfg: Config) -> list:
 
 
 def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
-    """Annotation files of the training data, the tested data and what these are scored with."""
+    """Annotation files of the training data, the tested data and the evaluators."""
     found = set()
     for loader in (cfg.get('train_dataloader'), test_cfg.test_dataloader):
         for data in leaves((loader or {}).get('dataset')):
@@ -344,10 +341,10 @@ def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
 
 
 def _train_key(cfg: Config, processes: int) -> str:
-    """Hash of what decides the result of a training.
+    """Hash of everything that the result of a training depends on.
 
-    With every term off nothing of the distillation is left but the start, so baselines of
-    different recipes are the same run, and without a start they are the plain student.
+    With every term off only the start remains of the distillation, so baselines of different
+    recipes with the same start share a key; without a start it is the plain student's.
     """
     model = copy.deepcopy(cfg.model)
     if 'distillation' in model:
@@ -361,29 +358,31 @@ def _train_key(cfg: Config, processes: int) -> str:
                 model['start'] = [start, identity]
         else:
             model['teacher'] = identity
-    model = _with_weights(_canonical(model))
+    model = _with_file_digests(_canonical(model))
     parts = {key: cfg.get(key) for key in _TRAIN_KEYS}
     parts['model'] = model
-    parts['load_from'] = fingerprint(cfg.load_from) if cfg.get('load_from') else None
+    parts['load_from'] = file_digest(cfg.load_from) if cfg.get('load_from') else None
     hooks = cfg.get('default_hooks') or {}
     parts['default_hooks'] = {k: v for k, v in hooks.items() if k not in _IDLE_HOOKS}
     if processes > 1:
         parts['processes'] = processes
-    # Given or not, an empty part is the same training.
+    # An empty part and a missing one mean the same training.
     return _digest({k: v for k, v in parts.items() if v})
 
 
 def arch_key(run: Run) -> str:
-    """Of what decides a network's size and speed; weights do not count, so seeds share it."""
+    """Hash of everything that a network's size and speed depend on; all seeds share it."""
     dataset = run.test_cfg.test_dataloader
-    return _digest(['arch', _canonical(_bare(run.test_cfg.model)), dataset])
+    return _digest(['arch', _canonical(_inference_config(run.test_cfg.model)), dataset])
 
 
 def _teacher_identity(model: dict) -> str:
     """Hash of the teacher: its network and the bytes of its checkpoint."""
     checkpoint = model.get('teacher_ckpt')
-    network = plain_network(_load(model['teacher_config']).model)
-    return _digest([_canonical(_bare(network)), fingerprint(checkpoint) if checkpoint else None])
+    network = plain_network(_config_of(model['teacher_config']).model)
+    return _digest(
+        [_canonical(_inference_config(network)), file_digest(checkpoint) if checkpoint else None]
+    )
 
 
 def _canonical(model: dict) -> dict:
@@ -391,28 +390,30 @@ def _canonical(model: dict) -> dict:
     return {**model, 'type': 'TwoStageDetector'} if plain else dict(model)
 
 
-def _with_weights(model: Any) -> Any:
-    """A network's config with the bytes of each file that it is initialised from."""
+def _with_file_digests(model: Any) -> Any:
+    """A network's config with the digest of each file that it is initialised from."""
     if isinstance(model, dict):
-        filled = {k: _with_weights(v) for k, v in model.items()}
+        filled = {k: _with_file_digests(v) for k, v in model.items()}
         if filled.get('type') == 'Pretrained' and 'checkpoint' in filled:
-            filled['checkpoint'] = fingerprint(filled['checkpoint'])
+            filled['checkpoint'] = file_digest(filled['checkpoint'])
         return filled
-    return [_with_weights(v) for v in model] if isinstance(model, (list, tuple)) else model
+    return [_with_file_digests(v) for v in model] if isinstance(model, (list, tuple)) else model
 
 
-def _bare(model: Any) -> Any:
-    """A network's config without what only training or initialisation reads."""
+def _inference_config(model: Any) -> Any:
+    """A network's config without the keys that only training or initialisation reads."""
     if isinstance(model, dict):
         skip = ('init_cfg', 'pretrained', 'train_cfg')
-        return {k: _bare(v) for k, v in model.items() if k not in skip}
-    return [_bare(v) for v in model] if isinstance(model, (list, tuple)) else model
+        return {k: _inference_config(v) for k, v in model.items() if k not in skip}
+    return [_inference_config(v) for v in model] if isinstance(model, (list, tuple)) else model
 
 
 @lru_cache(maxsize=64)
-def fingerprint(path: str) -> str:
-    """SHA-256 of a file, so that a teacher trained anew under the old name is not mistaken for it;
-    of a URL, which cannot be read without fetching it, the name."""
+def file_digest(path: str) -> str:
+    """SHA-256 of a file: a teacher trained again under the old name is another teacher.
+
+    A URL, which would have to be downloaded, is returned as it is.
+    """
     if not Path(path).is_file():
         return str(path)
     digest = hashlib.sha256()
@@ -423,7 +424,7 @@ def fingerprint(path: str) -> str:
 
 
 def _digest(value: Any) -> str:
-    """Hash of a config value; checkouts in different folders give the same."""
+    """Hash of a config value, the same in every folder that the repository is checked out to."""
     if isinstance(value, Config):
         value = value.to_dict()
     text = json.dumps(value, sort_keys=True, default=str).replace(str(Path.cwd()), '.')

@@ -1,4 +1,4 @@
-"""From paired differences to a word: the interval of their mean, and what it allows to be said."""
+"""From paired differences to a verdict: the interval of their mean and the word it allows."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple
 
 
 def judge(differences: Sequence[float], margin: float = MARGIN) -> Verdict:
-    """The word for paired differences (distilled - reference, mAP points, one per seed).
+    """Judges paired differences (distilled - reference, mAP points, one per seed).
 
     INCONCLUSIVE below three seeds, whatever they show. From three on: BEATS if the 95 % interval
     lies above 0, WORSE if it lies below, NO GAIN if it contains 0 and ends below ``margin``, the
-    smallest gain of interest, else INCONCLUSIVE. Differences that are not 0 and equal each other
-    exactly are no sample: the seed then has no effect on the runs, and n is 1 in truth.
+    smallest gain of interest, else INCONCLUSIVE. Differences that are exactly equal and not 0 are
+    INCONCLUSIVE too: the seed then has no effect on the runs, and there is one sample, not n.
 
     Raises:
         ValueError: if there is no difference, or one is not finite, or the margin is not positive.

@@ -1,4 +1,4 @@
-"""What the results say: the numbers of each row and pair, and the table in markdown."""
+"""Summarises results: the numbers of each row and pair, and the tables in markdown."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .measure import cpu_cores
 from .plan import Comparison, Plan, Row, arch_key
-from .runs import cpu_cores, duration
+from .progress import duration
 from .statistics import MARGIN, Verdict, gap_share, judge
 
 
 @dataclass
 class RowSummary:
-    """mAP and AP50 in points (0-100), time in seconds; None: not known."""
+    """One network: mAP and AP50 in points (0-100), training time in seconds; None: unknown."""
 
     label: str
     role: str
@@ -34,7 +35,7 @@ class RowSummary:
 
 @dataclass
 class PairSummary:
-    """A distilled row against a reference: its own baseline, or a plain student."""
+    """A distilled row against a reference: its own baseline (``own``) or a plain student."""
 
     label: str
     reference: str
@@ -61,7 +62,7 @@ def summarise(
     margin: float = MARGIN,
     notes: Sequence[str] = (),
 ) -> Summary:
-    """All that the table and the report say, from results alone."""
+    """Computes every number that the table and the report show."""
     summary = Summary([], [], plan.seeds, plan.split, margin, [*plan.notes, *notes])
     by_label: dict[str, RowSummary] = {}
     resumed, rounded, missing, wall = [], False, [], 0.0
@@ -128,8 +129,8 @@ def summarise(
     busy = max((m.get('load_before', 0.0) for m in measures.values()), default=0.0)
     if busy > cpu_cores():
         summary.notes.append(
-            f'the machine was busy (load {busy:.1f}) when images/s was measured: delete '
-            'measure-*.json among the results and call again on a quiet one'
+            f'the machine was busy (load {busy:.1f}) when images/s was measured: delete the lines '
+            'of kind "measure" from the results file and call again when it is idle'
         )
     if wall:
         side = '/'.join(map(str, sorted(side_by_side)))
@@ -160,13 +161,13 @@ def _pair(
     pair.verdict = judge([distilled.by_seed[s] - other.by_seed[s] for s in seeds], margin)
     teacher = by_label[comparison.teacher.label].mean if comparison.teacher else None
     if teacher is not None:
-        # Over the seeds that both have, so that the share and the difference speak of the same.
+        # Over the seeds that both have, as the difference is.
         student, plain = (float(np.mean([r.by_seed[s] for s in seeds])) for r in (distilled, other))
         pair.share = gap_share(student, plain, teacher)
     return pair
 
 
-def shown(value: float | None, form: str = '.1f', scale: float = 1.0) -> str:
+def format_number(value: float | None, form: str = '.1f', scale: float = 1.0) -> str:
     return 'n/a' if value is None else format(value * scale, form)
 
 
@@ -207,10 +208,10 @@ def columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
             role_name(row),
             '' if row.role == 'teacher' else str(row.n),
             spread(row),
-            shown(row.ap50),
-            shown(row.params, '.2f', 1e-6),
-            shown(row.gflops, '.3g'),
-            shown(row.images_per_second, '.3g'),
+            format_number(row.ap50),
+            format_number(row.params, '.2f', 1e-6),
+            format_number(row.gflops, '.3g'),
+            format_number(row.images_per_second, '.3g'),
             '' if row.seconds is None else duration(row.seconds),
             percent(row.share_own),
         ]

@@ -1,0 +1,214 @@
+"""Scoring and measuring, each in a process of its own: ``tools/compare.py score`` and ``measure``.
+
+They are not run as ``python -m mmkd...``, which would first find a config named mmkd.py in the
+user's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.evaluation.metrics import coco_metric
+from mmdet.registry import DATASETS, MODELS
+from mmengine import load
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ...recipe import without_terms
+from .results import find_metrics
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes atomically: a file that exists is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        'w', dir=path.parent, prefix='.', suffix='.part', delete=False
+    ) as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.write('\n')
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def cpu_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def machine() -> str:
+    """The GPU, or the CPU and how many of its cores can be used."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = ''
+    with contextlib.suppress(OSError):
+        found = re.search(r'model name\s*:\s*(.*)', Path('/proc/cpuinfo').read_text())
+        model = found[1] if found else ''
+    return f'{model or platform.processor() or platform.machine()}, {cpu_cores()} cores'
+
+
+def score(config: str, checkpoint: str, detections: str) -> dict:
+    """Evaluates dumped detections with the config's own evaluator.
+
+    CocoMetric rounds what it reports to 0.1 points, as much as the differences that a comparison
+    looks for, so the unrounded numbers of the same evaluation are read from its COCOeval.
+
+    Returns:
+        ``mAP`` and ``AP50`` (fractions; AP50 None where not reported), ``exact`` (False: rounded by
+        the evaluator), ``detections`` and ``images`` (how many) and ``reported``, all scalars that
+        the evaluator reported.
+
+    Raises:
+        ValueError: if the checkpoint does not fill the network, so that its test means nothing.
+    """
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    load_weights(MODELS.build(cfg.model), checkpoint)
+    predictions = load(detections)
+    count = sum(len(sample['pred_instances']['bboxes']) for sample in predictions)
+    base = {'detections': count, 'images': len(predictions)}
+    if count == 0:
+        # The COCO evaluator reports nothing then, though the answer is known.
+        return {'mAP': 0.0, 'AP50': 0.0, 'exact': True, 'reported': {}, **base}
+    evaluator = Evaluator(cfg.test_evaluator)
+    evaluator.dataset_meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
+    unrounded: list[np.ndarray] = []
+
+    class RecordingCOCOeval(coco_metric.COCOeval):
+        def summarize(self) -> None:
+            super().summarize()
+            if self.params.iouType == 'bbox' and self.params.useCats:
+                unrounded.append(np.array(self.stats))
+
+    original, coco_metric.COCOeval = coco_metric.COCOeval, RecordingCOCOeval
+    try:
+        reported = evaluator.offline_evaluate(predictions)
+    finally:
+        coco_metric.COCOeval = original
+    value, at_50 = find_metrics(reported)
+    exact = len(unrounded) == 1
+    if exact:
+        assert abs(unrounded[0][0] - value) < 5.1e-4, (unrounded[0][0], value)
+        value, at_50 = (float(v) for v in unrounded[0][:2])
+    numbers = {k: float(v) for k, v in reported.items() if np.ndim(v) == 0}
+    return {'mAP': value, 'AP50': at_50, 'exact': exact, 'reported': numbers, **base}
+
+
+def load_weights(network: Any, checkpoint: str) -> None:
+    """Loads a checkpoint strictly, without the adapters that a distilled student's may hold.
+
+    Raises:
+        ValueError: naming the keys that are missing or too many.
+    """
+    state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    state = state.get('state_dict', state)
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    state = without_terms(state)
+    result = network.load_state_dict(state, strict=False)
+    missing = [key for key in result.missing_keys if not key.endswith('num_batches_tracked')]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f'{checkpoint} does not fit the network that is tested: missing {missing[:3]} '
+            f'({len(missing)}), unexpected {result.unexpected_keys[:3]} '
+            f'({len(result.unexpected_keys)}). Its numbers would mean nothing'
+        )
+
+
+def measure(config: str, checkpoint: str, images: int = 30) -> dict:
+    """Measures a plain network's parameters, GFLOPs and speed on test images, one at a time.
+
+    Returns:
+        ``params``; ``gflops``: multiply-adds of convolutions and linear layers in units of 1e9,
+        mean over images (None: not computable, ``gflops_why`` says why); ``images_per_second``:
+        1 / the median time of pre-processing, network and NMS, without reading the image, on one
+        thread of a CPU or on one GPU; ``load_before``: the machine's load average before;
+        ``device`` and ``images``.
+    """
+    busy = os.getloadavg()[0]
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    torch.set_num_threads(1)
+    cuda = torch.cuda.is_available()
+    model = MODELS.build(cfg.model)
+    load_weights(model, checkpoint)
+    model = revert_sync_batchnorm(model.cuda() if cuda else model).eval()
+    loader = dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False)
+    for key in ('prefetch_factor', 'batch_sampler'):
+        loader.pop(key, None)
+    loader.setdefault('sampler', {'type': 'DefaultSampler', 'shuffle': False})
+    batches = []
+    for batch in Runner.build_dataloader(loader, seed=0):
+        batches.append(batch)
+        if len(batches) == images:
+            break
+    times = []
+    with torch.no_grad():
+        for batch in batches[:3]:
+            model.test_step(copy.deepcopy(batch))
+        for batch in batches:
+            batch = copy.deepcopy(batch)
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            model.test_step(batch)
+            if cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    value: dict[str, Any] = {
+        'kind': 'measure',
+        'params': sum(p.numel() for p in model.parameters()),
+        'images_per_second': float(1 / np.median(times)),
+        'images': len(times),
+        'load_before': busy,
+        'device': machine() if cuda else f'{machine()}, 1 thread used',
+    }
+    forward = model.forward
+    flops = []
+    try:
+        for batch in batches[:5]:
+            data = model.data_preprocessor(copy.deepcopy(batch))
+            samples = data['data_samples']
+            model.forward = lambda inputs, samples=samples: forward(inputs, data_samples=samples)
+            info = get_model_complexity_info(
+                model, None, inputs=data['inputs'], show_table=False, show_arch=False
+            )
+            flops.append(info['flops'])
+        value['gflops'] = float(np.mean(flops)) / 1e9
+    except Exception as error:  # an unknown network may raise anything
+        value['gflops'] = None
+        value['gflops_why'] = f'{type(error).__name__}: {str(error).splitlines()[0][:120]}'
+    return value
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``score CONFIG CHECKPOINT DETECTIONS OUT`` or ``measure CONFIG CHECKPOINT OUT``."""
+    parser = argparse.ArgumentParser(prog='tools/compare.py')
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, files in (('score', ['detections']), ('measure', [])):
+        command = commands.add_parser(name)
+        for argument in ('config', 'checkpoint', *files, 'out'):
+            command.add_argument(argument)
+    args = parser.parse_args(arguments)
+    if args.command == 'score':
+        value = score(args.config, args.checkpoint, args.detections)
+    else:
+        value = measure(args.config, args.checkpoint)
+    write_json(Path(args.out), value)
+    return 0
