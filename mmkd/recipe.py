@@ -1,4 +1,4 @@
-"""What a recipe says, before anything is built."""
+"""Reads the distillation part of a model's config, before anything is built."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 ADAPTER_PREFIX = 'kd_adapters.'
-
-
+"""Prefix of adaptation layers in a distilled student's state dict."""
 UNTRAINED = 'random'
+"""A ``teacher_ckpt`` that leaves the teacher untrained, for tests."""
 
 
 class TeacherError(ValueError):
-    """The teacher's config or checkpoint is not what it has to be."""
+    """The teacher's config, checkpoint or behaviour is wrong."""
 
 
 def read_teacher_config(config: str | Path | dict) -> Config:
-    """Resolve ``teacher_config``: a path, an ``mmdet::...`` name of the installed package, a dict.
+    """Read ``teacher_config``: a path, an ``mmdet::...`` name of the installed package, or a dict.
 
     Raises:
         TeacherError: if there is no such config, or it has no ``model``.
@@ -39,10 +39,7 @@ def read_teacher_config(config: str | Path | dict) -> Config:
 
 
 def plain_student(model: dict) -> dict:
-    """The model config of a student alone: what plain MMDetection builds and tests.
-
-    A config that distils nothing comes back as it is, in a copy.
-    """
+    """A copy of a model config without distillation, which plain MMDetection can build."""
     model = copy.deepcopy(model)
     keys = ('teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher', 'distillation')
     if any(key in model for key in keys):
@@ -54,13 +51,15 @@ def plain_student(model: dict) -> dict:
 
 
 def terms(distillation: dict) -> list[str]:
-    """Names of the entries that are terms: losses by their ``type``."""
+    """Names of the entries that are terms, which have a ``type``."""
     return [k for k, v in distillation.items() if isinstance(v, dict) and 'type' in v]
 
 
 def terms_on(distillation: dict) -> list[str]:
-    """Names of the terms whose weight is not the constant 0. Equation (2) weights a soft term with
-    1 - hard_weight where no weight is given."""
+    """Names of the terms whose weight is not the constant 0.
+
+    By equation (2) the default weight of a soft term is 1 - hard_weight.
+    """
     on = []
     for name in terms(distillation):
         term = distillation[name]

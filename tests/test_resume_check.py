@@ -10,8 +10,8 @@ from test_resume import Noisy, Score, runner
 from torch import nn
 
 from mmkd.engine.exact_resume import _tell_changes, settings
-from mmkd.engine.random_state import random_state, set_random
-from mmkd.engine.resume_compatibility import guard_optimizer, own_file, own_ids
+from mmkd.engine.random_state import random_state, set_random_state
+from mmkd.engine.resume_compatibility import check_loaded_states, own_file, own_ids
 from mmkd.io.checkpoint import CheckpointError
 
 
@@ -86,7 +86,7 @@ def test_kernels_are_the_runs_and_go_over_whole_tensors(kind, forged):
             small = torch.zeros(1)
             state['state'][0][key] = small if forged == 'short' else small.expand(16, 16)
     state['param_groups'][0].update(fused=True, foreach=False, maximize=True)
-    guard_optimizer(optimizer)
+    check_loaded_states(optimizer)
     if forged == 'short':
         with pytest.raises(CheckpointError, match=r'of shape \(1,\) for a parameter of shape'):
             optimizer.load_state_dict(state)
@@ -111,7 +111,7 @@ def test_kernels_are_the_runs_and_go_over_whole_tensors(kind, forged):
 def test_another_optimizer_is_named(other, says):
     parameters = list(nn.Linear(2, 2).parameters())
     optimizer = torch.optim.AdamW(parameters)
-    guard_optimizer(optimizer)
+    check_loaded_states(optimizer)
     with pytest.raises(CheckpointError, match=says):
         optimizer.load_state_dict(other(parameters).state_dict())
     optimizer.load_state_dict(torch.optim.AdamW(parameters).state_dict())
@@ -122,10 +122,10 @@ def test_random_numbers_of_numpy_lie_within_its_state(position):
     state = random_state()
     state['numpy'][2] = position
     with pytest.raises(CheckpointError, match=r'no state of its generator \(MT19937, 624 numbers'):
-        set_random(state)
+        set_random_state(state)
     state = random_state()
     drawn = np.random.rand()
-    set_random(state)
+    set_random_state(state)
     assert np.random.rand() == drawn
 
 

@@ -1,6 +1,5 @@
 """When a term is in force: the factor at every edge, and by whose count."""
 
-import logging
 from types import SimpleNamespace
 
 import pairs
@@ -10,7 +9,7 @@ from mmengine.logging import MessageHub
 from mmengine.runner import IterBasedTrainLoop
 from pairs import LOG_NAMES, distil, losses, recipe
 
-from mmkd.engine.plain_checkpoints import FromPlainHook
+from mmkd.engine.training_checks import InputChecksHook
 from mmkd.options.schedule import WeightSchedule
 
 
@@ -144,14 +143,12 @@ def test_epochs_are_refused_where_the_loop_counts_none():
     term = SimpleNamespace(schedule=WeightSchedule(begin=1, by_epoch=True))
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
     runner = SimpleNamespace(
-        model=SimpleNamespace(terms=dict(hint=term), startup_table=lambda **kwargs: 'table'),
+        model=SimpleNamespace(terms=dict(hint=term)),
         train_loop=loop,
         train_dataloader=SimpleNamespace(dataset=None),
         val_loop=None,
-        resumed_from='somewhere.pth',
-        logger=logging.getLogger(__name__),
     )
     with pytest.raises(ValueError, match='hint.schedule has by_epoch=True.*counts iterations'):
-        FromPlainHook().before_train(runner)
+        InputChecksHook().before_train(runner)
     term.schedule = WeightSchedule(begin=1)
-    FromPlainHook().before_train(runner)
+    InputChecksHook().before_train(runner)

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(model, 'unproven'):
         model.unproven.clear()  # a term that is not finite would stop here what is to be seen
     found = first_wrong(networks)
-    step_dump.set_back(step)
+    step_dump.restore_step(step)
     values = model(**model.data_preprocessor(batch, True), mode='loss')
     for name, value in values.items():
         single = sum(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Is this pair worth a training? What can be told in a minute, before any data is needed."""
+"""Checks a pair of teacher and student in a minute, before a training and without its data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..datasets.two_views import apply_resolution, at_teachers_scale
 from ..engine import teacher_check
 from ..engine.class_names import apply_classes, class_names, head_classes
 from ..engine.exit import leave
-from ..engine.teacher_check import CERTAIN, PIXELS, SUSPICIOUS, means
+from ..engine.teacher_check import CERTAIN, MIN_RECALL, PREPROCESSINGS, SUSPICIOUS, means
 from ..models.alignment import VIEW
 from ..models.detector import DWARFS, LOG_NAMES
 from ..options.class_map import ClassMap
@@ -39,16 +39,13 @@ from ..options.resolution import Resolution
 from ..options.share import gradient_norm
 from ..recipe import ADAPTER_PREFIX, UNTRAINED, plain_student, terms, terms_on
 
-VANISHES = 1e-3
-"""Share of the hard loss's gradient below which a term is warned about."""
-FINDS_NOTHING = 0.25
-"""Recall at IoU 0.5, whatever the class, below which a teacher is taken for broken. Boxes at random
-reach a tenth with 100 detections an image."""
+MIN_GRADIENT = 1e-3
+"""Ratio of a term's gradient to the hard losses' below which a warning is given."""
 
 
 @dataclass
 class Report:
-    """What was found: reasons against (the pair cannot train), warnings, and what was printed."""
+    """The result: faults with which the pair cannot be trained, and warnings."""
 
     against: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -69,15 +66,15 @@ def check_pair(
     download: bool = False,
     processes: int = 2,
 ) -> Report:
-    """Check the pair of a config. Nothing is trained and nothing is written.
+    """Check the pair of a config with one step; no weight is changed and no file written.
 
     Args:
         cfg: the config of a distilled student.
-        size: height and width of the image of the trial step, in pixels of the student.
-        image: a picture for it; None makes one.
-        data: on how many images of the validation data the teacher is tried; 0 for none.
-        download: fetch checkpoints by URL instead of leaving them out.
-        processes: how many the trial under DDP takes; 1 for none.
+        size: height and width of the student's image in the trial step, in pixels.
+        image: path of an image for it; None makes one.
+        data: number of validation images to test the teacher on.
+        download: download checkpoints instead of replacing them by random weights.
+        processes: number of processes in the trial under DDP; 1 skips it.
     """
     report = Report()
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -85,7 +82,7 @@ def check_pair(
         cfg = _prepare(cfg, report, download)
         model = _build(cfg.model)
         table = model.startup_table()
-    except Exception as error:  # whatever a config may raise when it is built
+    except Exception as error:  # building a config may raise anything
         report.against.append(f'{type(error).__name__}: {error}')
         return report
     report.say(table)
@@ -137,7 +134,7 @@ def _cached(url: str) -> bool:
 
 
 def without_downloads(node: Any) -> bool:
-    """Takes out every ``init_cfg`` that would download; tells whether there was one."""
+    """Removes every ``init_cfg`` that would download; returns whether there was one."""
     found = False
     if isinstance(node, dict):
         init_cfg = node.get('init_cfg')
@@ -155,7 +152,7 @@ def without_downloads(node: Any) -> bool:
 
 
 def _build(config: dict) -> Any:
-    # Not a line for each tensor that is initialised.
+    # At INFO, MMEngine logs a line for each tensor.
     MMLogger.get_instance('mmkd check', logger_name='mmengine', log_level='ERROR')
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(config))
@@ -194,14 +191,14 @@ def _gflops(network: nn.Module, height: int, width: int) -> str:
             show_arch=False,
         )  # fmt: skip
         return f'{info["flops"] / 1e9:.2f}'
-    except Exception as error:  # networks that cannot be counted are not wrong
+    except Exception as error:  # a network that cannot be counted may still train
         return f'not countable ({type(error).__name__})'
     finally:
         network.forward = forward
 
 
 def synthetic_batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 2) -> dict:
-    """Images with boxes, as the training pipeline would pack them."""
+    """A batch of images with boxes, in the form that the training pipeline gives."""
     height, width = size
     draw = np.random.default_rng(0)
     classes = head_classes(cfg.model) or len(class_names(cfg) or [0])
@@ -243,16 +240,16 @@ def _picture(path: str | None, height: int, width: int, draw: np.random.Generato
 
 
 def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
-    """One step: values, what each costs, and each term's gradient beside the hard loss's."""
+    """Run one step: losses, times, and each term's gradient relative to the hard losses'."""
     costs: dict[str, float] = {}
     data = model.data_preprocessor(copy.deepcopy(batch), True)
     try:
-        model(**copy.deepcopy(data), mode='loss')  # warms up
+        model(**copy.deepcopy(data), mode='loss')  # warm-up
         torch.manual_seed(0)
         start = time.perf_counter()
         with _timed(model.teacher, costs):
             values = model(**data, mode='loss')
-    except Exception as error:  # a step that stops is the answer
+    except Exception as error:  # reported as the result
         report.against.append(f'{type(error).__name__} in the first step: {error}')
         return
     forward = time.perf_counter() - start
@@ -272,13 +269,13 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
         )
         weight = term.loss.loss_weight
         if term.share is not None:
-            continue  # its weight follows from this very figure
+            continue  # its weight is computed from this ratio
         if trained and share > DWARFS:
             report.warnings.append(
                 f'{LOG_NAMES[name]} dwarfs the hard loss: its gradient is {share:.0f} times as '
                 f'large. Try distillation.{name}.loss_weight={_round(weight / share)}'
             )
-        elif trained and 0 < share < VANISHES:
+        elif trained and 0 < share < MIN_GRADIENT:
             report.warnings.append(
                 f"{LOG_NAMES[name]} vanishes: {share:.1g} of the hard loss's gradient. Try "
                 f'distillation.{name}.loss_weight={_round(weight * 0.1 / share)}'
@@ -328,7 +325,7 @@ def _round(value: float) -> str:
 
 
 def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
-    """The same step in several processes over gloo, on small images."""
+    """Run the step in several processes over gloo, on small images."""
     import torch.multiprocessing as multiprocessing
 
     start = time.perf_counter()
@@ -357,7 +354,7 @@ def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    for _ in range(2):  # what the first step left unused is noticed in the second
+    for _ in range(2):  # DDP reports parameters without a gradient in the next step
         data = model.module.data_preprocessor(synthetic_batch(cfg, (128, 128), None, 1), True)
         model.module.parse_losses(model(**data, mode='loss'))[0].backward()
     leave()
@@ -376,7 +373,7 @@ def _epoch(cfg: Config, report: Report) -> None:
     try:
         dataset = _dataset(loader.dataset)
         images = len(dataset)
-    except Exception as error:  # no data set is needed for a check
+    except Exception as error:  # the check works without data
         report.say(
             f'the training data is not here ({type(error).__name__}), so the length of an epoch is '
             'not told'
@@ -392,22 +389,22 @@ def _epoch(cfg: Config, report: Report) -> None:
 
 
 def _dataset(config: dict) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         return DATASETS.build(config)
 
 
 # ------------------------------------------------------------------------- the teacher on data
 
 
-def look(
+def match_batches(
     network: nn.Module, batches: list[dict], indices: list[int | None] | None = None
 ) -> list[Tensor]:
-    """What :func:`mmkd.engine.teacher_check.answers` has of each image with boxes.
+    """:func:`mmkd.engine.teacher_check.match_boxes` of each image with boxes.
 
     Args:
         network: the teacher.
-        batches: of its own test pipeline, with ground truth.
-        indices: the teacher's class for each class of the data; None where they are the same.
+        batches: of the teacher's test pipeline, with ground truth.
+        indices: the teacher's class for each class of the data; None if they are the same.
 
     Returns:
         (n, 5) for an image of n boxes.
@@ -419,7 +416,7 @@ def look(
         for result, sample in zip(results, batch['data_samples'], strict=True):
             boxes, labels = teacher_check.ground_truth(sample, indices)
             if len(boxes):
-                images.append(teacher_check.answers(result.pred_instances, boxes, labels))
+                images.append(teacher_check.match_boxes(result.pred_instances, boxes, labels))
     return images
 
 
@@ -429,28 +426,28 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
     dataset = _dataset(dict(loader.dataset, indices=images))
     batches = []
     for i in range(len(dataset)):
-        # Boxes of a test pipeline are those of the file; detections come back in its pixels.
+        # The test pipeline keeps boxes in pixels of the file, and detections are rescaled to them.
         batches.append(pseudo_collate([dataset[i]]))
     classes = (cfg.model.distillation or {}).get('classes')
     indices = None
     if classes and 'teacher' in classes:
         indices = ClassMap(**classes).indices
-    seen = look(network, batches, indices)
+    seen = match_batches(network, batches, indices)
     if not seen:
         report.warnings.append(f'no box on the first {images} images to try the teacher on')
         return
     any_class, right_class, _ = means(seen)
-    renamed = teacher_check.in_another_order(seen)
+    renamed = teacher_check.best_class_recall(seen)
     report.say(
         f'the teacher on {len(batches)} images, {sum(map(len, seen))} boxes: finds '
         f'{100 * any_class:.0f} % (IoU 0.5), {100 * right_class:.0f} % with the right class'
     )
-    chance, better = _other_pixels(network, batches, indices, seen)
+    chance, better = _other_preprocessings(network, batches, indices, seen)
     if chance < CERTAIN:
         report.against.append(
             f'{better}: its data_preprocessor is not the one that it was trained with'
         )
-    elif any_class < FINDS_NOTHING:
+    elif any_class < MIN_RECALL:
         report.against.append(
             f'the teacher finds {100 * any_class:.0f} % of the boxes. That usually means a wrong '
             'checkpoint, a wrong normalisation (mean and std of its data_preprocessor) or data '
@@ -466,34 +463,34 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
         report.warnings.append(f'{better}: try it on more images (--data)')
 
 
-def _other_pixels(
+def _other_preprocessings(
     network: Any, batches: list[dict], indices: list | None, seen: list[Tensor]
 ) -> tuple[float, str]:
-    """What the teacher sees with the best of other pixels than its config says.
+    """Compare the teacher's preprocessing with the common ones.
 
     Returns:
-        The chance that it sees as much more by accident, and a sentence where that is small; 1
-        where it finds next to nothing with them either, as an untrained network does.
+        The p-value of the best one being better, and a sentence for a message, '' if none is
+        clearly better. p is 1 if the teacher finds next to nothing with it, as an untrained one.
     """
     preprocessor = network.data_preprocessor
     kept = (preprocessor._channel_conversion, preprocessor.mean, preprocessor.std)
     candidates: dict[str, tuple] = {'the other channel order': (not kept[0], kept[1], kept[2])}
-    for name, (swap, mean, std) in PIXELS.items():
+    for name, (swap, mean, std) in PREPROCESSINGS.items():
         values = (kept[1].new_tensor(v).view(-1, 1, 1) for v in (mean, std))
         candidates[name] = (swap, *values)
     others = {}
     try:
         for name, (swap, mean, std) in candidates.items():
             preprocessor._channel_conversion, preprocessor.mean, preprocessor.std = swap, mean, std
-            others[name] = look(network, batches, indices)
+            others[name] = match_batches(network, batches, indices)
     finally:
         preprocessor._channel_conversion, preprocessor.mean, preprocessor.std = kept
-    chance, best = teacher_check.best_pixels(seen, others)
+    chance, best = teacher_check.best_preprocessing(seen, others)
     if not best:
         return chance, ''
     found, _, score = means(seen)
     more, _, higher = means(others[best])
-    chance = chance if more >= FINDS_NOTHING else 1.0
+    chance = chance if more >= MIN_RECALL else 1.0
     return chance, (
         f'the teacher finds {100 * found:.0f} % of the boxes as its config prepares pixels (score '
         f'times IoU {score:.3f}), and {100 * more:.0f} % ({higher:.3f}) with {best} (an accident '

@@ -1,4 +1,4 @@
-"""No dead term: each one is finite, and a gradient reaches the student through it."""
+"""Checks that a distillation term is finite and that its gradient reaches the student."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 
 class DeadTermError(RuntimeError):
-    """A distillation term cannot teach the student anything."""
+    """The gradient of a distillation term does not reach the student."""
 
 
 def prove(term: str, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Show that ``loss`` is finite and that its graph leads to the student.
+    """Check that ``loss`` is finite and that its autograd graph contains the student's parameters.
 
-    It is the wiring that is tested, not the value: equation (4) is rightly 0 where the student is
-    better than its teacher. So the graph is walked, nothing is computed; this holds under DDP, AMP
-    and activation checkpointing alike.
+    The gradient's value is no criterion: equation (4) is 0 where the student is better than its
+    teacher. Walking the graph computes nothing, and works with DDP, AMP and activation
+    checkpointing.
 
     Args:
         term: the name under which the loss is logged.
-        loss: its value in this step, a scalar.
-        parameters: the student's own, without adaptation layers.
+        loss: a scalar.
+        parameters: the student's, without adaptation layers.
 
     Raises:
-        DeadTermError: if it is not finite, or no gradient can arrive.
+        DeadTermError: if the loss is not finite, or no gradient can reach a parameter.
     """
     if not loss.isfinite():
         raise DeadTermError(
@@ -43,7 +43,7 @@ def prove(term: str, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _reaches(loss: Tensor, leaves: set[int]) -> bool:
-    # A reentrant checkpoint keeps the parameters of its block out of the graph.
+    # The graph does not contain the parameters inside a reentrant activation checkpoint.
     return any(
         id(getattr(node, 'variable', None)) in leaves or 'CheckpointFunction' in node.name()
         for node in _nodes(loss)
@@ -51,7 +51,7 @@ def _reaches(loss: Tensor, leaves: set[int]) -> bool:
 
 
 def has_checkpoints(loss: Tensor) -> bool:
-    """Whether a reentrant activation checkpoint lies behind ``loss``."""
+    """Whether the graph of ``loss`` contains a reentrant activation checkpoint."""
     return any('CheckpointFunction' in node.name() for node in _nodes(loss))
 
 

@@ -1,32 +1,55 @@
-"""The table that says, before the first step, what is about to be trained."""
+"""The table of what is trained, logged before the first step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from terminaltables import AsciiTable
 from torch import nn
 
+from ..models.detector import LOG_NAMES
 from ..recipe import ADAPTER_PREFIX, UNTRAINED
+from .processes import unwrap
 from .weight_origins import origins
 
-if TYPE_CHECKING:
-    from ..models.detector import DistillationMixin
+
+class SummaryHook(Hook):
+    """Logs :func:`startup_table` before training; of a plain model, where its weights are from."""
+
+    priority = 'HIGHEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Logs it.
+
+        Raises:
+            ValueError: a checkpoint that the config names holds none of the weights.
+        """
+        model = unwrap(runner.model)
+        resumed = getattr(runner, 'resumed_from', None)
+        load_from = None if resumed else runner._load_from
+        # On all ranks: reading a checkpoint by URL is a collective call.
+        if hasattr(model, 'terms'):
+            text = startup_table(model, load_from, resumed)
+        else:
+            text = 'weights: ' + '; '.join(origins(model, load_from, resumed))
+        if is_main_process():
+            runner.logger.info(text)
 
 
-def startup_table(student: DistillationMixin, load_from: str | None, resumed: str | None) -> str:
-    """Draw the table.
-
-    Raises:
-        ValueError: not one tensor was loaded from a checkpoint that the config names.
+def startup_table(student: Any, load_from: str | None = None, resumed: str | None = None) -> str:
+    """Tabulate student, teacher, weights and terms.
 
     Args:
         student: the distilling detector, its weights initialised.
         load_from: the checkpoint the student was loaded from, if any.
-        resumed: the checkpoint this run goes on from, if any.
-    """
-    from ..models.detector import LOG_NAMES
+        resumed: the checkpoint that the run is resumed from, if any.
 
+    Raises:
+        ValueError: a checkpoint that the config names holds none of the weights.
+    """
     rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
     rows += [['  weights', line] for line in origins(student, load_from, resumed)]
     if student.start is not None and not (resumed or load_from):

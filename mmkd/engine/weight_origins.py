@@ -1,4 +1,4 @@
-"""Where a network's weights come from, told by the numbers that it holds after loading."""
+"""Finds out where a network's weights come from, by comparing them with the checkpoints."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ..recipe import ADAPTER_PREFIX
 def origins(
     network: nn.Module, load_from: str | None = None, resumed: str | None = None
 ) -> list[str]:
-    """Say how many of a network's tensors hold what a file holds.
+    """Count the tensors of a network that are equal to those in each checkpoint.
 
     Args:
-        network: its weights initialised, and loaded from ``load_from``.
+        network: after its weights were initialised and loaded.
         load_from: the checkpoint it was loaded from, if any.
-        resumed: the checkpoint its run goes on from, if any.
+        resumed: the checkpoint that the run is resumed from, if any.
 
     Returns:
-        A line for each file, and one for what was initialised at random.
+        A line for each checkpoint, and one for the tensors initialised at random.
 
     Raises:
-        ValueError: not one tensor was loaded from a file that the config names.
+        ValueError: no tensor is equal to one in a checkpoint that the config names.
     """
     if resumed:
         return [f'resumed from {resumed}']
@@ -94,7 +94,7 @@ def _warn_of_noise(what: str, same: int, of: int) -> None:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    # BatchNorm's counters and indices of positions fit a network of any width.
+    # Integer buffers (BatchNorm's counters, position indices) are equal in unrelated networks.
     return {
         k: v
         for k, v in module.state_dict().items()
@@ -103,9 +103,9 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _same(own: dict[str, Tensor], file: dict[str, Any]) -> int:
-    """How many of the weights are as in the file, under the same names or else under others.
+    """Number of weights that are equal to one in the file: of the same name, else of any name.
 
-    A backbone may read the file of another library, and rename what is in it.
+    A backbone may load the file of another library, whose names differ.
     """
     same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
     if same:

@@ -1,4 +1,4 @@
-"""Where the teacher's images lie over the student's."""
+"""The geometry between the student's images and the teacher's, if their resolutions differ."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mmdet.structures import SampleList
 from torch import Tensor
 
 VIEW = 'teacher_view'
-"""Field of a data sample: the teacher's image and where it lies over the student's."""
+"""Field of a data sample that holds the teacher's image and its scale and offset."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Where the teacher's images lie over the student's: x_teacher = scale · x_student + offset.
+    """Maps the student's coordinates to the teacher's: x_teacher = scale · x_student + offset.
 
     Attributes:
         scale: (N, 2), x and y of each image.
@@ -25,21 +25,21 @@ class View:
     offset: Tensor
 
     def repeat(self, copies: int) -> View:
-        """The view of a batch that is laid down ``copies`` times, one after the other."""
+        """The view of a batch that is repeated ``copies`` times."""
         return View(self.scale.repeat(copies, 1), self.offset.repeat(copies, 1))
 
     def rois(self, rois: Tensor) -> Tensor:
-        """The student's RoIs (n, 5), image index first, in the teacher's images."""
+        """Maps the student's RoIs (n, 5), image index first, to the teacher's images."""
         image = rois[:, 0].long()
         scale, offset = (t.to(rois)[image].repeat(1, 2) for t in (self.scale, self.offset))
         return torch.cat([rois[:, :1], rois[:, 1:] * scale + offset], 1)
 
 
 def images_and_view(samples: SampleList, device: torch.device) -> tuple[list[Tensor], View]:
-    """The teacher's images (3, H, W) as they were decoded, and their view.
+    """The teacher's images (3, H, W), not normalised, and their view.
 
     Raises:
-        RuntimeError: if a sample carries none.
+        RuntimeError: if a sample has none.
     """
     views = [sample.get(VIEW) for sample in samples]
     if any(view is None for view in views):

@@ -19,7 +19,6 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from ..engine import gradient_flow as wiring
-from ..engine.summary import startup_table
 from ..options.acceleration import Acceleration, laid_out
 from ..options.class_map import Answers, ClassMap
 from ..options.inherit import Start, inherit
@@ -539,6 +538,8 @@ class DistillationMixin(Detector):
 
     def startup_table(self, load_from: str | None = None, resumed: str | None = None) -> str:
         """What is about to be trained, see :func:`mmkd.startup.startup_table`."""
+        from ..engine.summary import startup_table
+
         return startup_table(self, load_from, resumed)
 
     def _listen(self, pairs: Sequence[str | dict]) -> None:

@@ -1,4 +1,4 @@
-"""A loss that is not finite."""
+"""The check that the loss is finite before the backward pass."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from torch import Tensor
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss is NaN or infinite; the weights have not been touched by it."""
+    """A loss is NaN or infinite; no weight was changed by it."""
 
 
 def require_finite(total: Tensor, losses: dict[str, Tensor]) -> None:
-    """Stop before the backward pass where the sum that is trained on is not finite.
+    """Check the sum of the losses.
 
     Args:
-        total: that sum, a scalar.
-        losses: what it is made of, by the names in the log.
+        total: the sum, a scalar.
+        losses: its parts, by their names in the log.
 
     Raises:
-        NonFiniteLossError: naming the losses at fault.
+        NonFiniteLossError: naming the losses that are not finite.
     """
     if total.isfinite():
         return

@@ -1,7 +1,7 @@
-"""Which of the teacher's classes is which of the student's, and its answers in the student's terms.
+"""Maps the teacher's classes to the student's, and its RoI logits to the student's layout.
 
-Heads differ in what their logits mean (softmax, sigmoid, Seesaw's classes times objectness) and in
-their lists of classes. Where both agree the logits pass untouched.
+Heads differ in the meaning of their logits (softmax, sigmoid, or Seesaw's classes times objectness)
+and in their lists of classes. If both agree, the logits are returned unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ClassMap:
     Args:
         student: the student's class names, in the order of its head.
         teacher: the teacher's.
-        names: where one class has two names: the student's name to the teacher's.
+        names: the student's name to the teacher's, for classes that both name differently.
 
     Raises:
         ValueError: if a name in ``names`` is unknown, or the two have no class in common.
@@ -72,16 +72,15 @@ class ClassMap:
 
 
 class Answers:
-    """Brings the RoI classification of both networks into one layout.
+    """Converts the RoI logits of both networks to one layout.
 
-    What a head's logits mean is what MMDetection makes of them at test time: a softmax, or for
-    Seesaw its classes times objectness. A student with a sigmoid loss is taught each class by
-    itself.
+    A head's logits mean what MMDetection computes from them at test time: a softmax, or for Seesaw
+    classes times objectness. A student with a sigmoid loss learns each class independently.
 
     Args:
         student: the student's box head.
         teacher: the teacher's, of the same stage.
-        classes: which class is which; None where the lists are the same.
+        classes: maps the classes; None if both lists are the same.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, classes: ClassMap | None) -> None:
@@ -91,25 +90,25 @@ class Answers:
 
     @property
     def sigmoid(self) -> bool:
-        """Whether the student's classes are taught each by itself."""
+        """Whether the student learns each class independently."""
         return self.kinds[0] == 'sigmoid'
 
     def known(self, labels: Tensor) -> Tensor | None:
-        """Of RoIs with these labels, those that the teacher can speak of; None means all."""
+        """Mask of the labels that are background or a class of the teacher; None means all."""
         if self.classes is None or not self.classes.unknown:
             return None
         table = torch.tensor([i is not None for i in self.indices or ()] + [True])
         return table.to(labels.device)[labels]
 
     def columns(self, labels: Tensor) -> Tensor:
-        """The teacher's class for each label, of known ones."""
+        """The teacher's class for each label; -1 if it has none."""
         if self.indices is None:
             return labels
         table = torch.tensor([-1 if i is None else i for i in self.indices])
         return table.to(labels.device)[labels]
 
     def student(self, logits: Tensor) -> Tensor:
-        """The student's logits, (n, C + 1), background last; with its graph."""
+        """The student's logits (n, C + 1), background last, with gradient."""
         return _log_scores(logits, 'seesaw') if self.kinds[0] == 'seesaw' else logits
 
     def teacher(self, logits: Tensor) -> Tensor:
@@ -123,12 +122,12 @@ class Answers:
             taken = [i for i in self.indices if i is not None]
             others = [i for i in range(scores.size(1)) if i not in set(taken)]
             background = scores[:, others].logsumexp(1, keepdim=True)
-            # A class that the teacher does not know has none of its probability.
+            # Probability 0 for a class that the teacher does not have.
             nothing = scores.new_full((len(scores), 1), -1e4)
             columns = [nothing if i is None else scores[:, i : i + 1] for i in self.indices]
             scores = torch.cat([*columns, background], 1)
         if self.sigmoid:
-            # The logit of each probability.
+            # Logits of the probabilities.
             return scores - torch.log1p(-scores.exp().clamp(max=1 - 1e-6))
         return scores
 
@@ -140,7 +139,7 @@ def _kind(head: Any) -> str:
 
 
 def _log_scores(logits: Tensor, kind: str) -> Tensor:
-    """Logarithm of the scores that MMDetection gives at test time, (n, C + 1)."""
+    """Log of the scores (n, C + 1) that MMDetection computes at test time."""
     logits = logits.float()
     if kind != 'seesaw':
         return logits.log_softmax(-1)
