@@ -67,7 +67,7 @@ def check() -> None:
     if problems:
         raise ImportError(
             'mmkd cannot run on the packages installed here:\n'
-            + '\n'.join(f'  - {fault}\n    mend it: {command}' for fault, command in problems)
+            + '\n'.join(f'  - {fault}\n    repair it: {command}' for fault, command in problems)
         )
 
 

@@ -363,7 +363,7 @@ def test_a_new_pair_is_ten_lines_and_a_go(folder, capsys):
               '--teacher-ckpt', str(folder / 'teacher.pth')])  # fmt: skip
     assert len(out.read_text().splitlines()) <= 10
     assert check(Config.fromfile(out)).go
-    with pytest.raises(SystemExit, match='is there already'):
+    with pytest.raises(SystemExit, match='exists already'):
         new_pair([*args, '--teacher', 'x'])
 
 

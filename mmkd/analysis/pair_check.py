@@ -96,7 +96,7 @@ def check_pair(
         if trained:
             _try_teacher(cfg, model.teacher.network, data, report)
         else:
-            report.warnings.append('the teacher was not loaded, so it was not tried on data')
+            report.warnings.append('the teacher was not loaded, so it was not tested on data')
     return report
 
 
@@ -117,8 +117,8 @@ def _prepare(cfg: Config, report: Report, download: bool) -> Config:
     checkpoint = cfg.model.get('teacher_ckpt')
     if not download and checkpoint and '://' in checkpoint and not _cached(checkpoint):
         report.warnings.append(
-            f'{checkpoint} is not on this machine, so random weights stand in for the teacher and '
-            'shares of gradients mean nothing; --download fetches it'
+            f'{checkpoint} is not on this machine, so random weights replace those of the teacher, '
+            'and gradients are not representative; --download fetches it'
         )
         cfg.model.teacher_ckpt = UNTRAINED
     if not download and without_downloads(cfg.model):
@@ -284,7 +284,7 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
     said = ', '.join(f'{name} {1000 * cost:.0f}' for name, cost in costs.items())
     report.say(f'forward with everything: {1000 * forward:.0f} ms; of these the teacher: {said}')
     if not trained:
-        report.say('(random weights stand in for the teacher: values and shares mean nothing)')
+        report.say('(the teacher has random weights: losses and gradients are not representative)')
 
 
 @contextlib.contextmanager
@@ -375,8 +375,8 @@ def _epoch(cfg: Config, report: Report) -> None:
         images = len(dataset)
     except Exception as error:  # the check works without data
         report.say(
-            f'the training data is not here ({type(error).__name__}), so the length of an epoch is '
-            'not told'
+            f'the training data is not on this machine ({type(error).__name__}): the length of an '
+            'epoch is unknown'
         )
         return
     report.say(f'an epoch: {images} images, {images // loader.batch_size} steps on one device')
@@ -434,7 +434,7 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
         indices = ClassMap(**classes).indices
     seen = match_batches(network, batches, indices)
     if not seen:
-        report.warnings.append(f'no box on the first {images} images to try the teacher on')
+        report.warnings.append(f'no boxes on the first {images} images: the teacher was not tested')
         return
     any_class, right_class, _ = means(seen)
     renamed = teacher_check.best_class_recall(seen)
@@ -451,7 +451,7 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
         report.against.append(
             f'the teacher finds {100 * any_class:.0f} % of the boxes. That usually means a wrong '
             'checkpoint, a wrong normalisation (mean and std of its data_preprocessor) or data '
-            'that it never saw'
+            'unlike its training data'
         )
     elif renamed > max(2 * right_class, any_class / 3):
         report.against.append(
@@ -493,6 +493,6 @@ def _other_preprocessings(
     chance = chance if more >= MIN_RECALL else 1.0
     return chance, (
         f'the teacher finds {100 * found:.0f} % of the boxes as its config prepares pixels (score '
-        f'times IoU {score:.3f}), and {100 * more:.0f} % ({higher:.3f}) with {best} (an accident '
-        f'with p = {chance:.0e})'
+        f'times IoU {score:.3f}), and {100 * more:.0f} % ({higher:.3f}) with {best} '
+        f'(p = {chance:.0e})'
     )

@@ -161,8 +161,8 @@ class ResumableCheckpointHook(CheckpointHook):
         missing = [name for name in self._chosen_by() if name not in metrics]
         if missing:
             runner.logger.warning(
-                f'save_best={missing[0]} is not among what this validation gave '
-                f'({", ".join(metrics)}): NO BEST CHECKPOINT is chosen by it'
+                f'save_best={missing[0]} is not among the metrics of this validation '
+                f'({", ".join(metrics)}): NO BEST CHECKPOINT is saved'
             )
             return
         backend = self.file_backend
@@ -255,7 +255,7 @@ class ResumableCheckpointHook(CheckpointHook):
             check_save_best(self._chosen_by(), getattr(runner.val_loop, 'evaluator', None))
             if runner.val_loop is None:
                 runner.logger.warning(
-                    f'save_best={", ".join(self.save_best)} waits for a validation, and this '
+                    f'save_best={", ".join(self.save_best)} needs a validation, and this '
                     'config has none (val_dataloader): NO BEST CHECKPOINT will be written'
                 )
         if is_main_process():
@@ -295,17 +295,16 @@ class ResumableCheckpointHook(CheckpointHook):
         state = states[get_rank()] if len(states) == runner.world_size else None
         if state is None:
             runner.logger.warning(
-                f'the checkpoint has the random numbers of {len(states)} processes and this run '
-                f'has {runner.world_size}: it goes on from the same weights with other random '
-                'numbers'
+                f'the checkpoint has the random states of {len(states)} processes and this run has '
+                f'{runner.world_size}: it continues with other random numbers'
             )
         loop = runner.train_loop
         self._restore_position(loop, found, runner)
         _tell_changes(found.get('settings'), settings(runner), runner)
         if loop._iter and not _is_reproducible(loop.dataloader):
             runner.logger.warning(
-                f'{type(_sampler(loop.dataloader)).__name__} may take its order from what is not '
-                'put back: in the epoch that is gone on with, images may come twice or not at all'
+                f'{type(_sampler(loop.dataloader)).__name__} may take its order from state that is '
+                'not restored: in this epoch some images may be used twice or not at all'
             )
         seen = self._seen(loop)
         drawn = self._restore_workers(found, loop, runner)
@@ -317,7 +316,7 @@ class ResumableCheckpointHook(CheckpointHook):
         if due >= at:
             runner.logger.warning(
                 f'the checkpoint is at {due} of {at} that train_cfg asks for: NOTHING IS TRAINED. '
-                'To go on, ask for more; to begin anew, drop --resume'
+                'To continue, ask for more; to start from scratch, leave out --resume'
             )
         if (
             runner.val_loop is not None
@@ -327,7 +326,9 @@ class ResumableCheckpointHook(CheckpointHook):
         ):
             loop._decide_current_val_interval()
             if due >= loop.val_begin and (due % loop.val_interval == 0 or due == at):
-                runner.logger.info('the run was cut off before or in its validation: made up for')
+                runner.logger.info(
+                    'the run was interrupted before or in a validation: it is repeated'
+                )
                 runner.val_loop.run()
         if seen or drawn or (loop._iter and isinstance(loop, IterBasedTrainLoop)):
             _skip(
@@ -406,8 +407,8 @@ class ResumableCheckpointHook(CheckpointHook):
         own = workers[get_rank()] if len(workers) == runner.world_size else []
         if len(own) != count:
             runner.logger.warning(
-                f'the checkpoint has the random numbers of {len(own)} data-loader workers and '
-                f'this run has {count}: they draw others'
+                f'the checkpoint has the random states of {len(own)} data-loader workers and '
+                f'this run has {count}: it continues with other random numbers'
             )
             return {}
         states = loader.worker_init_fn.args[1]
@@ -470,7 +471,7 @@ class ResumableCheckpointHook(CheckpointHook):
         runner.logger.warning(
             f'{signal.Signals(number).name} after iteration {done}: saved as '
             f'{osp.join(self.out_dir, f"iter_{done}.pth")}; the same command with --resume '
-            'goes on there'
+            'continues from it'
         )
         if runner.world_size > 1:
             barrier()
@@ -501,8 +502,8 @@ class ResumeHook(Hook):
                 f'{begin}) '
                 f'writes {"ONE CHECKPOINT, AT THE END" if hook.save_last else "NO CHECKPOINT"}, '
                 f'after {total} {"iterations" if by_iter or not hook.by_epoch else "epochs"}: a '
-                'run that is killed before is lost. Set '
-                f'{"by_epoch=False and " if by_iter else ""}an interval that is smaller'
+                'run that is killed before that is lost. Set '
+                f'{"by_epoch=False and " if by_iter else ""}a smaller interval'
             )
         hook.restore(runner)
         if hook.earlier and is_main_process():
@@ -639,9 +640,9 @@ def _tell_changes(before: Any, now: dict[str, str], runner: Runner) -> None:
     changed = [name for name in now if before.get(name, now[name]) != now[name]]
     if kept := [name for name in changed if name in _FROM_FILE]:
         runner.logger.warning(
-            f'{" and ".join(kept)} of the config ARE NOT USED: the run goes on with the learning '
-            'rate and schedule of the checkpoint, which was written with others. To train with '
-            "the config's, start from its weights with load_from"
+            f'{" and ".join(kept)} of the config ARE NOT USED: the run continues with the learning '
+            'rate and schedule of the checkpoint, which differ. To train with those of the config, '
+            'start from the weights of the checkpoint with load_from'
         )
     if new := [name for name in changed if name not in _FROM_FILE]:
         runner.logger.warning(

@@ -53,7 +53,7 @@ def check_resumed(checkpoint: dict, path: str, runner: Runner, model: nn.Module)
     for name in ('epoch', 'iter'):
         count = checkpoint['meta'].get(name)
         if type(count) is not int or count < 0:
-            raise CheckpointError(f'checkpoint {path} is at {name} {show(count)}, which is none')
+            raise CheckpointError(f'checkpoint {path} has {name} {show(count)}, which is no count')
     loop = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop) and checkpoint['meta']['iter'] > loop.max_iters:
         raise CheckpointError(

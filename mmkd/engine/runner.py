@@ -90,12 +90,12 @@ class DistillationRunner(Runner):
             if not (files := [str(d.get('ann_file')) for d in datasets if _is_empty(d)]):
                 raise
             raise ValueError(
-                'a data set is empty: filter_cfg leaves none of its images, or indices, or '
-                f'ann_file has none: {", ".join(files)}'
+                'a data set is empty: filter_cfg or indices remove all of its images, or ann_file '
+                f'has none: {", ".join(files)}'
             ) from None
         if hasattr(loader.dataset, '__len__') and not len(loader):
             raise ValueError(
-                f'a data set of {len(loader.dataset)} images gives not one batch: batch_size='
+                f'a data set of {len(loader.dataset)} images is too small for a batch: batch_size='
                 f'{loader.batch_size}, drop_last={loader.drop_last}'
             )
         require_intact_images(loader.dataset)
@@ -155,8 +155,8 @@ class DistillationRunner(Runner):
             if self._checkpoints:
                 self._checkpoints.earlier = earlier
             self.logger.warning(
-                f'{earlier} IS OF AN EARLIER RUN, whose files in this folder this one writes over: '
-                'to go on from it use --resume, to keep it another --work-dir'
+                f'{earlier} IS OF AN EARLIER RUN, whose files in this folder will be overwritten: '
+                'use --resume to continue that run, or another --work-dir to keep it'
             )
         signals = (
             self._checkpoints.handling_signals() if self._checkpoints else contextlib.nullcontext()
@@ -189,9 +189,9 @@ class DistillationRunner(Runner):
             path = self._steps.save(self, unwrap(self.model))
             raise NonFiniteLossError(
                 f'{error} at iteration {self.iter + 1} (epoch {self.epoch + 1}), on '
-                f'{image_files(self._steps.batch)}. No weight was changed by it. The step is kept: '
-                f'python tools/replay.py CONFIG {path} says where it begins. Often it is the '
-                'learning rate, a box without size, or fp16'
+                f'{image_files(self._steps.batch)}. No weight was changed by it. The step was '
+                f'saved: python tools/replay.py CONFIG {path} finds the first module with such '
+                'values. Common causes are the learning rate, an empty box, and fp16'
             ) from None
         except RuntimeError as error:
             if lost := lost_process(str(error)):
@@ -206,10 +206,10 @@ class DistillationRunner(Runner):
         if osp.isfile(osp.join(self.work_dir, UNSAVED)):
             last = None
         on = (
-            f'Nothing that was saved is lost, {last} is whole: with the cause mended, the same '
-            'command with --resume goes on from there'
+            f'The last checkpoint {last} is whole: fix the cause, and continue from it by the same '
+            'command with --resume'
             if last
-            else f'No checkpoint is in {self.work_dir}: mend the cause and run the same again'
+            else f'No checkpoint is in {self.work_dir}: fix the cause and repeat the command'
         )
         return (
             f'stopped in iteration {self.iter + 1} (epoch {self.epoch + 1}) by '
@@ -264,17 +264,18 @@ class DistillationRunner(Runner):
         path = latest_checkpoint(self.work_dir)
         if path is not None and osp.isfile(osp.join(self.work_dir, UNSAVED)):
             raise checkpoints.CheckpointError(
-                f'the run that was last begun in {self.work_dir} has saved nothing, and {path} is '
-                f'of the one before it. To go on from that name it: --resume {path}; to begin '
-                'the last one again drop --resume'
+                f'the last run in {self.work_dir} saved nothing, and {path} is of the run before '
+                f'it. To resume that one, name it: --resume {path}; to start the last run again, '
+                'leave out --resume'
             )
         if path is None:
             record = osp.join(self.work_dir, 'last_checkpoint')
             named = Path(record).read_text().strip() if osp.isfile(record) else ''
             if named:
                 raise FileNotFoundError(
-                    f'{record} names {named}, which does not exist, nor is a checkpoint beside it. '
-                    'Name the one to go on from (--resume PATH), or remove that file to begin anew'
+                    f'{record} names {named}, which does not exist, and there is no other '
+                    'checkpoint. Name one (--resume PATH), or remove that file to start from '
+                    'scratch'
                 )
             self.logger.warning(
                 f'NOTHING TO RESUME in {self.work_dir}: training starts from scratch'

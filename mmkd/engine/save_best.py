@@ -34,8 +34,8 @@ def check_save_best(wanted: list[str], evaluator: Any) -> None:
         begin = [f'{begins}...' for begins, given in known if given is None]
         near = difflib.get_close_matches(name, names, 3, 0) + begin
         raise ValueError(
-            f'default_hooks.checkpoint.save_best={name} is none of what val_evaluator gives, so no '
-            f'best checkpoint would be chosen. Nearest: {", ".join(near) or "nothing"}'
+            f'default_hooks.checkpoint.save_best={name} is none of the metrics of val_evaluator: '
+            f'no best checkpoint would be saved. Nearest: {", ".join(near) or "nothing"}'
         )
 
 

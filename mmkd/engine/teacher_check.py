@@ -74,20 +74,20 @@ def check_teacher(model: Any, loader: Any) -> str:
     """
     network = model.teacher.network
     if model.teacher.source == UNTRAINED:
-        return "teacher check: left out, teacher_ckpt='random'"
+        return "teacher check: skipped, teacher_ckpt='random'"
     if getattr(network, 'test_cfg', None) is None or not hasattr(network, 'predict'):
-        return 'teacher check: left out, this teacher has no test_cfg to detect by'
+        return 'teacher check: skipped, this teacher has no test_cfg'
     indices = model.classes.indices if model.classes is not None else None
     by_class = any(name.startswith('rcnn_') for name in model.terms)
     if not by_class and indices is None:
         ours, theirs = (_classes(each) for each in (model, network))
         if ours != theirs:
-            return f'teacher check: left out, it has {theirs} classes and the student {ours}'
+            return f'teacher check: skipped, it has {theirs} classes and the student {ours}'
     with _random_state_kept():
         own, others = _look(model, loader, indices, by_class)
     boxes = sum(map(len, own))
     if _few(own):
-        return f'teacher check: left out, {boxes} boxes on the first images tell nothing'
+        return f'teacher check: skipped, {boxes} boxes on the first images are too few'
     found, right, _ = means(own)
     said = f'the teacher finds {100 * found:.0f} % of {boxes} boxes of training images (IoU 0.5)'
     if by_class:
@@ -117,12 +117,12 @@ def check_teacher(model: Any, loader: Any) -> str:
     if found < MIN_TRAIN_RECALL or (by_class and right < found / CLASS_RATIO) or chance < CERTAIN:
         raise TeacherError(
             f'{better or said}. That usually means a wrong checkpoint, a wrong normalisation (mean '
-            'and std of the data_preprocessor in teacher_config), or data that it never saw: see '
-            f'what it says by tools/check_pair.py --data. {OFF}'
+            'and std of the data_preprocessor in teacher_config), or data unlike its training '
+            f'data: see tools/check_pair.py --data. {OFF}'
         )
     if better:
         MMLogger.get_current_instance().warning(
-            f'{better}: that is seldom an accident, so look whether the data_preprocessor of '
+            f'{better}: this is unlikely to be chance, so check that the data_preprocessor of '
             'teacher_config is the one that it was trained with (tools/check_pair.py --data)'
         )
     return f'teacher check: {said}'
@@ -217,8 +217,8 @@ def _compared(own: list[Tensor], other: list[Tensor], pixels: str, chance: float
     better, _, best = means(other)
     return (
         f'with {pixels} it finds {100 * better:.0f} % instead of {100 * found:.0f} %, and its '
-        f'best detection of a box scores {best:.3f} instead of {score:.3f} (times IoU; the '
-        f'difference is an accident with p = {chance:.0e})'
+        f'best detection of a box scores {best:.3f} instead of {score:.3f} (times IoU; '
+        f'p = {chance:.0e})'
     )
 
 

@@ -46,8 +46,8 @@ def _loaded(network: nn.Module, path: str) -> str:
     if not same:
         raise ValueError(
             f'load_from {path} holds not one of the {len(own)} tensors of the detector, which '
-            f'would be trained from noise (first of its keys: {", ".join(list(file)[:3])}): it was '
-            'written by another detector, or one of another width, or its keys have another prefix'
+            f'would start from random weights (first of its keys: {", ".join(list(file)[:3])}): it '
+            'is of another detector, or of one of another width, or its keys have another prefix'
         )
     _warn_of_noise(f'load_from {path}', same, len(own))
     rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
@@ -70,9 +70,9 @@ def _initialised(network: nn.Module) -> list[str]:
                 raise ValueError(
                     f'init_cfg of {path or "the detector"}: not one of its {len(own)} tensors was '
                     f'loaded from {checkpoint} (first of its keys: {", ".join(list(file)[:3])}), '
-                    'so it would be trained from noise: name the right file, of this depth and '
-                    "width, give init_cfg.prefix='backbone.' where it holds a whole detector, or "
-                    'set init_cfg=None if noise is what you want'
+                    'so it would start from random weights: name a file of this depth and width, '
+                    "give init_cfg.prefix='backbone.' if it holds a whole detector, or set "
+                    'init_cfg=None if you want random weights'
                 )
             _warn_of_noise(f'{checkpoint} (init_cfg of {path or "all"})', same, len(own))
             lines.append(f'{same} of {len(own)} tensors of {path or "all"} from {checkpoint}')
@@ -86,8 +86,8 @@ def _initialised(network: nn.Module) -> list[str]:
 def _warn_of_noise(what: str, same: int, of: int) -> None:
     if 2 * same < of:
         print_log(
-            f'{what} holds {same} of the {of} tensors that it is for: MOST OF THEM ARE TRAINED '
-            'FROM NOISE. Is it the file of another network, or of one of another width?',
+            f'{what} holds {same} of the {of} tensors that it is for: MOST OF THEM START '
+            'FROM RANDOM WEIGHTS. Is it the file of another network, or of another width?',
             logger='current',
             level=logging.WARNING,
         )

@@ -132,8 +132,8 @@ def test_random_numbers_of_numpy_lie_within_its_state(position):
 @pytest.mark.parametrize(
     ('do', 'says'),
     [
-        (lambda c: c['meta'].update(iter=-5), 'is at iter -5, which is none'),
-        (lambda c: c['meta'].update(epoch='2'), "is at epoch '2', which is none"),
+        (lambda c: c['meta'].update(iter=-5), 'has iter -5, which is no count'),
+        (lambda c: c['meta'].update(epoch='2'), "has epoch '2', which is no count"),
         (lambda c: c.pop('optimizer'), 'holds no optimizer'),
         (lambda c: c.update(meta=[1]), 'holds no meta'),
         (

@@ -51,7 +51,7 @@ def test_a_run_that_has_saved_nothing_is_not_gone_on_with_from_the_one_before(tm
 def test_a_record_of_a_file_that_is_gone_stops(tmp_path):
     runner(tmp_path).train()
     (tmp_path / 'epoch_3.pth').unlink()
-    with pytest.raises(FileNotFoundError, match=r'epoch_3.pth, which does not exist.*begin anew'):
+    with pytest.raises(FileNotFoundError, match=r'epoch_3.pth, which does not exist.*from scratch'):
         runner(tmp_path, resume=True).train()
     # MMEngine's own empties it before it writes.
     (tmp_path / 'last_checkpoint').write_text('')
