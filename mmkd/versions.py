@@ -98,7 +98,7 @@ def find_problems() -> list[tuple[str, str]]:
                 problems.append((fault, _install(want)))
             elif _folder(module) is None:
                 fault = f'{want.distribution} {version} is installed, but its files are gone'
-                problems.append((fault, _install(want, anew=True)))
+                problems.append((fault, _install(want, reinstall=True)))
             elif module == 'mmcv' and not _has_ops():
                 fault = f'{want.distribution} {version} was built without its compiled ops'
                 problems.append((f'{fault} (there is no mmcv._ext)', _install(want)))
@@ -129,7 +129,7 @@ def _overlaps(found: dict[str, dict[str, str]], stack: dict[str, Range]) -> list
                 f"{names} is mixed with {stack['mmcv'].distribution}'s stack ({want} is its own)"
             )
         # Uninstall all of them: uninstalling one removes files of the others.
-        command = f'pip uninstall -y {" ".join(providers)} && {_install(want, anew=True)}'
+        command = f'pip uninstall -y {" ".join(providers)} && {_install(want, reinstall=True)}'
         problems.append((fault, command))
     return problems
 
@@ -189,8 +189,8 @@ def _key(version: str) -> tuple[tuple[int, ...], float]:
     return (int(major), int(minor or 0), int(micro or 0)), float(candidate or math.inf)
 
 
-def _install(want: Range, anew: bool = False) -> str:
-    """The pip command that installs ``want``; ``anew``: even if pip finds it installed."""
+def _install(want: Range, reinstall: bool = False) -> str:
+    """The pip command that installs ``want``; ``reinstall``: even if pip finds it installed."""
     if want.distribution in (UPSTREAM['mmcv'].distribution, FORK['mmcv'].distribution):
         # An isolated build finds no torch and builds no ops; the cache may contain such a wheel.
         # -O3 is not the default; -g0 halves the time.
@@ -199,4 +199,4 @@ def _install(want: Range, anew: bool = False) -> str:
             'CFLAGS="-O3 -DNDEBUG -g0 -w" MMCV_WITH_OPS=1 pip install --no-build-isolation '
             f'--no-deps --force-reinstall --no-cache-dir "{want}"'
         )
-    return f'pip install {"--force-reinstall --no-deps " if anew else ""}"{want}"'
+    return f'pip install {"--force-reinstall --no-deps " if reinstall else ""}"{want}"'

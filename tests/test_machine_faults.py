@@ -161,7 +161,7 @@ def test_a_fault_ends_a_run_that_goes_on_once_it_is_mended(made, tmp_path, fault
     assert torch.load(last, weights_only=True)['meta']['epoch'] == 1
     # The log, which has no traceback, says it too.
     log = ''.join(log.read_text() for log in work_dir.glob('*/*.log'))
-    assert re.search(rf'stopped in iteration .*{sentence}.* {last} is whole: .*--resume', log)
+    assert re.search(rf'stopped in iteration .*{sentence}.* {last} is complete: .*--resume', log)
     image.write_bytes(whole)
     path, _ = config(tmp_path, root)
     resumed = [path, '--work-dir', str(work_dir), '--resume']

@@ -164,12 +164,12 @@ def test_an_endless_count_of_iterations_ends(written, tmp_path):
     ('every', 'file', 'size', 'read', 'says'),
     [
         (None, 'epoch_1', 10, 10 + 10, None),
-        (None, 'epoch_1', 20, 20 + 20, 'Epoch 2 is run as a whole'),
+        (None, 'epoch_1', 20, 20 + 20, 'Epoch 2 is run from its start'),
         (None, 'epoch_1', 6, 6 + 6, 'batch 0 of an epoch of 5, and here an epoch has 3'),
-        (1, 'iter_5', 20, 20 + 20, 'goes on behind batch 10 of 10'),
+        (1, 'iter_5', 20, 20 + 20, 'continues after batch 10 of 10'),
         (1, 'iter_7', 10, 6 + 10, None),
-        (1, 'iter_7', 20, 12 + 20, 'Epoch 2 goes on behind batch 4 of 10'),
-        (1, 'iter_7', 6, 4 + 6, 'Epoch 2 goes on behind batch 1 of 3'),
+        (1, 'iter_7', 20, 12 + 20, 'Epoch 2 continues after batch 4 of 10'),
+        (1, 'iter_7', 6, 4 + 6, 'Epoch 2 continues after batch 1 of 3'),
     ],
 )
 def test_an_epoch_of_another_length_is_no_other_epoch(

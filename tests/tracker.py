@@ -235,9 +235,9 @@ MACHINE = [
     ('killed in a validation', 'it is made up for',
      R + 'test_cut_off_in_a_validation_it_is_made_up_for[epoch]'),
     ('resumed on more GPUs, or with another batch size or data',
-     'the epoch goes on behind the same share of it, and it is said',
+     'the epoch continues after the same share of it, and it is said',
      'test_resume_compatibility.py::test_an_epoch_of_another_length_is_no_other_epoch'
-     '[1-iter_7-20-32-Epoch 2 goes on behind batch 4 of 10]'),
+     '[1-iter_7-20-32-Epoch 2 continues after batch 4 of 10]'),
     ('resumed with another learning rate or schedule', 'the checkpoint decides, and it is said',
      'test_resume_compatibility.py::test_what_the_config_no_longer_decides_is_said'),
     ('resumed with another optimizer', 'refused in one sentence',

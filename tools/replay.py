@@ -40,12 +40,12 @@ def first_wrong(networks: dict[str, nn.Module]) -> list[str]:
     found: list[str] = []
 
     def listen(name: str, module: nn.Module) -> None:
-        def heard(module: nn.Module, args: tuple, output: object) -> None:
+        def check(module: nn.Module, args: tuple, output: object) -> None:
             if not _finite(output):
                 given = 'was given finite numbers' if _finite(args) else 'was given such already'
                 found.append(f'{name or "its losses"} ({type(module).__name__}) {given}')
 
-        module.register_forward_hook(heard)
+        module.register_forward_hook(check)
 
     for owner, network in networks.items():
         for name, module in network.named_modules():
@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in values.items():
         single = sum(value) if isinstance(value, list) else value
         print(f'{name}: {single.detach().item():.6g}' + ('' if single.isfinite() else '   <--'))
-    print(f'first to say something that is not finite: {found[0]}' if found else
-          'every module says finite numbers')  # fmt: skip
+    print(f'first output that is not finite: {found[0]}' if found else
+          'the outputs of all modules are finite')  # fmt: skip
     return 0
 
 

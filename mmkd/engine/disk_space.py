@@ -8,11 +8,10 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 
-from .processes import unwrap
+from .wrappers import optimizers, unwrap
 
 
 class DiskSpaceHook(Hook):
@@ -43,9 +42,8 @@ class DiskSpaceHook(Hook):
         self.complete = True
         found: list[Any] = []
         if self.save_optimizer:
-            wrapper = runner.optim_wrapper
-            for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-                found += [v for state in each.optimizer.state.values() for v in state.values()]
+            states = [s for o in optimizers(runner.optim_wrapper) for s in o.state.values()]
+            found += [v for state in states for v in state.values()]
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 found += hook.ema_model.state_dict().values()

@@ -49,7 +49,6 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
@@ -59,6 +58,7 @@ from ..io.safe_reader import show
 from .random_state import random_state, set_random_state
 from .resume_compatibility import own_file, own_ids
 from .save_best import check_save_best
+from .wrappers import unwrap
 
 KEY = 'mmkd_resume'
 """Key of a checkpoint, and of a batch from a worker, that holds this state."""
@@ -363,7 +363,7 @@ class ResumableCheckpointHook(CheckpointHook):
                 there, seen = seen, round(seen * of / now)
                 runner.logger.warning(
                     f'the checkpoint was written after {there} batches of {of} images, and here a '
-                    f'batch of all processes has {now}: it goes on behind {seen} of them'
+                    f'batch of all processes has {now}: it continues after {seen} of them'
                 )
             self.offset = loop._iter - seen
             return
@@ -380,7 +380,7 @@ class ResumableCheckpointHook(CheckpointHook):
                 f'{show(there[1])}, and '
                 f'here an epoch has {length}: other data, another batch size or another number of '
                 f'processes. Epoch {loop._epoch + 1} '
-                + (f'goes on behind batch {seen} of {length}' if seen else 'is run as a whole')
+                + (f'continues after batch {seen} of {length}' if seen else 'is run from its start')
             )
         self.offset = counted - seen
 
@@ -427,7 +427,7 @@ class ResumableCheckpointHook(CheckpointHook):
         """
         before: dict[int, Any] = {}
 
-        def told(number: int, frame: Any) -> None:
+        def on_signal(number: int, frame: Any) -> None:
             self.signal = number
             # A launcher forwards a signal that its whole group received: it may come twice.
             if number == signal.SIGINT and get_world_size() == 1:
@@ -435,7 +435,7 @@ class ResumableCheckpointHook(CheckpointHook):
 
         try:
             for each in (signal.SIGTERM, signal.SIGINT):
-                before[each] = signal.signal(each, told)
+                before[each] = signal.signal(each, on_signal)
         except ValueError:  # not in the main thread
             pass
         try:
@@ -456,9 +456,9 @@ class ResumableCheckpointHook(CheckpointHook):
                 now, (before, at) = time.monotonic(), self.since
                 took = (now - at) / max(done - before, 1) if at else SYNC_SECONDS
                 device = next(runner.model.parameters()).device
-                told = torch.tensor([float(number), took], device=device)
-                all_reduce(told, 'max')
-                self.agreed, took = int(told[0]), float(told[1])
+                seen = torch.tensor([float(number), took], device=device)
+                all_reduce(seen, 'max')
+                self.agreed, took = int(seen[0]), float(seen[1])
                 self.due = done + max(1, min(SYNC_ITERATIONS, int(SYNC_SECONDS / max(took, 1e-9))))
                 self.since = done, now
             number = self.agreed
@@ -616,8 +616,7 @@ def settings(runner: Runner) -> dict[str, str]:
     model = cfg.get('model')
     if isinstance(model, dict):
         parts['model.distillation'] = model.get('distillation')
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    teacher = getattr(model, 'teacher', None)
+    teacher = getattr(unwrap(runner.model), 'teacher', None)
     if teacher is not None:
         parts['the teacher'] = teacher.prints
     found = {}
@@ -680,7 +679,7 @@ def _images_a_step(loader: Any) -> int | None:
     return size * get_world_size() if type(size) is int else None
 
 
-def prepare_workers(loader: Any, tell: bool = False) -> None:
+def prepare_workers(loader: Any, report: bool = False) -> None:
     """Make workers survive the first SIGTERM, and report their random state if asked to.
 
     A cluster or a terminal signals all processes at once, but the run needs its workers until the
@@ -688,7 +687,7 @@ def prepare_workers(loader: Any, tell: bool = False) -> None:
 
     Args:
         loader: not yet iterated.
-        tell: add the worker's number and random state to each batch that is a dict;
+        report: add the worker's number and random state to each batch that is a dict;
             :class:`ResumableCheckpointHook` takes them out before the step.
     """
     if not getattr(loader, 'num_workers', 0):
@@ -697,7 +696,7 @@ def prepare_workers(loader: Any, tell: bool = False) -> None:
     if isinstance(init, functools.partial) and init.func is _start_worker:
         return
     loader.worker_init_fn = functools.partial(_start_worker, init, {})
-    if tell:
+    if report:
         loader.collate_fn = functools.partial(_collate, loader.collate_fn)
 
 
@@ -715,12 +714,12 @@ def _restarts_workers(loader: Any) -> bool:
 
 
 def _start_worker(init: Callable[[int], None] | None, states: dict[int, dict], worker: int) -> None:
-    def told(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second SIGTERM, of a loader that shuts down
         signal.alarm(WORKER_GRACE)  # two SIGTERM that are pending together count as one
 
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, told)
+        signal.signal(each, on_signal)
     if init is not None:
         init(worker)
     _restore(states.get(worker))
@@ -743,8 +742,10 @@ def _forget_states(loader: DataLoader) -> None:
 
 def _skip_seen(loader: DataLoader, seen: int, state: dict | None) -> int:
     """Makes a loader skip what was seen; returns the number of empty batches that come first."""
-    told = isinstance(loader.collate_fn, functools.partial) and loader.collate_fn.func is _collate
-    empty = seen % loader.num_workers if told else 0
+    reporting = (
+        isinstance(loader.collate_fn, functools.partial) and loader.collate_fn.func is _collate
+    )
+    empty = seen % loader.num_workers if reporting else 0
     # DataLoader.__setattr__ refuses to change it.
     object.__setattr__(
         loader, 'batch_sampler', _SkippingBatches(loader.batch_sampler, seen, state, empty)
@@ -757,16 +758,16 @@ def _restore(state: dict | None) -> None:
         set_random_state(state)
 
 
-def _skip(loop: Any, seen: int, state: dict | None, anew: Any) -> None:
+def _skip(loop: Any, seen: int, state: dict | None, batches: Any) -> None:
     loader = loop.dataloader
     if getattr(loader, 'batch_sampler', None) is None:
         return  # a custom loader starts over
     if isinstance(loop, IterBasedTrainLoop):
-        if anew is not None:
+        if batches is not None:
             # DataLoader.__setattr__ refuses to change it.
             if loader.sampler is loader.batch_sampler.sampler:
-                object.__setattr__(loader, 'sampler', anew.sampler)
-            object.__setattr__(loader, 'batch_sampler', anew)
+                object.__setattr__(loader, 'sampler', batches.sampler)
+            object.__setattr__(loader, 'batch_sampler', batches)
         elif isinstance(_sampler(loader), InfiniteSampler):
             _sampler(loader).indices = _sampler(loader)._indices_of_rank()
         # The loop skips as many batches as iterations were done.

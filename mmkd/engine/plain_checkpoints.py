@@ -9,8 +9,8 @@ from mmengine.runner import Runner
 
 from ..io import checkpoint as checkpoints
 from ..recipe import ADAPTER_PREFIX
-from .processes import unwrap
 from .resume_compatibility import check_resumed
+from .wrappers import unwrap
 
 _ADAPTER_KEY = re.compile(rf'(module\.)?{re.escape(ADAPTER_PREFIX)}')
 

@@ -13,19 +13,12 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
 from torch.utils.data import DataLoader
 
 from .exit import stop
 from .work_dir import check_work_dir, reporting_full_disk
-
-
-def unwrap(model: nn.Module) -> Any:
-    """The detector inside a wrapper such as DistributedDataParallel."""
-    return model.module if is_model_wrapper(model) else model
 
 
 def build_runner(cfg: Config) -> Runner:

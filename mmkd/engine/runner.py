@@ -13,7 +13,6 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -35,11 +34,12 @@ from .exact_resume import (
     prepare_workers,
 )
 from .plain_checkpoints import FromPlainHook, ToPlainHook
-from .processes import LostProcessError, end_workers, lost_process, track_iterators, unwrap
+from .processes import LostProcessError, end_workers, lost_process, track_iterators
 from .resume_compatibility import check_loaded_states
 from .step_dump import StepDumpHook, image_files
 from .summary import SummaryHook
 from .training_checks import InputChecksHook, TrainingChecksHook
+from .wrappers import optimizers, unwrap
 
 
 @RUNNERS.register_module()
@@ -206,7 +206,7 @@ class DistillationRunner(Runner):
         if osp.isfile(osp.join(self.work_dir, UNSAVED)):
             last = None
         on = (
-            f'The last checkpoint {last} is whole: fix the cause, and continue from it by the same '
+            f'The last checkpoint {last} is complete: fix the cause, and continue from it by the same '
             'command with --resume'
             if last
             else f'No checkpoint is in {self.work_dir}: fix the cause and repeat the command'
@@ -229,7 +229,7 @@ class DistillationRunner(Runner):
                     seed=self.seed,
                     diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
                 )
-            prepare_workers(self._train_dataloader, tell=True)
+            prepare_workers(self._train_dataloader, report=True)
             self._checkpoints.data = config
         track_iterators(self._train_dataloader)
         try:
@@ -246,8 +246,8 @@ class DistillationRunner(Runner):
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Builds it with optimizers that check the state that they load."""
         built = super().build_optim_wrapper(optim_wrapper)
-        for each in built.values() if isinstance(built, OptimWrapperDict) else [built]:
-            check_loaded_states(each.optimizer)
+        for optimizer in optimizers(built):
+            check_loaded_states(optimizer)
         return built
 
     def load_or_resume(self) -> None:

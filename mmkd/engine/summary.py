@@ -12,8 +12,8 @@ from torch import nn
 
 from ..models.detector import LOG_NAMES
 from ..recipe import ADAPTER_PREFIX, UNTRAINED
-from .processes import unwrap
 from .weight_origins import origins
+from .wrappers import unwrap
 
 
 class SummaryHook(Hook):
@@ -51,69 +51,53 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
         ValueError: a checkpoint that the config names holds none of the weights.
     """
     rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
-    rows += [['  weights', line] for line in origins(student, load_from, resumed)]
+
+    def row(label: str, text: str) -> None:
+        rows.append([label, text])
+
+    for line in origins(student, load_from, resumed):
+        row('  weights', line)
     if student.start is not None and not (resumed or load_from):
         taken, left = student.start.taken, student.start.left
-        rows.append(['  start', f"{len(taken)} tensors of neck and heads are the teacher's"])
-        rows += [
-            ['  start', f'{key}: {count} classes, by name']
-            for key, count in student.start.by_class.items()
-        ]
-        rows += [['  start', f'left: {key}: {why}'] for key, why in list(left.items())[:5]]
+        row('  start', f"{len(taken)} tensors of neck and heads are the teacher's")
+        for key, count in student.start.by_class.items():
+            row('  start', f'{key}: {count} classes, by name')
+        for key, why in list(left.items())[:5]:
+            row('  start', f'left: {key}: {why}')
         if len(left) > 5:
-            rows.append(['  start', f'left: {len(left) - 5} more'])
+            row('  start', f'left: {len(left) - 5} more')
     teacher = student.teacher
     if teacher is None:
-        rows.append(
-            [
-                'teacher',
-                'none: every term is off'
-                + ', only the start was taken' * (student.start is not None),
-            ]
-        )
+        start = ', only the start was taken' if student.start is not None else ''
+        row('teacher', f'none: every term is off{start}')
     else:
-        rows.append(
-            ['teacher', f'{type(teacher.network.backbone).__name__}, {_size(teacher.network)}']
-        )
-        rows.append(['  config', teacher.name])
+        row('teacher', f'{type(teacher.network.backbone).__name__}, {_size(teacher.network)}')
+        row('  config', teacher.name)
         if teacher.source == UNTRAINED:
-            rows.append(['  weights', "RANDOM: teacher_ckpt='random' (for tests)"])
+            row('  weights', "RANDOM: teacher_ckpt='random' (for tests)")
         else:
-            rows.append(
-                ['  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}']
-            )
+            row('  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}')
         if teacher.passed_over:
-            rows.append(
-                ['  weights', f'{teacher.passed_over} adaptation tensors in the file passed over']
-            )
+            row('  weights', f'{teacher.passed_over} adaptation tensors in the file passed over')
         if teacher.acceleration != type(teacher.acceleration)():
-            rows.append(['  runs', str(teacher.acceleration)])
+            row('  runs', str(teacher.acceleration))
         if student.classes is not None and not student.classes.same:
-            rows.append(['  classes', str(student.classes)])
+            row('  classes', str(student.classes))
         if student.resolution is not None:
-            small, large = student.resolution.student, student.resolution.teacher
-            rows.append(
-                ['  pixels', f'{large[0]}x{large[1]}, where the student sees {small[0]}x{small[1]}']
-            )
+            (w, h), (width, height) = student.resolution.student, student.resolution.teacher
+            row('  pixels', f'{width}x{height}, where the student sees {w}x{h}')
         elif student.terms and not student.pixels.same:
-            rows.append(
-                ['  pixels', 'another normalisation or channel order than the student: converted']
-            )
+            row('  pixels', 'another normalisation or channel order than the student: converted')
     for name, log_name in LOG_NAMES.items():
-        term = student.terms.get(name)
-        why = student.left_out.get(name)
-        rows.append([log_name, _describe(term) if term else f'OFF: {why}' if why else 'off'])
+        term, why = student.terms.get(name), student.left_out.get(name)
+        row(log_name, _describe(term) if term else f'OFF: {why}' if why else 'off')
     if student.anchors is not None and ('rpn_cls' in student.terms or 'rpn_bbox' in student.terms):
-        rows.append(
-            [
-                '  anchors',
-                f"{100 * student.anchors.share:.1f} % of the student's are the teacher's too "
-                f'(levels {student.anchors.levels}); the rest is left out',
-            ]
-        )
+        share, levels = 100 * student.anchors.share, student.anchors.levels
+        of = f"{share:.1f} % of the student's are the teacher's too (levels {levels})"
+        row('  anchors', f'{of}; the rest is left out')
     for pair in student.hints:
-        guided, hint = pair.shapes
-        rows.append(['  hint', f'{pair.student} {_chw(guided)} -> {pair.teacher} {_chw(hint)}'])
+        own, theirs = ('×'.join(str(size) for size in shape[1:]) for shape in pair.shapes)
+        row('  hint', f'{pair.student} {own} -> {pair.teacher} {theirs}')
     table = AsciiTable(rows, ' what is trained ')
     table.inner_heading_row_border = False
     return table.table
@@ -126,20 +110,12 @@ def _size(network: nn.Module) -> str:
     return f'{parameters / 1e6:.2f} M parameters'
 
 
+_SHOWN = ['loss_weight', 'hard_weight', 'background_weight', 'temperature', 'margin', 'normalize']
+
+
 def _describe(term) -> str:
     loss = term.loss
-    values = {
-        key: getattr(loss, key)
-        for key in (
-            'loss_weight',
-            'hard_weight',
-            'background_weight',
-            'temperature',
-            'margin',
-            'normalize',
-        )
-        if hasattr(loss, key)
-    }
+    values = {key: getattr(loss, key) for key in _SHOWN if hasattr(loss, key)}
     text = f'{type(loss).__name__} ' + ', '.join(f'{k}={v:g}' for k, v in values.items())
     if term.share is not None:
         text += f"; weight so that its gradient is {term.share.share:g} of the hard losses'"
@@ -148,7 +124,3 @@ def _describe(term) -> str:
     if schedule != type(schedule)():
         text += f'; {schedule}'
     return text
-
-
-def _chw(shape: tuple[int, ...]) -> str:
-    return '×'.join(str(size) for size in shape[1:])

@@ -131,7 +131,7 @@ def check_teacher(model: Any, loader: Any) -> str:
 def _look(
     model: Any, loader: Any, indices: list[int | None] | None, by_class: bool
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Run the teacher until its own preprocessing is told from the others, or time is up.
+    """Run the teacher until its own preprocessing is clearly the best or not, or time is up.
 
     Returns:
         :func:`match_boxes` of each image with boxes: with the teacher's own preprocessing, and with

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
@@ -16,8 +15,8 @@ from ..models.chen2017 import TeacherBoundedL2Loss
 from ..models.detector import LOG_NAMES
 from ..models.teacher import fingerprint
 from ..recipe import ADAPTER_PREFIX, TeacherError
-from .processes import unwrap
 from .teacher_check import check_teacher
+from .wrappers import optimizers, unwrap
 
 SILENT = 50
 """A term that is 0 for so many steps is logged; after so many the teacher is hashed again."""
@@ -203,7 +202,7 @@ def require_same(prints: dict[str, str], network: nn.Module, when: str) -> None:
         )
 
 
-def require_frozen(model: Any, optimizers: Any) -> None:
+def require_frozen(model: Any, optim_wrapper: Any) -> None:
     """Check that the teacher gets no gradient, is in no optimizer and shares no tensor.
 
     Raises:
@@ -227,7 +226,7 @@ def require_frozen(model: Any, optimizers: Any) -> None:
                 f"the teacher's {name} is the student's {places[parameter.data_ptr()]}: the two "
                 'share memory, so training would change the teacher. Copy the tensor (.clone())'
             )
-    slots = {id(p) for p in _parameters(optimizers)}
+    slots = {id(p) for group in _groups(optim_wrapper) for p in group['params']}
     for name, parameter in theirs.items():
         if id(parameter) in slots:
             raise TeacherError(
@@ -236,7 +235,7 @@ def require_frozen(model: Any, optimizers: Any) -> None:
             )
 
 
-def require_trainable(model: nn.Module, optimizers: Any) -> None:
+def require_trainable(model: nn.Module, optim_wrapper: Any) -> None:
     """Check that the whole student is in the optimizer, at a learning rate above 0.
 
     Raises:
@@ -250,7 +249,7 @@ def require_trainable(model: nn.Module, optimizers: Any) -> None:
             f'not one of the {len(own)} parameters of the student requires a gradient, so nothing '
             'would be trained: look at frozen_stages, and at what calls requires_grad_(False)'
         )
-    slots = {id(p) for p in _parameters(optimizers)}
+    slots = {id(p) for group in _groups(optim_wrapper) for p in group['params']}
     left = [name for name, parameter in free.items() if id(parameter) not in slots]
     if left:
         raise TrainingSetupError(
@@ -259,8 +258,7 @@ def require_trainable(model: nn.Module, optimizers: Any) -> None:
             'from this model, after all of its layers exist (optim_wrapper.constructor)'
         )
     ours = {id(p) for p in free.values()}
-    groups = [group for o in _optimizers(optimizers) for group in o.param_groups]
-    groups = [group for group in groups if any(id(p) in ours for p in group['params'])]
+    groups = [g for g in _groups(optim_wrapper) if any(id(p) in ours for p in g['params'])]
     # A warm-up may start at 0; initial_lr is what it leads to.
     if all(group.get('initial_lr', group['lr']) == 0 for group in groups):
         raise TrainingSetupError(
@@ -289,10 +287,5 @@ def _require_begun(model: Any, runner: Runner) -> None:
             )
 
 
-def _optimizers(wrapper: Any) -> list[torch.optim.Optimizer]:
-    inner = wrapper.optim_wrappers.values() if hasattr(wrapper, 'optim_wrappers') else [wrapper]
-    return [each.optimizer for each in inner]
-
-
-def _parameters(wrapper: Any) -> list[nn.Parameter]:
-    return [p for o in _optimizers(wrapper) for group in o.param_groups for p in group['params']]
+def _groups(wrapper: Any) -> list[dict]:
+    return [group for optimizer in optimizers(wrapper) for group in optimizer.param_groups]

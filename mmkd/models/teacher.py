@@ -24,19 +24,6 @@ from ..recipe import read_teacher_config as load_config
 from .alignment import View, images_and_view
 from .taps import Recorder
 
-__all__ = [
-    'ADAPTER_PREFIX',
-    'UNTRAINED',
-    'Pixels',
-    'Teacher',
-    'TeacherError',
-    'fingerprint',
-    'load_config',
-    'plain_student',
-    'roi_context',
-    'sha256',
-]
-
 
 class Teacher:
     """Holds the network as a plain object, not as a submodule of the student.
