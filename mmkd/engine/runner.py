@@ -206,8 +206,8 @@ class DistillationRunner(Runner):
         if osp.isfile(osp.join(self.work_dir, UNSAVED)):
             last = None
         on = (
-            f'The last checkpoint {last} is complete: fix the cause, and continue from it by the same '
-            'command with --resume'
+            f'The last checkpoint {last} is complete: fix the cause, and continue from it by the '
+            'same command with --resume'
             if last
             else f'No checkpoint is in {self.work_dir}: fix the cause and repeat the command'
         )
