@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from mmengine.structures import BaseDataElement, InstanceData
 from terminaltables import AsciiTable
@@ -31,6 +36,7 @@ from ..datasets.two_views import apply_resolution, at_teachers_scale
 from ..engine import teacher_check
 from ..engine.class_names import apply_classes, class_names, head_classes
 from ..engine.exit import leave
+from ..engine.summary import startup_table
 from ..engine.teacher_check import CERTAIN, MIN_RECALL, PREPROCESSINGS, SUSPICIOUS, means
 from ..models.alignment import VIEW
 from ..models.detector import DWARFS, LOG_NAMES
@@ -81,7 +87,7 @@ def check_pair(
     try:
         cfg = _prepare(cfg, report, download)
         model = _build(cfg.model)
-        table = model.startup_table()
+        table = startup_table(model)
     except Exception as error:  # building a config may raise anything
         report.against.append(f'{type(error).__name__}: {error}')
         return report
@@ -231,8 +237,6 @@ def _picture(path: str | None, height: int, width: int, draw: np.random.Generato
     if path is None:
         coarse = torch.tensor(draw.integers(0, 256, (1, 3, height // 16, width // 16)))
         return nn.functional.interpolate(coarse.float(), (height, width), mode='bilinear')[0].byte()
-    import mmcv
-
     picture = mmcv.imread(path)
     if picture is None:
         raise ValueError(f'--image {path} cannot be read')
@@ -273,12 +277,12 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
         if trained and share > DWARFS:
             report.warnings.append(
                 f'{LOG_NAMES[name]} dwarfs the hard loss: its gradient is {share:.0f} times as '
-                f'large. Try distillation.{name}.loss_weight={_round(weight / share)}'
+                f'large. Try distillation.{name}.loss_weight={weight / share:.1g}'
             )
         elif trained and 0 < share < MIN_GRADIENT:
             report.warnings.append(
                 f"{LOG_NAMES[name]} vanishes: {share:.1g} of the hard loss's gradient. Try "
-                f'distillation.{name}.loss_weight={_round(weight * 0.1 / share)}'
+                f'distillation.{name}.loss_weight={weight * 0.1 / share:.1g}'
             )
     report.say(AsciiTable(rows).table)
     said = ', '.join(f'{name} {1000 * cost:.0f}' for name, cost in costs.items())
@@ -289,11 +293,7 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
 
 @contextlib.contextmanager
 def _timed(teacher: Any, costs: dict[str, float]) -> Iterator[None]:
-    names = {
-        'extract': 'backbone and neck',
-        'score_anchors': 'anchors',
-        'score_rois': 'RoIs',
-    }
+    names = {'extract': 'backbone and neck', 'score_anchors': 'anchors', 'score_rois': 'RoIs'}
     originals: dict[str, Callable] = {name: getattr(teacher, name) for name in names}
 
     def clock(name: str) -> Callable:
@@ -320,14 +320,8 @@ def _norm(value: Tensor, parameters: list[nn.Parameter]) -> tuple[float, float]:
     return float(gradient_norm(value, parameters)), 1000 * (time.perf_counter() - start)
 
 
-def _round(value: float) -> str:
-    return f'{value:.1g}'
-
-
 def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
     """Run the step in several processes over gloo, on small images."""
-    import torch.multiprocessing as multiprocessing
-
     start = time.perf_counter()
     os.environ.setdefault('PYTHONWARNINGS', 'ignore')  # each process imports everything again
     try:
@@ -342,9 +336,6 @@ def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
 
 
 def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
-    import torch.distributed as dist
-    from mmengine.model import MMDistributedDataParallel
-
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     torch.set_num_threads(1)
     store = dist.FileStore(_store(run), processes)
@@ -365,8 +356,6 @@ def _store(run: int) -> str:
 
 
 def _epoch(cfg: Config, report: Report) -> None:
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     report.say(f'peak memory of this check: {peak:.1f} GiB')
     loader: Any = cfg.get('train_dataloader') or {}

@@ -131,7 +131,7 @@ def track_iterators(loader: Any) -> None:
     """
     if not isinstance(loader, DataLoader) or not loader.num_workers:
         return
-    if hasattr(loader, 'iterators'):
+    if hasattr(loader, 'mmkd_iterators'):
         return
     iterators: weakref.WeakSet = weakref.WeakSet()
     build = loader._get_iterator
@@ -142,7 +142,7 @@ def track_iterators(loader: Any) -> None:
         return iterator
 
     tracking: Any = loader
-    tracking.iterators, tracking._get_iterator = iterators, tracked
+    tracking.mmkd_iterators, tracking._get_iterator = iterators, tracked
 
 
 def end_workers(loader: Any) -> None:
@@ -157,5 +157,5 @@ def end_workers(loader: Any) -> None:
     if not isinstance(loader, DataLoader) or not loader.num_workers:
         return
     loader._iterator = None
-    for iterator in list(getattr(loader, 'iterators', ())):
+    for iterator in list(getattr(loader, 'mmkd_iterators', ())):
         iterator._shutdown_workers()
