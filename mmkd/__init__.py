@@ -1,4 +1,4 @@
-"""mmkd: teaching small object detectors from large ones, in MMDetection 3."""
+"""mmkd: knowledge distillation for object detectors in MMDetection 3."""
 
 from . import versions
 
@@ -22,6 +22,9 @@ from .models.terms import DistillTerm, FeatureTerm, RowTerm  # noqa: E402
 from .recipe import plain_student  # noqa: E402
 from .registry import TERMS  # noqa: E402
 
+# For the whole process, on import: a config names a teacher or a pretrained backbone, and MMEngine
+# loads them by CheckpointLoader, which unpickles anything, from many places (init_cfg, inferencers,
+# other hooks). Registering its schemes is the documented way to change that, and it is global.
 checkpoint.install()
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share: the options, the config, the processes."""
+"""Command-line options of the tools, and reading the config that they name."""
 
 import argparse
 import ast
@@ -20,7 +20,7 @@ LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
 class CfgOptions(DictAction):
-    """MMEngine's ``DictAction``, which answers a malformed pair in words instead of a traceback."""
+    """MMEngine's ``DictAction`` with a message instead of a traceback for a malformed pair."""
 
     def __call__(
         self,
@@ -39,7 +39,7 @@ class CfgOptions(DictAction):
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that MMDetection's train and test tools have in common, by their names."""
+    """Adds the options that MMDetection's train and test tools have in common."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -49,12 +49,12 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         'lists as key="[a,b]" or key=a,b',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
-    # Both spellings: torch.distributed.launch passes the second since PyTorch 2.0.
+    # torch.distributed.launch passes the second spelling since PyTorch 2.0.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses ``argv`` and sets ``LOCAL_RANK``, which MMEngine reads, where no launcher did."""
+    """Parses ``argv``, and sets ``LOCAL_RANK`` for MMEngine if no launcher did."""
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
@@ -63,12 +63,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 def load_config(args: argparse.Namespace) -> Config:
     """Reads the config and applies ``--cfg-options``, ``--launcher`` and ``--work-dir``.
 
-    A config without ``runner_type`` gets mmkd's, so that every checkpoint is written in plain form
-    and read safely. ``work_dir`` is, in this order: the option, the config's, or
-    ``work_dirs/<name of the config>``.
+    A config without ``runner_type`` gets mmkd's, so that checkpoints are read safely and written in
+    plain form. ``work_dir`` is the option, else the config's, else ``work_dirs/<config's name>``.
 
     Raises:
-        SystemExit: The config, or one that it inherits, cannot be found; an option does not fit.
+        SystemExit: The config, or one that it inherits, cannot be read; an option would have no
+            effect.
     """
     try:
         cfg = Config.fromfile(args.config)
@@ -80,8 +80,8 @@ def load_config(args: argparse.Namespace) -> Config:
     for key in options:
         if key.split('.')[0] == 'distillation' and 'distillation' in cfg.get('model', {}):
             stop(
-                f'--cfg-options {key}: the recipe has already been copied into the model, so this '
-                f'would change nothing; write model.{key}'
+                f'--cfg-options {key}: the recipe has already been copied into the model, so the '
+                f'option has no effect; write model.{key}'
             )
         _require_used(key, cfg)
     _require_in_model(args.config, cfg)
@@ -99,37 +99,37 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-_READ = {
+_CONFIG_KEYS = {
     *inspect.signature(Runner.__init__).parameters,
     *('runner_type', 'auto_scale_lr', 'tta_model', 'tta_pipeline', 'custom_imports'),
 }
-"""Keys of a config that something reads; others are variables for those."""
+"""The keys of a config that are read; any other is a variable of the config file."""
 
 
 def _require_used(option: str, cfg: Config) -> None:
-    """An option that nothing reads would change nothing."""
+    """Refuses an option that nothing reads."""
     key = option.split('.')[0]
-    if key in _READ or (key in cfg and isinstance(cfg[key], dict)):
+    if key in _CONFIG_KEYS or (key in cfg and isinstance(cfg[key], dict)):
         return
     if key in cfg:
         stop(
-            f'--cfg-options {option}: {key} is a variable of the config, which has already been '
-            'copied to where it is used, so this would change nothing; set it there, as '
+            f'--cfg-options {option}: {key} is a variable of the config, whose value has already '
+            'been copied to where it is used, so the option has no effect; set the copy, as in '
             'train_cfg.max_epochs=1'
         )
-    near = difflib.get_close_matches(key, sorted(_READ | set(cfg)), 3)
+    near = difflib.get_close_matches(key, sorted(_CONFIG_KEYS | set(cfg)), 3)
     stop(
         f'--cfg-options {option}: no config has {key}'
         + (f'; near it: {", ".join(near)}' if near else '')
-        + ". What is the detector's begins with model., as model.distillation.hint.loss_weight=0"
+        + ". The detector's options begin with model., as in model.distillation.hint.loss_weight=0"
     )
 
 
-_OF_MODEL = ('distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher')
+_MODEL_KEYS = ('distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher')
 
 
 def _require_in_model(path: str, cfg: Config) -> None:
-    """What a config sets beside its model, and does not use, would change nothing."""
+    """Refuses a config that sets one of these keys outside its model and does not use it."""
     if 'teacher_config' not in cfg.get('model', {}) or not osp.isfile(path) or path[-3:] != '.py':
         return
     with open(path, encoding='utf-8') as file:
@@ -143,8 +143,8 @@ def _require_in_model(path: str, cfg: Config) -> None:
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         for name in (each.id for each in targets if isinstance(each, ast.Name)):
-            if name in _OF_MODEL and name not in used:
+            if name in _MODEL_KEYS and name not in used:
                 stop(
-                    f'{path}: {name} stands beside the model and nothing uses it there, so it '
-                    f'would change nothing; write model=dict({name}=...)'
+                    f'{path}: {name} stands beside the model, where nothing uses it; write '
+                    f'model=dict({name}=...)'
                 )

@@ -99,7 +99,9 @@ def match_anchors(
     Raises:
         ValueError: if the two RPNs cannot be compared.
     """
-    heads = {who: getattr(n, 'rpn_head', None) for who, n in _both(student, teacher)}
+    heads: dict[str, Any] = {
+        who: getattr(n, 'rpn_head', None) for who, n in _both(student, teacher)
+    }
     for who, head in heads.items():
         for need in ('loss_cls', 'loss_bbox', 'prior_generator', 'bbox_coder'):
             if not hasattr(head, need):
@@ -151,7 +153,7 @@ def head_layouts(
         ValueError: if the two heads cannot be compared.
     """
     for who, network in _both(student, teacher):
-        head = getattr(network, 'roi_head', None)
+        head: Any = getattr(network, 'roi_head', None)
         box_head = _at(getattr(head, 'bbox_head', None), 0)
         kind = type(box_head).__name__
         if not hasattr(head, '_bbox_forward') or not hasattr(box_head, 'loss_cls'):

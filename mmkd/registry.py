@@ -70,12 +70,11 @@ def _build_term(key: str, kind: Any, args: dict) -> Any:
     site, of_key = PAPER_TERMS.get(key, (None, None))
     if site and 'site' in options:
         args = {'site': site, 'kind': of_key, **args}
-    taken = inspect.signature(kind.__init__).parameters
+    taken = dict(inspect.signature(kind.__init__).parameters)
     if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        taken = {**taken, **options}
-        options = {}
-    own = [name for name in taken if name not in ('self', 'args', 'kwargs', 'options')]
-    require_known(f'distillation.{key}', args, [*own, *(o for o in options if o != 'self')])
+        taken |= options
+    known = [name for name in {**taken, **options} if name not in ('self', 'args', 'kwargs')]
+    require_known(f'distillation.{key}', args, known)
     later = {k: v for k, v in args.items() if k not in taken}
     term = kind(**{k: v for k, v in args.items() if k in taken})
     term.configure(**later)

@@ -1,8 +1,8 @@
-"""What mmkd stands on: torch, mmengine, mmcv with its compiled ops, and mmdet.
+"""Checks the versions of torch, mmengine, mmcv (with its compiled ops) and mmdet.
 
-mmkd's package metadata names none of them (``pip install -e .`` must neither pull nor replace a
-stack that works), so :func:`check` looks at import what is there. It reads package metadata and
-file names only and imports nothing of the stack, which keeps it to a few milliseconds.
+mmkd's package metadata requires none of them, since ``pip install -e .`` must not replace installed
+versions that work. So :func:`check` runs when mmkd is imported. It reads package metadata and file
+names only, which takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ class Range:
         """``'too old'``, ``'too new'`` or None."""
         if _key(version) < _key(self.lower):
             return 'too old'
-        # By release alone: a pre-release of the bound is beyond it as well (2.2.0rc1 is no 2.1).
+        # A pre-release of the bound is too new as well: 2.2.0rc1 is no 2.1.
         if self.upper and _key(version)[0] >= _key(self.upper)[0]:
             return 'too new'
         return None
 
 
-TORCH = Range('torch', '2.6')  # the first whose safe_globals take stand-ins, see checkpoint.py
-# Import name -> the distribution that provides it. pyproject.toml's extra `stack` has the same.
+TORCH = Range('torch', '2.6')  # the first whose safe_globals accept stand-ins, see io/checkpoint.py
+# Import name -> distribution. The extra `stack` of pyproject.toml has the same ranges.
 UPSTREAM = {
     'mmengine': Range('mmengine', '0.10.0', '1'),
     'mmcv': Range('mmcv', '2.0.0rc4', '2.2'),  # mmdet 3.3 refuses mmcv 2.2
     'mmdet': Range('mmdet', '3.3', '3.4'),
 }
-# The maintained fork under the same import names.
+# The maintained fork, with the same import names.
 FORK = {
     'mmengine': Range('onedl-mmengine', '0.10.10', '1'),
     'mmcv': Range('onedl-mmcv', '2.3', '2.4'),
     'mmdet': Range('onedl-mmdetection', '3.5', '3.6'),
 }
-# Further distributions that put files where `import mmcv` looks.
+# Other distributions that install a module of that name.
 STRAYS = {'mmcv-lite': 'mmcv', 'mmcv-full': 'mmcv'}
 
 
 def check() -> None:
-    """Stop unless torch, mmengine, mmcv with its ops and mmdet are installed and fit together.
+    """Check that torch, mmengine, mmcv with its ops and mmdet are installed in versions that fit.
 
     Raises:
-        ImportError: naming everything that is missing, too old, too new, built without ops, or
-            mixed from upstream and the ``onedl-*`` fork, each with the command that mends it.
+        ImportError: with everything that is missing, too old, too new, built without ops, or mixed
+            from upstream and the ``onedl-*`` fork, and the command that repairs it.
     """
     problems = find_problems()
     if problems:
         raise ImportError(
             'mmkd cannot run on the packages installed here:\n'
-            + '\n'.join(f'  - {fault}\n    mend it: {command}' for fault, command in problems)
+            + '\n'.join(f'  - {fault}\n    repair it: {command}' for fault, command in problems)
         )
 
 
 def find_problems() -> list[tuple[str, str]]:
-    """Each fault of the installed stack with the command that mends it; empty if it fits."""
+    """Each fault of the installed packages with the command that repairs it."""
     problems = []
     found = {module: _providers(module) for module in UPSTREAM}
     stack = _stack_of(found)
@@ -82,7 +82,7 @@ def find_problems() -> list[tuple[str, str]]:
         problems.append((f'torch is not installed ({TORCH})', _install(TORCH)))
     elif fault := TORCH.fault(torch):
         command = _install(TORCH)
-        if found['mmcv']:  # its ops link against the torch they were built with
+        if found['mmcv']:  # its ops are linked against the old torch
             command += f' && {_install(stack["mmcv"])}'
         problems.append((f'torch {torch} is {fault} ({TORCH})', command))
 
@@ -91,14 +91,14 @@ def find_problems() -> list[tuple[str, str]]:
         providers = found[module]
         if not providers:
             problems.append((f'{module} is not installed ({want})', _install(want)))
-        elif list(providers) == [want.distribution]:  # anything else is told by _overlaps
+        elif list(providers) == [want.distribution]:  # _overlaps reports the other cases
             version = providers[want.distribution]
             if fault := want.fault(version):
                 fault = f'{want.distribution} {version} is {fault} ({want})'
                 problems.append((fault, _install(want)))
             elif _folder(module) is None:
                 fault = f'{want.distribution} {version} is installed, but its files are gone'
-                problems.append((fault, _install(want, anew=True)))
+                problems.append((fault, _install(want, reinstall=True)))
             elif module == 'mmcv' and not _has_ops():
                 fault = f'{want.distribution} {version} was built without its compiled ops'
                 problems.append((f'{fault} (there is no mmcv._ext)', _install(want)))
@@ -106,14 +106,14 @@ def find_problems() -> list[tuple[str, str]]:
 
 
 def _stack_of(found: dict[str, dict[str, str]]) -> dict[str, Range]:
-    """The stack to complete: the one mmcv is from (it is the one that takes long to build)."""
+    """Upstream or the fork: whichever mmcv is from, since mmcv takes long to build."""
     anchor = found['mmcv'] or {name: '' for providers in found.values() for name in providers}
     ours = {want.distribution for want in UPSTREAM.values()}
     return FORK if anchor and not ours & set(anchor) and not set(anchor) & set(STRAYS) else UPSTREAM
 
 
 def _overlaps(found: dict[str, dict[str, str]], stack: dict[str, Range]) -> list[tuple[str, str]]:
-    """Distributions that overwrite each other's files, and ones that are not of ``stack``."""
+    """Distributions that overwrite each other's files or are not from ``stack``."""
     problems = []
     for module, providers in found.items():
         want = stack[module]
@@ -128,20 +128,20 @@ def _overlaps(found: dict[str, dict[str, str]], stack: dict[str, Range]) -> list
             fault = (
                 f"{names} is mixed with {stack['mmcv'].distribution}'s stack ({want} is its own)"
             )
-        # All of them go: removing one takes files of the other along.
-        command = f'pip uninstall -y {" ".join(providers)} && {_install(want, anew=True)}'
+        # Uninstall all of them: uninstalling one removes files of the others.
+        command = f'pip uninstall -y {" ".join(providers)} && {_install(want, reinstall=True)}'
         problems.append((fault, command))
     return problems
 
 
 def _providers(module: str) -> dict[str, str]:
-    """Installed distributions that put files under ``module``, with their versions."""
+    """The installed distributions that provide ``module``, with their versions."""
     names = [UPSTREAM[module].distribution, FORK[module].distribution]
     names += [stray for stray, target in STRAYS.items() if target == module]
     versions = {name: _metadata_version(name) for name in names}
     providers = {name: version for name, version in versions.items() if version is not None}
     if not providers and (version := _file_version(module)):
-        providers[names[0]] = version  # a source tree on PYTHONPATH has no metadata
+        providers[names[0]] = version  # a source tree on PYTHONPATH
     return providers
 
 
@@ -153,7 +153,7 @@ def _metadata_version(distribution: str) -> str | None:
 
 
 def _file_version(module: str) -> str | None:
-    """``__version__`` as ``module/version.py`` spells it, without importing it."""
+    """``__version__`` in ``module/version.py``, read without importing it."""
     folder = _folder(module)
     if folder is None or not (folder / 'version.py').exists():
         return None
@@ -163,7 +163,7 @@ def _file_version(module: str) -> str | None:
 
 
 def _folder(module: str) -> Path | None:
-    """The folder that ``import module`` would read; None where it would find no package."""
+    """The folder that ``import module`` would read, else None."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:  # no origin: a bare folder of that name
         return None
@@ -178,9 +178,9 @@ def _has_ops() -> bool:
 
 
 def _key(version: str) -> tuple[tuple[int, ...], float]:
-    """Sorts versions: three numbers, then the release candidate's (a release: infinity).
+    """Sort key of a version: three numbers and the release candidate (infinity for a release).
 
-    Other suffixes count as the release (``2.3.0a0+git12`` of a vendor's image is torch 2.3).
+    Other suffixes are ignored: ``2.3.0a0+git12`` in a vendor's image is torch 2.3.
     """
     match = re.match(r'(\d+)(?:\.(\d+))?(?:\.(\d+))?(?:rc(\d+))?', version)
     if match is None:
@@ -189,14 +189,14 @@ def _key(version: str) -> tuple[tuple[int, ...], float]:
     return (int(major), int(minor or 0), int(micro or 0)), float(candidate or math.inf)
 
 
-def _install(want: Range, anew: bool = False) -> str:
-    """The pip command that installs ``want``; ``anew``: also where pip believes it is there."""
+def _install(want: Range, reinstall: bool = False) -> str:
+    """The pip command that installs ``want``; ``reinstall``: even if pip finds it installed."""
     if want.distribution in (UPSTREAM['mmcv'].distribution, FORK['mmcv'].distribution):
-        # Without isolation, or it builds where there is no torch, and so without ops; without the
-        # cache, which may hold such a wheel. -O3 has to be said, -g0 halves the time.
+        # An isolated build finds no torch and builds no ops; the cache may contain such a wheel.
+        # -O3 is not the default; -g0 halves the time.
         return (
             'pip install "setuptools<81" wheel ninja psutil && '
             'CFLAGS="-O3 -DNDEBUG -g0 -w" MMCV_WITH_OPS=1 pip install --no-build-isolation '
             f'--no-deps --force-reinstall --no-cache-dir "{want}"'
         )
-    return f'pip install {"--force-reinstall --no-deps " if anew else ""}"{want}"'
+    return f'pip install {"--force-reinstall --no-deps " if reinstall else ""}"{want}"'

@@ -106,7 +106,7 @@ def test_an_evaluator_has_the_annotations_of_the_images(tmp_path):
         (
             {'train_dataloader.batch_size': 64, 'train_dataloader.drop_last': True,
              'train_dataloader.batch_sampler': None},
-            'of 16 images gives not one batch: batch_size=64, drop_last=True',
+            'of 16 images is too small for a batch: batch_size=64, drop_last=True',
         ),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from pairs import ROOT, recipe
 from tiny import CLASSES, tiny_config
 
-from mmkd.analysis.pair_check import _other_pixels, check_pair, look
+from mmkd.analysis.pair_check import _other_preprocessings, check_pair, match_batches
 
 PAIR = """\
 _base_ = {base!r}
@@ -299,10 +299,10 @@ class Blind:
 def test_the_other_channel_order_is_named():
     network = Blind()
     batches = [pairs.batch((3, 2), seed=seed) for seed in range(10)]
-    seen = look(network, batches)
+    seen = match_batches(network, batches)
     assert sum(map(len, seen)) == 50
     assert torch.cat(seen)[:, :3].eq(0).all()
-    chance, said = _other_pixels(network, batches, None, seen)
+    chance, said = _other_preprocessings(network, batches, None, seen)
     assert chance < 1e-4
     assert '0 % of the boxes as its config prepares pixels (score times IoU 0.000)' in said
     assert '100 % (1.000) with the other channel order' in said
@@ -312,7 +312,7 @@ def test_the_other_channel_order_is_named():
 def test_few_images_accuse_no_pixels():
     network = Blind()
     batches = [pairs.batch((3, 2))]
-    chance, _ = _other_pixels(network, batches, None, look(network, batches))
+    chance, _ = _other_preprocessings(network, batches, None, match_batches(network, batches))
     assert chance > 0.1
 
 
@@ -363,7 +363,7 @@ def test_a_new_pair_is_ten_lines_and_a_go(folder, capsys):
               '--teacher-ckpt', str(folder / 'teacher.pth')])  # fmt: skip
     assert len(out.read_text().splitlines()) <= 10
     assert check(Config.fromfile(out)).go
-    with pytest.raises(SystemExit, match='is there already'):
+    with pytest.raises(SystemExit, match='exists already'):
         new_pair([*args, '--teacher', 'x'])
 
 

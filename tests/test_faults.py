@@ -15,7 +15,7 @@ from test_check_pair import tool
 from mmkd.digests import tensor_digests
 from mmkd.engine import teacher_check
 from mmkd.engine.test_loop import check_complete
-from mmkd.engine.training_guard import digest
+from mmkd.engine.training_checks import digest
 from mmkd.recipe import TeacherError
 
 # Building a network takes most of the time: those whose check has a test of its own are run by
@@ -95,7 +95,7 @@ def test_a_bounded_term_at_zero_is_no_fault(tmp_path):
     assert faults.plant(dataclasses.replace(fault, runner=runner), tmp_path) == []
 
 
-def test_a_fingerprint_sees_each_tensor():
+def test_a_digest_sees_each_tensor():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before = tensor_digests(network)
     assert sorted(before) == [
@@ -148,16 +148,16 @@ def images(*scores):
 
 def test_few_images_accuse_nobody_and_equal_pixels_neither():
     low, high = images(*[0.1] * 10), images(*[0.9] * 10)
-    assert 1e-4 < teacher_check.accident(low, high) < 1e-2
-    assert teacher_check.accident(high, low) > 0.99
-    assert teacher_check.accident(low, low) == 1
-    assert teacher_check.accident(low, []) == 1
+    assert 1e-4 < teacher_check.p_value(low, high) < 1e-2
+    assert teacher_check.p_value(high, low) > 0.99
+    assert teacher_check.p_value(low, low) == 1
+    assert teacher_check.p_value(low, []) == 1
 
 
 def test_a_box_is_no_witness_of_its_own():
     """A hundred boxes of one image that gain are one image that gains."""
     low, high = torch.zeros(100, 3), torch.ones(100, 3)
-    assert teacher_check.accident([low], [high]) > 0.1
+    assert teacher_check.p_value([low], [high]) > 0.1
 
 
 def test_the_score_of_a_box_is_that_of_its_best_detection_times_iou():
@@ -169,14 +169,14 @@ def test_the_score_of_a_box_is_that_of_its_best_detection_times_iou():
         labels=torch.tensor([1, 2, 1]),
     )
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [80.0, 80.0, 90.0, 90.0]])
-    said = teacher_check.answers(found, boxes, torch.tensor([2, 1]))
+    said = teacher_check.match_boxes(found, boxes, torch.tensor([2, 1]))
     # 0.9 at IoU 1/2, of another class, and 0.4 at IoU 1, of its own: the mean of the two. What is
     # sure is the other class.
     expected = torch.tensor([[1.0, 0.0, 0.425, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0, -1.0]])
     torch.testing.assert_close(said, expected)
-    said = teacher_check.answers(found, boxes, torch.tensor([1, 1]), by_class=False)
+    said = teacher_check.match_boxes(found, boxes, torch.tensor([1, 1]), by_class=False)
     torch.testing.assert_close(said[:, 1:3], torch.tensor([[1.0, 0.45], [0.0, 0.0]]))
-    said = teacher_check.answers(found[:0], boxes, torch.tensor([2, 1]))
+    said = teacher_check.match_boxes(found[:0], boxes, torch.tensor([2, 1]))
     assert said.tolist() == [[0, 0, 0, 2, -1], [0, 0, 0, 1, -1]]
 
 
@@ -188,7 +188,7 @@ def named(labels, said):
 
 def test_classes_in_another_order_are_told_from_classes_that_are_taken_for_one():
     labels = [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
-    order = teacher_check.in_another_order
+    order = teacher_check.best_class_recall
     assert order([named(labels, [1, 1, 1, 2, 2, 0, 0, 0, 0, -1])]) == pytest.approx(0.8)
     assert order([named(labels, labels)]) == 1
     assert order([named(labels, [0] * 10)]) == pytest.approx(0.4)
@@ -219,12 +219,15 @@ def test_the_best_of_the_pixels_that_are_better_are_named():
     """With a wrong std many are better in every image: the ranks are the same."""
     own, some, more = (images(*[score + 0.01 * i for i in range(40)]) for score in (0.0, 0.2, 0.4))
     others = {'some': some, 'more': more, 'not asked': []}
-    chance, name = teacher_check.best_pixels(own, others, 5)
+    chance, name = teacher_check.best_preprocessing(own, others, 5)
     assert name == 'more'
-    assert chance == 15 * teacher_check.accident(own, more)
+    assert chance == 15 * teacher_check.p_value(own, more)
     # Of those that are certain: this is larger in the mean, and in one image alone.
-    assert teacher_check.best_pixels(own, {**others, 'one': own[:-1] + images(90.0)})[1] == 'more'
-    assert teacher_check.best_pixels(own, {'same': own}) == (1, '')
+    assert (
+        teacher_check.best_preprocessing(own, {**others, 'one': own[:-1] + images(90.0)})[1]
+        == 'more'
+    )
+    assert teacher_check.best_preprocessing(own, {'same': own}) == (1, '')
 
 
 def test_what_may_be_an_accident_is_warned_about(monkeypatch):

@@ -27,7 +27,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from test_tools import tool
 from tiny import tiny_config
 
-from mmkd.datasets.intact_images import ImageError, cut_short, require_whole_images
+from mmkd.datasets.intact_images import ImageError, cut_short, require_intact_images
 from mmkd.engine import processes
 from mmkd.engine.processes import lost_process
 from mmkd.engine.work_dir import locked, reporting_full_disk
@@ -161,7 +161,7 @@ def test_a_fault_ends_a_run_that_goes_on_once_it_is_mended(made, tmp_path, fault
     assert torch.load(last, weights_only=True)['meta']['epoch'] == 1
     # The log, which has no traceback, says it too.
     log = ''.join(log.read_text() for log in work_dir.glob('*/*.log'))
-    assert re.search(rf'stopped in iteration .*{sentence}.* {last} is whole: .*--resume', log)
+    assert re.search(rf'stopped in iteration .*{sentence}.* {last} is complete: .*--resume', log)
     image.write_bytes(whole)
     path, _ = config(tmp_path, root)
     resumed = [path, '--work-dir', str(work_dir), '--resume']
@@ -479,7 +479,7 @@ def test_whole_images_are_what_they_were_and_others_are_refused(made, tmp_path, 
     dataset = DATASETS.build(_wrapped(made)[wrapper])
     np.random.seed(0)
     plain = dataset[3]['img']
-    require_whole_images(dataset)
+    require_intact_images(dataset)
     np.random.seed(0)
     image = dataset[3]['img']
     assert image.dtype == plain.dtype and (image == plain).all()
@@ -499,6 +499,6 @@ def test_what_a_config_tells_to_ignore_is_ignored(made, tmp_path):
             return {'own': True}
 
     load, own = LoadImageFromFile(ignore_empty=True), Own()
-    require_whole_images([load, own])
+    require_intact_images([load, own])
     assert load({'img_path': str(tmp_path / 'gone.jpg')}) is None
     assert own({}) == {'own': True}

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from mmkd.analysis.comparison import plan_runs
 from mmkd.datasets.two_views import apply_resolution, rescale
 from mmkd.engine.summary import startup_table
-from mmkd.engine.training_guard import GuardHook
+from mmkd.engine.training_checks import TrainingChecksHook
 from mmkd.models.alignment import resample
 from mmkd.options.anchor_match import SAME, AnchorMatch
 from mmkd.options.resolution import Resolution, View
@@ -425,7 +425,7 @@ def test_a_grid_that_is_moved_by_whole_cells_on_some_levels_answers_on_these():
     model = pairs.distil(aside, pairs.fpn(), recipe())
     assert model.sites['rpn'].match.levels == '0 -> 0, 1 -> 1'
     # Where ground truth meets none of them the term stays 0, and the warning says why.
-    guard, said = GuardHook(), []
+    guard, said = TrainingChecksHook(), []
     guard.digests = {'a': ''}
     runner = SimpleNamespace(model=model, iter=0, logger=SimpleNamespace(warning=said.append))
     for _ in range(60):

@@ -211,7 +211,7 @@ def test_another_number_of_workers_is_said(tmp_path, capfd):
     runner(tmp_path, resume=True, every=2, workers=3).train()
     said = capfd.readouterr()
     assert (
-        'the checkpoint has the random numbers of 2 data-loader workers and this run has 3'
+        'the checkpoint has the random states of 2 data-loader workers and this run has 3'
         in said.out + said.err
     )
 

@@ -1,6 +1,5 @@
 """When a term is in force: the factor at every edge, and by whose count."""
 
-import logging
 from types import SimpleNamespace
 
 import pairs
@@ -10,8 +9,8 @@ from mmengine.logging import MessageHub
 from mmengine.runner import IterBasedTrainLoop
 from pairs import LOG_NAMES, distil, losses, recipe
 
-from mmkd.engine.plain_checkpoints import FromPlainHook
 from mmkd.engine.summary import startup_table
+from mmkd.engine.training_checks import InputChecksHook
 from mmkd.options.schedule import WeightSchedule
 
 
@@ -141,9 +140,7 @@ def test_the_startup_table_shows_the_schedule():
     assert 'begin=5, warmup=10, end=None' in table
 
 
-def test_epochs_are_refused_where_the_loop_counts_none(monkeypatch):
-    table = 'mmkd.engine.plain_checkpoints.startup_table'
-    monkeypatch.setattr(table, lambda *args: 'table')
+def test_epochs_are_refused_where_the_loop_counts_none():
     term = SimpleNamespace(schedule=WeightSchedule(begin=1, by_epoch=True))
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
     runner = SimpleNamespace(
@@ -151,10 +148,8 @@ def test_epochs_are_refused_where_the_loop_counts_none(monkeypatch):
         train_loop=loop,
         train_dataloader=SimpleNamespace(dataset=None),
         val_loop=None,
-        resumed_from='somewhere.pth',
-        logger=logging.getLogger(__name__),
     )
     with pytest.raises(ValueError, match='hint.schedule has by_epoch=True.*counts iterations'):
-        FromPlainHook().before_train(runner)
+        InputChecksHook().before_train(runner)
     term.schedule = WeightSchedule(begin=1)
-    FromPlainHook().before_train(runner)
+    InputChecksHook().before_train(runner)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 D, F, C, M = (f'test_{n}.py::' for n in ('detector', 'faults', 'check_pair', 'machine_faults'))
-R, S, T = 'test_resume.py::', 'test_stack.py::', 'test_tools.py::'
+R, S, T = 'test_resume.py::', 'test_versions.py::', 'test_tools.py::'
 FAULT = F + 'test_a_fault_is_named'
 THREADS = """
 MMRazor #67, #76, #119, #145, #156, #157, #190, #197, #224, #234, #323, #339, #360, #367, #392,
@@ -45,7 +45,7 @@ ROWS = [
     ('FGD #66, #87', 'the same, of another width', 'stops: not one of its tensors',
      FAULT + '[backbone file of another width]'),
     ('FGD #66, #87', 'the same, of the baseline', 'stops: not one of its tensors',
-     'test_weights.py::test_a_plain_run_says_it_too[student.]'),
+     'test_weight_origins.py::test_a_plain_run_says_it_too[student.]'),
     ('MMRazor #619, #631; PGD #8; IntelLabs distiller #347', 'the student stays at mAP 0',
      'stops: nothing of it would be trained', FAULT + '[student frozen]'),
     ('MMRazor #619, #631; PGD #8; IntelLabs distiller #347', 'the same',
@@ -176,7 +176,7 @@ ROWS = [
     ('MMDetection #10816', 'a dry run', 'tools/check_pair.py',
      C + 'test_a_pair_that_trains_is_a_go'),
     ('MMDetection #3240; PaddleDetection #7954', 'NaN', 'the run stops, and the step is kept',
-     'test_watch.py::test_the_run_stops_before_a_weight_is_touched_and_the_step_tells_where'),
+     'test_step_dump.py::test_the_run_stops_before_a_weight_is_touched_and_the_step_tells_where'),
     ('MMDetection #1710', 'learning rate scaling', '--auto-scale-lr',
      T + 'test_options_reach_the_optimizer'),
     ('MMDetection #1710', 'learning rate scaling without a batch size to scale from',
@@ -224,34 +224,34 @@ MACHINE = [
     ('cut off, with a sampler that cannot be put back', 'it is named',
      R + 'test_a_sampler_that_cannot_be_put_back_is_named[True]'),
     ('a work_dir is copied', 'the copy goes on from its own files',
-     'test_folders.py::test_a_copied_folder_is_gone_on_with_from_its_own_files'),
+     'test_work_dir.py::test_a_copied_folder_is_gone_on_with_from_its_own_files'),
     ('a run that has saved nothing, in the folder of an earlier one',
-     '--resume does not go on from that', 'test_folders.py::'
+     '--resume does not go on from that', 'test_work_dir.py::'
      'test_a_run_that_has_saved_nothing_is_not_gone_on_with_from_the_one_before'),
     ('the last checkpoint is gone', '--resume does not begin anew without a word',
-     'test_folders.py::test_a_record_of_a_file_that_is_gone_stops'),
+     'test_work_dir.py::test_a_record_of_a_file_that_is_gone_stops'),
     ('a hook switches the pipeline', 'an image that is cut short is still named',
      M + 'test_a_pipeline_that_is_switched_refuses_an_image_that_is_cut_short'),
     ('killed in a validation', 'it is made up for',
      R + 'test_cut_off_in_a_validation_it_is_made_up_for[epoch]'),
     ('resumed on more GPUs, or with another batch size or data',
-     'the epoch goes on behind the same share of it, and it is said',
-     'test_resume_check.py::test_an_epoch_of_another_length_is_no_other_epoch'
-     '[1-iter_7-20-32-Epoch 2 goes on behind batch 4 of 10]'),
+     'the epoch continues after the same share of it, and it is said',
+     'test_resume_compatibility.py::test_an_epoch_of_another_length_is_no_other_epoch'
+     '[1-iter_7-20-32-Epoch 2 continues after batch 4 of 10]'),
     ('resumed with another learning rate or schedule', 'the checkpoint decides, and it is said',
-     'test_resume_check.py::test_what_the_config_no_longer_decides_is_said'),
+     'test_resume_compatibility.py::test_what_the_config_no_longer_decides_is_said'),
     ('resumed with another optimizer', 'refused in one sentence',
-     'test_resume_check.py::test_another_optimizer_is_named'
+     'test_resume_compatibility.py::test_another_optimizer_is_named'
      '[<lambda>-another optimizer than AdamW: one with]'),
     ('resumed from a file that names files of others', 'only those of its own folder are deleted',
-     'test_resume_check.py::test_only_its_own_files_are_deleted'),
+     'test_resume_compatibility.py::test_only_its_own_files_are_deleted'),
     ('--resume forgotten', 'said, before anything is written over',
-     'test_resume_check.py::test_a_run_without_a_checkpoint_before_its_end_says_so'
+     'test_resume_compatibility.py::test_a_run_without_a_checkpoint_before_its_end_says_so'
      '[epoch-None-None]'),
     ('a second run in the same work_dir', 'refused before anything is written',
      M + 'test_two_runs_in_one_work_dir'),
     ('save_best names a figure that no validation gives', 'stops before the first step',
-     'test_best.py::test_a_misspelt_name_stops_before_the_first_step'),
+     'test_save_best.py::test_a_misspelt_name_stops_before_the_first_step'),
     ('annotations changed between the runs of a comparison', 'refused',
      'test_compare.py::test_results_on_other_annotations_are_not_compared'),
     ('detections scored against the annotations of another split', 'stops before the first image',

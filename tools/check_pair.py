@@ -1,4 +1,4 @@
-"""Checks a pair before it is trained: GO or NO-GO in a minute, without a data set.
+"""Checks a pair of teacher and student before training: GO or NO-GO in a minute, without data.
 
 python tools/check_pair.py configs/kd/faster_rcnn_r101_to_r50.py
 """

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Does distillation help? Train your own baseline and the distilled student, and say so.
+"""Compares the distilled student with a baseline trained in the same way.
 
     python tools/compare.py configs/digits/mmkd.py --seeds 0 1 2 --plain configs/digits/plain.py
 
-For each distilled CONFIG and each seed this trains the same config with every distillation weight 0
-(same start, data, schedule and seed) and the config itself, tests both and the teacher, and ends
-with a table, one word per config (BEATS, NO GAIN, WORSE or INCONCLUSIVE) and WORK_DIR/report.html.
-Runs that are done are skipped; when it is stopped, the same command continues from there.
+For each distilled CONFIG and each seed this trains the config itself and the same config with every
+distillation weight 0 (same start, data, schedule and seed), and tests both and the teacher. It
+prints a table with one word per config (BEATS, NO GAIN, WORSE or INCONCLUSIVE) and writes
+WORK_DIR/report.html. Results that exist are not computed again, so an interrupted comparison
+continues when the command is repeated.
 """
 
 import argparse

@@ -3,8 +3,8 @@ r"""Writes the config of a new pair: ten lines.
     python tools/new_pair.py --teacher mmdet::faster_rcnn/faster-rcnn_r101_fpn_1x_coco.py \
         --student mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --out my_pair.py
 
-Configs are paths or names of the installed MMDetection; of the latter the published checkpoint is
-known. What is written is not run: `python tools/check_pair.py my_pair.py` does that.
+Configs are paths or names in the installed MMDetection, which knows the published checkpoint of
+each. The new config is not run: `python tools/check_pair.py my_pair.py` does that.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def checked(option: str, config: str) -> str:
-    """The type of a config's detector; stops where there is no such config, or no detector."""
+    """The type of a config's detector; stops if there is no such config."""
     try:
         return read_teacher_config(config).model.type
     except TeacherError as error:
@@ -53,9 +53,9 @@ def checked(option: str, config: str) -> str:
 
 
 def published(config: str) -> str:
-    """The checkpoint that MMDetection publishes for one of its configs."""
+    """The URL of the checkpoint that MMDetection publishes for a config."""
     if '::' not in config:
-        stop(f'--teacher-ckpt is missing: only MMDetection knows that of {config}')
+        stop(f'--teacher-ckpt is missing: MMDetection publishes none for {config}')
     try:
         return get_config(config, pretrained=True).model_path
     except (AssertionError, AttributeError, ValueError):
@@ -63,7 +63,7 @@ def published(config: str) -> str:
 
 
 def beside(path: str, folder: Path) -> str:
-    """A path as seen from the folder of the config; names of packages and URLs as they are."""
+    """A path relative to the folder of the config; URLs and package names unchanged."""
     return path if '::' in path or '://' in path else os.path.relpath(path, folder)
 
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     out = Path(args.out).resolve()
     if out.exists():
-        stop(f'--out {args.out} is there already: move it away or give another name')
+        stop(f'--out {args.out} exists already: move it or give another name')
     if not out.parent.is_dir():
         stop(f'--out {args.out}: there is no folder {out.parent}')
     checked('--teacher', args.teacher)

@@ -1,9 +1,9 @@
-"""Makes a checkpoint ready to publish: the plain student's weights, and a name that proves them.
+"""Prepares a checkpoint for publication: the plain student's weights, with a hash in the name.
 
-Optimizer, schedulers, message hub and adaptation layers go; weights and ``meta`` stay, the latter
-without the text of the config, which MMDetection's inferencer would run as Python (and which names
-a teacher). The name gets the first eight digits of the file's SHA-256, as PyTorch's and
-OpenMMLab's published files have: ``student.pth`` becomes ``student-1a2b3c4d.pth``.
+It removes optimizer, schedulers, message hub and adaptation layers. Weights and ``meta`` stay, the
+latter without the config, which MMDetection's inferencer would run as Python. As in the published
+files of PyTorch and OpenMMLab, the name ends in the first eight digits of the file's SHA-256:
+``student.pth`` becomes ``student-1a2b3c4d.pth``.
 """
 
 import argparse
@@ -21,12 +21,10 @@ from mmkd.recipe import without_terms
 
 
 def publish(in_file: str, out_file: str) -> Path:
-    """Writes the published form of ``in_file``.
-
-    The same weights and meta give the same bytes, so the same name.
+    """Writes the published form of ``in_file``; equal weights and meta give an equal file.
 
     Returns:
-        The path written: ``out_file`` with the hash before its ``.pth``.
+        The path: ``out_file`` with the hash before ``.pth``.
 
     Raises:
         SystemExit: ``in_file`` is no checkpoint of a model, or the output exists.
@@ -42,8 +40,8 @@ def publish(in_file: str, out_file: str) -> Path:
     weights = checkpoint['state_dict']
     published = {
         'meta': checkpoint.get('meta', {}),
-        # A tensor that views a larger storage would be written with all of it.
-        'state_dict': {k: value.clone() for k, value in without_terms(weights).items()},
+        # Cloned, since torch.save writes the whole storage of a view.
+        'state_dict': {key: value.clone() for key, value in without_terms(weights).items()},
     }
     buffer = io.BytesIO()
     torch.save(to_plain(published), buffer)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Takes the step again that stopped a run because a loss was not finite, and says where it began.
+"""Repeats the step in which a loss was not finite, and prints the module where it started.
 
     python tools/replay.py CONFIG work_dirs/RUN/step_1234.pth
 
-The file has the weights, the batch and the random numbers of that step; CONFIG is the run's own.
+The file has the weights, the batch and the random state of that step; CONFIG is that of the run.
 """
 
 import argparse
@@ -36,16 +36,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def first_wrong(networks: dict[str, nn.Module]) -> list[str]:
-    """Where hooks on every module will note those that say something that is not finite."""
+    """A list to which hooks on all modules add those whose output is not finite."""
     found: list[str] = []
 
     def listen(name: str, module: nn.Module) -> None:
-        def heard(module: nn.Module, args: tuple, output: object) -> None:
+        def check(module: nn.Module, args: tuple, output: object) -> None:
             if not _finite(output):
                 given = 'was given finite numbers' if _finite(args) else 'was given such already'
                 found.append(f'{name or "its losses"} ({type(module).__name__}) {given}')
 
-        module.register_forward_hook(heard)
+        module.register_forward_hook(check)
 
     for owner, network in networks.items():
         for name, module in network.named_modules():
@@ -92,15 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             + (f', {odd} OF THEM EMPTY OR NOT FINITE' if odd else '')
         )
     if hasattr(model, 'unproven'):
-        model.unproven.clear()  # a term that is not finite would stop here what is to be seen
+        model.unproven.clear()  # its check would raise before the losses are printed
     found = first_wrong(networks)
-    step_dump.set_back(step)
+    step_dump.restore_step(step)
     values = model(**model.data_preprocessor(batch, True), mode='loss')
     for name, value in values.items():
         single = sum(value) if isinstance(value, list) else value
         print(f'{name}: {single.detach().item():.6g}' + ('' if single.isfinite() else '   <--'))
-    print(f'first to say something that is not finite: {found[0]}' if found else
-          'every module says finite numbers')  # fmt: skip
+    print(f'first output that is not finite: {found[0]}' if found else
+          'the outputs of all modules are finite')  # fmt: skip
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Tests a detector with the options of MMDetection's tools/test.py.
+"""Tests a detector; the options are MMDetection's.
 
-The config of a distilled student tests the plain student: no teacher is built or loaded.
+Of a distilled student's config only the student is built.
 """
 
 import argparse
@@ -42,10 +42,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def apply_tta(cfg: Config) -> None:
-    """Wraps model and pipeline as ``tta_model`` and ``tta_pipeline`` say.
+    """Applies ``tta_model`` and ``tta_pipeline`` of the config.
 
-    A config without them gets MMDetection's defaults: each image and its mirror image, merged by
-    NMS at IoU 0.5 and at most 100 boxes.
+    Without them MMDetection's defaults are used: each image and its mirror image, merged by NMS at
+    IoU 0.5 into at most 100 boxes.
     """
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = cli.load_config(args)
     cfg.load_from = args.checkpoint
     if 'teacher_config' in cfg.model:
-        # The student's scale is part of the distillation, and of the test.
+        # Before plain_student() removes the scale, which the test needs.
         cfg = apply_resolution(cfg)
         cfg.model = plain_student(cfg.model)
     if args.show or args.show_dir:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     tests = {'test_dataloader': cfg.test_dataloader}
     runner = build_runner(cfg)
-    # A loop that relabels has its own table of the checkpoint's classes.
+    # RelabelledTestLoop tests a checkpoint of other classes on purpose.
     classes = None if 'labels' in cfg.test_cfg else class_names(Config(tests))
     check_complete(runner.model, args.checkpoint, classes)
     if args.out is not None:

@@ -1,4 +1,4 @@
-"""Trains a detector, distilled or plain, with the options of MMDetection's tools/train.py."""
+"""Trains a detector, with or without distillation; the options are MMDetection's."""
 
 import argparse
 import os.path as osp
@@ -29,14 +29,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or without a value from the latest in the work folder',
+        help='resume from this checkpoint, or without a value from the last one in the work folder',
     )
     cli.add_shared_arguments(parser)
     return cli.parse(parser, argv)
 
 
 def apply_amp(cfg: Config, amp: bool) -> None:
-    """Turns mixed precision on, and refuses it, asked for here or in the config, on a CPU."""
+    """Turns mixed precision on; refuses it on a CPU, also if the config asks for it."""
     if amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
@@ -51,7 +51,7 @@ def apply_amp(cfg: Config, amp: bool) -> None:
 
 
 def apply_auto_scale_lr(cfg: Config) -> None:
-    """Turns the scaling of the learning rate on; needs the batch size it was chosen for."""
+    """Turns the scaling of the learning rate on, if the config has a base batch size."""
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         stop(
             '--auto-scale-lr: the config names no auto_scale_lr.base_batch_size, the batch size '
@@ -61,7 +61,7 @@ def apply_auto_scale_lr(cfg: Config) -> None:
 
 
 def apply_resume(cfg: Config, resume: str | None) -> None:
-    """Sets what to resume from; without a name the Runner looks for the latest checkpoint."""
+    """Sets the checkpoint to resume; the Runner finds the last one if none is named."""
     if resume is None:
         return
     cfg.resume = True

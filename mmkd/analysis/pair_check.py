@@ -1,4 +1,4 @@
-"""Checks a pair of student and teacher in a minute, before training and without the data set."""
+"""Checks a pair of teacher and student in a minute, before a training and without its data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from mmengine.structures import BaseDataElement, InstanceData
 from terminaltables import AsciiTable
@@ -32,23 +37,20 @@ from ..engine import teacher_check
 from ..engine.class_names import apply_classes, class_names, head_classes
 from ..engine.exit import leave
 from ..engine.summary import startup_table
-from ..engine.teacher_check import CERTAIN, PIXELS, SUSPICIOUS, means
+from ..engine.teacher_check import CERTAIN, MIN_RECALL, PREPROCESSINGS, SUSPICIOUS, means
 from ..observers import DWARFS
 from ..options.class_map import ClassMap
 from ..options.resolution import VIEW, Resolution
 from ..options.share import gradient_norm
 from ..recipe import TERM_PREFIXES, UNTRAINED, log_name, plain_student, term_of, terms, terms_on
 
-VANISHES = 1e-3
-"""Share of the hard loss's gradient below which a term is warned about."""
-MIN_RECALL = 0.25
-"""Recall at IoU 0.5, whatever the class, below which a teacher is taken to be broken. 100 random
-boxes per image reach 0.1."""
+MIN_GRADIENT = 1e-3
+"""Ratio of a term's gradient to the hard losses' below which a warning is given."""
 
 
 @dataclass
 class Report:
-    """Findings: reasons why the pair cannot train (``against``) and warnings."""
+    """The result: faults with which the pair cannot be trained, and warnings."""
 
     against: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -69,15 +71,15 @@ def check_pair(
     download: bool = False,
     processes: int = 2,
 ) -> Report:
-    """Checks the pair of a config. Trains nothing and writes nothing.
+    """Check the pair of a config with one step; no weight is changed and no file written.
 
     Args:
         cfg: the config of a distilled student.
-        size: (height, width) of the images of the trial step, as the student sees them.
-        image: path of a picture for the trial step; None: one is made up.
-        data: number of validation images that the teacher is tested on; 0: none.
-        download: download checkpoints that are URLs; otherwise random weights take their place.
-        processes: number of processes of the trial step under DDP; 1: no such step.
+        size: height and width of the student's image in the trial step, in pixels.
+        image: path of an image for it; None makes one.
+        data: number of validation images to test the teacher on.
+        download: download checkpoints instead of replacing them by random weights.
+        processes: number of processes in the trial under DDP; 1 skips it.
     """
     report = Report()
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -99,7 +101,7 @@ def check_pair(
         if trained:
             _try_teacher(cfg, model.teacher.network, data, report)
         else:
-            report.warnings.append('the teacher was not loaded, so it was not tried on data')
+            report.warnings.append('the teacher was not loaded, so it was not tested on data')
     return report
 
 
@@ -120,8 +122,8 @@ def _prepare(cfg: Config, report: Report, download: bool) -> Config:
     checkpoint = cfg.model.get('teacher_ckpt')
     if not download and checkpoint and '://' in checkpoint and not _cached(checkpoint):
         report.warnings.append(
-            f'{checkpoint} is not on this machine, so random weights stand in for the teacher and '
-            'shares of gradients mean nothing; --download fetches it'
+            f'{checkpoint} is not on this machine, so random weights replace those of the teacher, '
+            'and gradients are not representative; --download fetches it'
         )
         cfg.model.teacher_ckpt = UNTRAINED
     if not download and without_downloads(cfg.model):
@@ -137,7 +139,7 @@ def _cached(url: str) -> bool:
 
 
 def without_downloads(node: Any) -> bool:
-    """Removes every ``init_cfg`` that would download, in place; True if there was one."""
+    """Removes every ``init_cfg`` that would download; returns whether there was one."""
     found = False
     if isinstance(node, dict):
         init_cfg = node.get('init_cfg')
@@ -155,7 +157,7 @@ def without_downloads(node: Any) -> bool:
 
 
 def _build(config: dict) -> Any:
-    # MMEngine would log a line for each tensor that it initialises.
+    # At INFO, MMEngine logs a line for each tensor.
     MMLogger.get_instance('mmkd check', logger_name='mmengine', log_level='ERROR')
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(config))
@@ -202,7 +204,7 @@ def _gflops(network: nn.Module, height: int, width: int) -> str:
 
 
 def synthetic_batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 2) -> dict:
-    """Makes images with boxes, packed as by the training pipeline."""
+    """A batch of images with boxes, in the form that the training pipeline gives."""
     height, width = size
     draw = np.random.default_rng(0)
     classes = head_classes(cfg.model) or len(class_names(cfg) or [0])
@@ -235,8 +237,6 @@ def _picture(path: str | None, height: int, width: int, draw: np.random.Generato
     if path is None:
         coarse = torch.tensor(draw.integers(0, 256, (1, 3, height // 16, width // 16)))
         return nn.functional.interpolate(coarse.float(), (height, width), mode='bilinear')[0].byte()
-    import mmcv
-
     picture = mmcv.imread(path)
     if picture is None:
         raise ValueError(f'--image {path} cannot be read')
@@ -244,16 +244,16 @@ def _picture(path: str | None, height: int, width: int, draw: np.random.Generato
 
 
 def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
-    """One step: each loss, its time, and its gradient relative to that of the hard losses."""
+    """Run one step: losses, times, and each term's gradient relative to the hard losses'."""
     costs: dict[str, float] = {}
     data = model.data_preprocessor(copy.deepcopy(batch), True)
     try:
-        model(**copy.deepcopy(data), mode='loss')  # warms up
+        model(**copy.deepcopy(data), mode='loss')  # warm-up
         torch.manual_seed(0)
         start = time.perf_counter()
         with _timed(model.teacher, costs):
             values = model(**data, mode='loss')
-    except Exception as error:  # a step that fails is a finding
+    except Exception as error:  # reported as the result
         report.against.append(f'{type(error).__name__} in the first step: {error}')
         return
     forward = time.perf_counter() - start
@@ -272,31 +272,27 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
         rows.append([logged, f'{float(value):.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}'])
         weight = term.loss_weight
         if term.share is not None:
-            continue  # its weight is computed from this share
+            continue  # its weight is computed from this ratio
         if trained and share > DWARFS:
             report.warnings.append(
                 f'{logged} dwarfs the hard loss: its gradient is {share:.0f} times as '
-                f'large. Try distillation.{name}.loss_weight={_round(weight / share)}'
+                f'large. Try distillation.{name}.loss_weight={weight / share:.1g}'
             )
-        elif trained and 0 < share < VANISHES:
+        elif trained and 0 < share < MIN_GRADIENT:
             report.warnings.append(
                 f"{logged} vanishes: {share:.1g} of the hard loss's gradient. Try "
-                f'distillation.{name}.loss_weight={_round(weight * 0.1 / share)}'
+                f'distillation.{name}.loss_weight={weight * 0.1 / share:.1g}'
             )
     report.say(AsciiTable(rows).table)
     parts = ', '.join(f'{name} {1000 * cost:.0f}' for name, cost in costs.items())
     report.say(f'forward with everything: {1000 * forward:.0f} ms; of these the teacher: {parts}')
     if not trained:
-        report.say('(random weights stand in for the teacher: values and shares mean nothing)')
+        report.say('(the teacher has random weights: losses and gradients are not representative)')
 
 
 @contextlib.contextmanager
 def _timed(teacher: Any, costs: dict[str, float]) -> Iterator[None]:
-    names = {
-        'extract': 'backbone and neck',
-        'score_anchors': 'anchors',
-        'score_rois': 'RoIs',
-    }
+    names = {'extract': 'backbone and neck', 'score_anchors': 'anchors', 'score_rois': 'RoIs'}
     originals: dict[str, Callable] = {name: getattr(teacher, name) for name in names}
 
     def clock(name: str) -> Callable:
@@ -323,14 +319,8 @@ def _norm(value: Tensor, parameters: list[nn.Parameter]) -> tuple[float, float]:
     return float(gradient_norm(value, parameters)), 1000 * (time.perf_counter() - start)
 
 
-def _round(value: float) -> str:
-    return f'{value:.1g}'
-
-
 def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
-    """The same step in several processes over gloo, with small images."""
-    import torch.multiprocessing as multiprocessing
-
+    """Run the step in several processes over gloo, on small images."""
     start = time.perf_counter()
     os.environ.setdefault('PYTHONWARNINGS', 'ignore')  # each process imports everything again
     try:
@@ -345,9 +335,6 @@ def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
 
 
 def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
-    import torch.distributed as dist
-    from mmengine.model import MMDistributedDataParallel
-
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     torch.set_num_threads(1)
     store = dist.FileStore(_store(run), processes)
@@ -357,7 +344,7 @@ def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    for _ in range(2):  # DDP reports parameters unused in the first step in the second
+    for _ in range(2):  # DDP reports parameters without a gradient in the next step
         data = model.module.data_preprocessor(synthetic_batch(cfg, (128, 128), None, 1), True)
         model.module.parse_losses(model(**data, mode='loss'))[0].backward()
     leave()
@@ -368,18 +355,16 @@ def _store(run: int) -> str:
 
 
 def _epoch(cfg: Config, report: Report) -> None:
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     report.say(f'peak memory of this check: {peak:.1f} GiB')
     loader: Any = cfg.get('train_dataloader') or {}
     try:
         dataset = _dataset(loader.dataset)
         images = len(dataset)
-    except Exception as error:  # the check works without the data set
+    except Exception as error:  # the check works without data
         report.say(
-            f'the training data is not here ({type(error).__name__}), so the length of an epoch is '
-            'not known'
+            f'the training data is not on this machine ({type(error).__name__}): the length of an '
+            'epoch is unknown'
         )
         return
     report.say(f'an epoch: {images} images, {images // loader.batch_size} steps on one device')
@@ -392,22 +377,22 @@ def _epoch(cfg: Config, report: Report) -> None:
 
 
 def _dataset(config: dict) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         return DATASETS.build(config)
 
 
 # ------------------------------------------------------------------------- the teacher on data
 
 
-def look(
+def match_batches(
     network: nn.Module, batches: list[dict], indices: list[int | None] | None = None
 ) -> list[Tensor]:
-    """Runs the teacher on images and rates its detections at each ground-truth box.
+    """:func:`mmkd.engine.teacher_check.match_boxes` of each image with boxes.
 
     Args:
         network: the teacher.
-        batches: of its own test pipeline, with ground truth.
-        indices: the teacher's class for each class of the data; None where they are the same.
+        batches: of the teacher's test pipeline, with ground truth.
+        indices: the teacher's class for each class of the data; None if they are the same.
 
     Returns:
         For each image with n > 0 boxes, (n, 5): see :func:`mmkd.engine.teacher_check.answers`.
@@ -419,7 +404,7 @@ def look(
         for result, sample in zip(results, batch['data_samples'], strict=True):
             boxes, labels = teacher_check.ground_truth(sample, indices)
             if len(boxes):
-                images.append(teacher_check.answers(result.pred_instances, boxes, labels))
+                images.append(teacher_check.match_boxes(result.pred_instances, boxes, labels))
     return images
 
 
@@ -429,23 +414,23 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
     dataset = _dataset(dict(loader.dataset, indices=images))
     batches = []
     for i in range(len(dataset)):
-        # A test pipeline leaves boxes as in the file, and detections are scaled back to that.
+        # The test pipeline keeps boxes in pixels of the file, and detections are rescaled to them.
         batches.append(pseudo_collate([dataset[i]]))
     classes = (cfg.model.distillation or {}).get('classes')
     indices = None
     if classes and 'teacher' in classes:
         indices = ClassMap(**classes).indices
-    seen = look(network, batches, indices)
+    seen = match_batches(network, batches, indices)
     if not seen:
-        report.warnings.append(f'no box on the first {images} images to try the teacher on')
+        report.warnings.append(f'no boxes on the first {images} images: the teacher was not tested')
         return
     any_class, right_class, _ = means(seen)
-    renamed = teacher_check.in_another_order(seen)
+    renamed = teacher_check.best_class_recall(seen)
     report.say(
         f'the teacher on {len(batches)} images, {sum(map(len, seen))} boxes: finds '
         f'{100 * any_class:.0f} % (IoU 0.5), {100 * right_class:.0f} % with the right class'
     )
-    chance, better = _other_pixels(network, batches, indices, seen)
+    chance, better = _other_preprocessings(network, batches, indices, seen)
     if chance < CERTAIN:
         report.against.append(
             f'{better}: its data_preprocessor is not the one that it was trained with'
@@ -454,7 +439,7 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
         report.against.append(
             f'the teacher finds {100 * any_class:.0f} % of the boxes. That usually means a wrong '
             'checkpoint, a wrong normalisation (mean and std of its data_preprocessor) or data '
-            'that it never saw'
+            'unlike its training data'
         )
     elif renamed > max(2 * right_class, any_class / 3):
         report.against.append(
@@ -466,30 +451,29 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
         report.warnings.append(f'{better}: try it on more images (--data)')
 
 
-def _other_pixels(
+def _other_preprocessings(
     network: Any, batches: list[dict], indices: list | None, seen: list[Tensor]
 ) -> tuple[float, str]:
-    """Tries the teacher with other channel orders and normalisations than its config has.
+    """Compare the teacher's preprocessing with the common ones.
 
     Returns:
-        The probability that the best of them does that much better by accident, and a sentence
-        that says how much. It is 1 where that one too finds next to nothing, as with an untrained
-        network.
+        The p-value of the best one being better, and a sentence for a message, '' if none is
+        clearly better. p is 1 if the teacher finds next to nothing with it, as an untrained one.
     """
     preprocessor = network.data_preprocessor
     kept = (preprocessor._channel_conversion, preprocessor.mean, preprocessor.std)
     candidates: dict[str, tuple] = {'the other channel order': (not kept[0], kept[1], kept[2])}
-    for name, (swap, mean, std) in PIXELS.items():
+    for name, (swap, mean, std) in PREPROCESSINGS.items():
         values = (kept[1].new_tensor(v).view(-1, 1, 1) for v in (mean, std))
         candidates[name] = (swap, *values)
     others = {}
     try:
         for name, (swap, mean, std) in candidates.items():
             preprocessor._channel_conversion, preprocessor.mean, preprocessor.std = swap, mean, std
-            others[name] = look(network, batches, indices)
+            others[name] = match_batches(network, batches, indices)
     finally:
         preprocessor._channel_conversion, preprocessor.mean, preprocessor.std = kept
-    chance, best = teacher_check.best_pixels(seen, others)
+    chance, best = teacher_check.best_preprocessing(seen, others)
     if not best:
         return chance, ''
     found, _, score = means(seen)
@@ -497,6 +481,6 @@ def _other_pixels(
     chance = chance if more >= MIN_RECALL else 1.0
     return chance, (
         f'the teacher finds {100 * found:.0f} % of the boxes as its config prepares pixels (score '
-        f'times IoU {score:.3f}), and {100 * more:.0f} % ({higher:.3f}) with {best} (an accident '
-        f'with p = {chance:.0e})'
+        f'times IoU {score:.3f}), and {100 * more:.0f} % ({higher:.3f}) with {best} '
+        f'(p = {chance:.0e})'
     )

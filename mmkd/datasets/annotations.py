@@ -1,7 +1,7 @@
-"""What is wrong with an annotation file, said before training instead of hours into it.
+"""Checks of COCO annotation files before training.
 
-MMDetection takes a COCO file as it comes: a repeated id ends a run in an assertion, a class that
-the file lacks moves the labels behind it, and a box without size is dropped without a word.
+MMDetection does not check them: a repeated id ends a run in an assertion, a class that the file
+lacks shifts the labels of the classes after it, and an empty box is dropped silently.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 from PIL import Image
 
-LOOKED_AT = 8
-"""Images of each file whose headers are read: all of them would take too long."""
+SAMPLED_IMAGES = 8
+"""Number of images of each file whose headers are read; reading all would take too long."""
 
 
 class AnnotationError(ValueError):
-    """An annotation file cannot be trained on, or not as it says."""
+    """An annotation file that cannot be used."""
 
 
 def check_annotations(dataloader: Any, who: str = 'train') -> None:
-    """Check the COCO files behind a dataloader's config, and that their images exist.
+    """Check the COCO files of a dataloader's config, and that their images exist.
 
-    What MMDetection drops by itself is warned about, with counts and the first example. Datasets
-    that are no files of COCO's, or not on a local path, are passed over.
+    Boxes that MMDetection drops silently give a warning with their number and the first example.
+    Data sets in another format, or not on a local path, are not checked.
 
     Args:
-        dataloader: its config; anything else (a built one, None) is passed over.
-        who: what the messages call it.
+        dataloader: its config; anything else (a built one, None) is ignored.
+        who: the name of the data in messages.
 
     Raises:
         AnnotationError: naming the file, the entry and its value.
@@ -47,15 +47,15 @@ def check_annotations(dataloader: Any, who: str = 'train') -> None:
 
 
 def check_evaluator(evaluator: Any, dataloader: Any, who: str) -> None:
-    """Check that detections are scored against the annotations of the images that are looked at.
+    """Check that evaluator and dataloader have the same annotations.
 
-    Another file with other boxes gives an mAP near 0, and no error where its ids are the same. It
-    may hold more images, and other boxes in less than half of them.
+    A file of other boxes gives an mAP near 0, and no error if its ids are the same. The evaluator's
+    file may contain more images, and other boxes in at most half of them.
 
     Args:
-        evaluator: its config, or several; anything else is passed over.
-        dataloader: its config; anything else is passed over.
-        who: what the messages call it: val or test.
+        evaluator: its config, or several; anything else is ignored.
+        dataloader: its config; anything else is ignored.
+        who: the name of the data in messages, val or test.
 
     Raises:
         AnnotationError: naming both files.
@@ -101,7 +101,7 @@ def _boxes_by_image(content: dict[str, list[dict]]) -> dict[tuple, list[str]]:
 
 
 def leaves(dataset: Any) -> Iterator[dict]:
-    """Datasets below wrappers such as ConcatDataset and RepeatDataset."""
+    """The configs of the data sets inside wrappers such as ConcatDataset and RepeatDataset."""
     if isinstance(dataset, (list, tuple)):
         for part in dataset:
             yield from leaves(part)
@@ -136,7 +136,7 @@ def _check_dataset(dataset: dict, who: str) -> None:
 
 
 def _reads_coco(cls: Any) -> bool:
-    # One that reads its file in a way of its own has keys of its own.
+    # A subclass that parses its file itself may use other keys.
     return issubclass(cls, CocoDataset) and all(
         getattr(cls, name) is getattr(CocoDataset, name)
         for name in ('load_data_list', 'parse_data_info')
@@ -148,10 +148,10 @@ def _join(root: str, path: str) -> str:
 
 
 def read_coco(path: str, what: str) -> dict[str, list[dict]]:
-    """A COCO file's images, annotations and categories; ``what`` names it in messages.
+    """Read the images, annotations and categories of a COCO file; ``what`` names it in messages.
 
     Raises:
-        AnnotationError: there is no such file, or it holds something else.
+        AnnotationError: there is no such file, or it has another content.
     """
     if not osp.isfile(path):
         state = 'is a directory' if osp.isdir(path) else 'do not exist'
@@ -185,7 +185,7 @@ def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str
     _unique(names, 'categories', 'name', what)
     missing = [name for name in classes or () if name not in names]
     if missing:
-        # MMDetection numbers the classes that it finds, so those behind a gap would move up.
+        # MMDetection numbers the classes that it finds, so those after a missing one move up.
         raise AnnotationError(
             f'{what}: categories has no {missing[0]!r} ({len(missing)} of {len(classes or ())} '
             f'classes of metainfo are missing); it has {", ".join(map(str, names[:8]))}'
@@ -228,7 +228,7 @@ def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str
     inside = np.minimum(boxes[:, :2] + boxes[:, 2:], sides) - np.maximum(boxes[:, :2], 0)
     flat = (width < 1) | (height < 1)
     outside = ~flat & (inside.min(1) <= 0) & ~homeless
-    # Files round: a pixel beyond the edge is no mistake.
+    # Coordinates may be rounded: one pixel beyond the edge is no fault.
     beyond = (np.minimum(x, y) < -1) | ((boxes[:, :2] + boxes[:, 2:]) > sides + 1).any(1)
     for mask, message in (
         (homeless, 'are of images that the file does not have: they are dropped'),
@@ -252,7 +252,7 @@ def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str
 
 
 def _warn(message: str) -> None:
-    # Into the log of the run, by its first rank alone.
+    # The run's logger writes on the first rank only.
     print_log(message, logger='current', level=logging.WARNING)
 
 
@@ -293,7 +293,7 @@ def _ids(entries: list[dict], of: str, what: str) -> list:
 
 
 def _numbers(entries: list[dict], key: str, of: str, what: str) -> np.ndarray:
-    """The values of one key, (n,), all finite."""
+    """The values of one key, (n,); raises unless all are finite numbers."""
     values = _column(entries, key, of, what)
     for i, value in enumerate(values):
         if type(value) not in (int, float) or not abs(value) < float('inf'):
@@ -305,7 +305,7 @@ def _numbers(entries: list[dict], key: str, of: str, what: str) -> np.ndarray:
 
 
 def _boxes(annotations: list[dict], what: str) -> np.ndarray:
-    """The boxes, (n, 4), all finite."""
+    """The boxes, (n, 4); raises unless all are finite numbers."""
     values = _column(annotations, 'bbox', 'annotations', what)
     for i, box in enumerate(values):
         if (
@@ -329,7 +329,7 @@ def _check_images(images: list[dict], folder: str, what: str) -> None:
     for path in paths:
         parent, name = osp.split(path)
         if parent not in there:
-            # One scan of a folder is cheaper than a look at each of its 118,000 files.
+            # Scanning a folder is cheaper than a stat of each of its 118,000 files.
             there[parent] = set()
             if osp.isdir(parent or '.'):
                 with os.scandir(parent or '.') as entries:
@@ -341,7 +341,7 @@ def _check_images(images: list[dict], folder: str, what: str) -> None:
             f'{what}: {len(missing)} of {len(paths)} image files do not exist, the first is '
             f'{missing[0]}: set data_prefix.img, or take them out of the file'
         )
-    for i in range(0, len(paths), max(1, len(paths) // LOOKED_AT)):
+    for i in range(0, len(paths), max(1, len(paths) // SAMPLED_IMAGES)):
         try:
             with Image.open(paths[i]) as image:
                 size = image.size
@@ -350,7 +350,7 @@ def _check_images(images: list[dict], folder: str, what: str) -> None:
                 f'{what}: image {paths[i]} cannot be read ({error}): copy it again'
             ) from None
         said = (images[i]['width'], images[i]['height'])
-        # A camera may note that the picture is turned, and MMDetection then turns it.
+        # The Exif orientation may swap width and height; MMDetection applies it.
         if sorted(size) != sorted(said):
             _warn(
                 f'{what}: image {paths[i]} has width and height {size}, the file says {said}: '

@@ -1,8 +1,8 @@
-"""An image that is gone, cut short or no image stops the run by its name, when it is its turn.
+"""Loading an image raises ImageError, naming the file, if it is missing, truncated or no image.
 
-OpenCV before 5 decodes the upper part of a JPEG that was cut short, with a warning of libjpeg's
-alone, and a detector is trained on a picture that is grey below. A look at every file before
-training would take hours on network storage, so each is looked at as it is loaded.
+OpenCV before 5 decodes the upper part of a truncated JPEG, with no more than a warning of libjpeg,
+and the detector is trained on an image that is grey below. Reading every file before training
+would take hours on network storage, so each file is checked when it is loaded.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ class ImageError(RuntimeError):
     """An image cannot be trained or tested on."""
 
 
-def require_whole_images(dataset: Any) -> None:
-    """Let a data set's ``LoadImageFromFile`` transforms refuse files that are not whole.
+def require_intact_images(dataset: Any) -> None:
+    """Make the ``LoadImageFromFile`` transforms of a data set raise on files that are not intact.
 
-    What they load of whole files stays as it is, to the bit, and each file is read once, through
-    whatever ``backend_args`` name. A class of one's own that loads in its own way is left alone.
+    Intact files give the same pixels as before, to the bit. Each file is read once, by the backend
+    of ``backend_args``. A subclass with a ``transform`` of its own is not changed.
 
     Args:
         dataset: a built data set, or a wrapper round one or several; changed in place.
     """
-    for load in _loads(dataset):
-        load.transform = functools.partial(_load_whole, load)
+    for load in _image_loaders(dataset):
+        load.transform = functools.partial(_load_intact, load)
 
 
-def _loads(node: Any) -> Iterator[LoadImageFromFile]:
-    """The transforms that load images, inside wrappers of data sets and of transforms."""
+def _image_loaders(node: Any) -> Iterator[LoadImageFromFile]:
+    """The transforms that load images, also those inside wrappers."""
     inside: Any = []
     if isinstance(node, LoadImageFromFile):
         if type(node).transform is LoadImageFromFile.transform:
@@ -55,11 +55,11 @@ def _loads(node: Any) -> Iterator[LoadImageFromFile]:
         own = getattr(node, '__dict__', {})
         inside = [own[k] for k in ('pipeline', 'dataset', 'datasets', '_dataset') if k in own]
     for each in inside:
-        yield from _loads(each)
+        yield from _image_loaders(each)
 
 
-def _load_whole(load: LoadImageFromFile, results: dict) -> dict | None:
-    """``LoadImageFromFile.transform``, with a look at the bytes.
+def _load_intact(load: LoadImageFromFile, results: dict) -> dict | None:
+    """``LoadImageFromFile.transform`` with a check of the bytes.
 
     Raises:
         ImageError: naming the file, what is wrong with it, and what to do.
@@ -99,19 +99,19 @@ def _read(load: LoadImageFromFile, path: str) -> bytes:
 
 
 def cut_short(content: bytes) -> str | None:
-    """The format, JPEG or PNG, of a file that lacks its end; None of any other.
+    """'JPEG' or 'PNG' if such a file lacks its end marker, else None.
 
-    What follows the end does not matter: cameras and phones append to their files.
+    Bytes after the marker are allowed: cameras and phones append data to their files.
     """
     if content.startswith(b'\x89PNG\r\n\x1a\n'):
         return None if content.rfind(b'IEND') > 0 else 'PNG'
     if not content.startswith(b'\xff\xd8'):
         return None
-    # The header may hold a preview with an end of its own, so its segments are stepped over.
+    # The header may contain a preview with an end marker of its own: skip its segments.
     at = 2
     while at + 4 <= len(content):
         if content[at] != 0xFF:
-            return None  # no JPEG that this knows: the decoder decides
+            return None  # an unknown kind of JPEG: the decoder decides
         marker = content[at + 1 : at + 2]
         if marker == b'\xda':
             return None if content.rfind(b'\xff\xd9', at) > 0 else 'JPEG'
@@ -119,11 +119,11 @@ def cut_short(content: bytes) -> str | None:
     return 'JPEG'
 
 
-class WholeImagesHook(Hook):
-    """What loads images may be another than at the start: a hook has switched the pipeline."""
+class IntactImagesHook(Hook):
+    """Calls :func:`require_intact_images` again: a hook may have replaced the pipeline."""
 
     priority = 'LOWEST'
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Lets it refuse files that are not whole, too."""
-        require_whole_images(getattr(runner.train_loop.dataloader, 'dataset', None))
+        """Covers the pipeline of this epoch."""
+        require_intact_images(getattr(runner.train_loop.dataloader, 'dataset', None))

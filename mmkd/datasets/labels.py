@@ -20,8 +20,8 @@ from .annotations import leaves
 def check_num_classes(cfg: Config) -> None:
     """Compare ``num_classes`` of the heads with the classes of the training and validation data.
 
-    MMDetection does not: with one too few the last class is trained as background, with more a
-    validation ends in an index error, hours later.
+    MMDetection does not: with one too few, the last class is trained as background; with too many,
+    a validation fails with an index error, hours later.
 
     Raises:
         ValueError: naming the head, the data set and both numbers.
@@ -40,7 +40,7 @@ def check_num_classes(cfg: Config) -> None:
 
 
 def _things(dataset: Any) -> list[str] | None:
-    """The classes of a data set's config that have boxes; None where only the data know them."""
+    """The classes with boxes of a data set's config; None if the config does not name them."""
     kind = dataset.get('type')
     known = DATASETS.get(kind) if isinstance(kind, str) else kind
     info = {**getattr(known, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
@@ -51,7 +51,7 @@ def _things(dataset: Any) -> list[str] | None:
 
 
 def _counts(node: Any, where: str) -> Iterator[tuple[str, int]]:
-    """The place and ``num_classes`` of every head for boxes or masks in a model's config."""
+    """Path and ``num_classes`` of each box or mask head in a model's config."""
     if isinstance(node, (list, tuple)):
         for i, each in enumerate(node):
             yield from _counts(each, f'{where}[{i}]')
@@ -66,13 +66,13 @@ def _counts(node: Any, where: str) -> Iterator[tuple[str, int]]:
 
 
 def check_labels(dataset: Any) -> None:
-    """Insist that a data set of COCO form numbers its classes in the order of their names.
+    """Check that a COCO data set numbers its classes in the order of ``metainfo['classes']``.
 
-    MMDetection numbers them in the order of the annotation file's categories, whatever the order in
-    ``metainfo['classes']``; then every name stands for another class, and so would a class map.
+    MMDetection numbers them in the order of the annotation file's categories, whatever the order of
+    the names. If the two differ, every name (and a class map) refers to a wrong class.
 
     Args:
-        dataset: a data set, or a wrapper round one or several.
+        dataset: a data set, or a wrapper of one or several.
 
     Raises:
         ValueError: with the order to write.
@@ -95,14 +95,14 @@ def check_labels(dataset: Any) -> None:
 
 
 def check_same_labels(train: Any, val: Any) -> None:
-    """Insist that validation numbers the classes as training does.
+    """Check that training and validation data number the classes in the same way.
 
-    Each data set of COCO form numbers them in the order of its own file's categories. Where the two
-    files differ in that, detections of one class are scored as another's.
+    Each COCO data set numbers them in the order of its own file's categories. If the order differs,
+    detections of one class are scored as another's.
 
     Args:
-        train: the data set that is trained on, or a wrapper round one or several.
-        val: the one that is validated on; None where there is none.
+        train: the training data set, or a wrapper of one or several.
+        val: the validation data set, or None.
 
     Raises:
         ValueError: naming both files and their orders.
@@ -120,11 +120,11 @@ def check_same_labels(train: Any, val: Any) -> None:
 
 
 def _numbered(dataset: Any) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Of each data set below wrappers: its file, its names, and those in the file's order."""
+    """For each data set inside wrappers: file, class names, and the names in the file's order."""
     for part in getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]:
         if part is not None:
             yield from _numbered(part)
-    # Some subclasses bring the categories in an order of their own.
+    # Some subclasses sort the categories in their own way.
     own = getattr(type(dataset), 'load_data_list', None) is CocoDataset.load_data_list
     if own and osp.isfile(dataset.ann_file):
         named = list(dataset.metainfo['classes'])
@@ -132,7 +132,7 @@ def _numbered(dataset: Any) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _categories(path: str) -> list[str]:
-    """The names of a COCO file's categories; the file, half a gigabyte of COCO's, is not parsed."""
+    """Category names of a COCO file, without parsing all of it: COCO's has half a gigabyte."""
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         at = content.find(b'"categories"')
         start = content.find(b'[', at)

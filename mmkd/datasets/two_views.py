@@ -1,10 +1,10 @@
-"""The paper's second setting: a teacher that sees more pixels than its student.
+"""The paper's second setting: a teacher that sees images of higher resolution than its student.
 
 A config names the two scales, ``distillation.resolution=dict(student=(667, 400),
-teacher=(1333, 800))``. :func:`apply_resolution` puts the student's into every pipeline, and
-:class:`TwoViews` around the transforms of the training pipeline: of one decoded image, with one set
-of random choices, it makes the student's view (what plain MMDetection makes at that scale) and the
-teacher's.
+teacher=(1333, 800))``. :func:`apply_resolution` sets the student's scale in every pipeline, and
+wraps the transforms of the training pipeline in :class:`TwoViews`, which makes two views of each
+decoded image with the same random choices: the student's, as plain MMDetection makes it at that
+scale, and the teacher's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..recipe import terms_on
 
 _ONE_SCALE = {'Resize': 'scale', 'FixScaleResize': 'scale'}
 _MORE_SCALES = {'RandomResize': 'scale', 'RandomChoiceResize': 'scales'}
-# Pixels change in place, by draws that mmcv's cache_random_params shares between calls.
+# They change pixels without moving them, by draws that mmcv's cache_random_params can repeat.
 _COLOURS = {
     'PhotoMetricDistortion', 'YOLOXHSVRandomAug', 'ColorTransform', 'Color', 'Brightness',
     'Contrast', 'Sharpness', 'Solarize', 'SolarizeAdd', 'Posterize', 'Equalize', 'AutoContrast',
@@ -39,16 +39,16 @@ _NO_PIXELS = {'LoadAnnotations', 'FilterAnnotations', 'PackDetInputs', 'LoadProp
 class TwoViews(BaseTransform):
     """Transforms one decoded image twice, with the same random choices.
 
-    The student's view is made by the transforms themselves, in their order and with their draws: it
-    is what plain MMDetection makes, to the bit. The teacher's view is made of the same decoded
-    image by the same choices, at its own scale: flips and colours repeat the draw, a drawn scale is
-    multiplied by the ratio, a crop is the same rectangle in its pixels (rounded to whole ones; what
-    rounding leaves is in :attr:`View.offset`). It is the image alone, without annotations.
+    The student's view equals plain MMDetection's to the bit: the transforms run in their order,
+    with their draws. The teacher's view is made from the same decoded image at its own scale: flips
+    and colours repeat the draw, a drawn scale is multiplied by the ratio, and a crop is the same
+    rectangle, rounded to whole pixels (:attr:`View.offset` has the remainder). It is an image
+    without annotations.
 
     Args:
-        transforms: what follows the loading of the image, the packing included.
+        transforms: the transforms after loading the image, ending with PackDetInputs.
         student: the student's scale, (long edge, short edge).
-        teacher: the teacher's.
+        teacher: the teacher's scale.
 
     Raises:
         ValueError: if a transform's random choices cannot be shared.
@@ -73,9 +73,9 @@ class TwoViews(BaseTransform):
             self.transforms.append(TRANSFORMS.build(config))
 
     def transform(self, results: dict) -> dict | None:
-        """Both views; the packed sample holds the teacher's in the field ``teacher_view``."""
+        """Makes both views; the packed sample holds the teacher's in the field ``teacher_view``."""
         large: dict = {'img': results['img'], 'img_shape': results['img'].shape[:2]}
-        # x_teacher = scale · x_student + offset, y first as shapes have it.
+        # x_teacher = scale · x_student + offset; y comes first, as in shapes.
         scale, offset = np.ones(2), np.zeros(2)
         for transform in self.transforms:
             before = [np.array(view['img'].shape[:2]) for view in (results, large)]
@@ -113,7 +113,7 @@ class TwoViews(BaseTransform):
     def _crop(
         transform: Any, small: dict, large: dict, scale: np.ndarray, offset: np.ndarray
     ) -> tuple[dict, np.ndarray, np.ndarray]:
-        # Under cache_random_params it answers with what it drew for the student.
+        # Under cache_random_params this returns the student's draw.
         corner = np.array(transform._rand_offset((0, 0)))
         exact = scale * corner + offset
         start = np.maximum(np.rint(exact), 0).astype(int)
@@ -137,17 +137,17 @@ class TwoViews(BaseTransform):
 
 
 def apply_resolution(cfg: Config) -> Config:
-    """Put the two scales of ``model.distillation.resolution`` into the pipelines.
+    """Apply ``model.distillation.resolution`` to the pipelines of a config.
 
-    Training, validation and test pipelines get the student's scale; where a term is on, the
-    training pipeline makes the teacher's view as well. A pipeline with several scales keeps their
-    proportions, the largest becoming the student's.
+    Training, validation and test pipelines get the student's scale. If a term is on, the training
+    pipeline also makes the teacher's view. Several scales of a pipeline keep their proportions, and
+    the largest becomes the student's.
 
     Returns:
-        The config itself where it names no resolution, else a copy; applied again, the same.
+        The config itself if it has no resolution, else a copy. Applying it twice is the same.
 
     Raises:
-        ValueError: if a pipeline has no resize, or one that cannot be shared.
+        ValueError: if a pipeline has no resize, or a transform whose draws cannot be shared.
     """
     model = cfg.get('model') or {}
     distillation = model.get('distillation') or {}
@@ -177,13 +177,13 @@ def apply_resolution(cfg: Config) -> Config:
                     'its scale: add Resize, RandomResize or RandomChoiceResize'
                 )
             if split == 'train' and needs_view(distillation):
-                pipeline = _around(pipeline, resolution)
+                pipeline = _wrap(pipeline, resolution)
             holder['pipeline'] = pipeline
     return cfg
 
 
 def at_teachers_scale(cfg: Config) -> Config:
-    """The config with the pipelines that test the teacher: at the scale that it sees."""
+    """A copy of the config with its pipelines at the teacher's scale, to test the teacher."""
     cfg = copy.deepcopy(cfg)
     resolution = (cfg.model.get('distillation') or {}).get('resolution')
     if resolution is not None:
@@ -192,7 +192,7 @@ def at_teachers_scale(cfg: Config) -> Config:
 
 
 def needs_view(distillation: dict) -> bool:
-    """Whether the teacher is asked anything, at another scale than its student."""
+    """Whether a term is on and the two scales differ."""
     resolution = Resolution.of(distillation.get('resolution'))
     if resolution is None or resolution.student == resolution.teacher:
         return False
@@ -200,10 +200,10 @@ def needs_view(distillation: dict) -> bool:
 
 
 def rescale(transform: Any, largest: tuple[int, int]) -> Any:
-    """A transform's config with its scales brought to ``largest``, in proportion if it has several.
+    """A transform's config with its largest scale set to ``largest``, the others in proportion.
 
     Raises:
-        ValueError: if it resizes by a factor, which names no scale, or its scales are no pairs.
+        ValueError: if it resizes by a factor instead of to a scale, or its scales are no pairs.
     """
     key = _scales(transform)
     if key is None:
@@ -230,7 +230,7 @@ def rescale(transform: Any, largest: tuple[int, int]) -> Any:
     return {**transform, key: new}
 
 
-def _around(pipeline: list, resolution: Resolution) -> list:
+def _wrap(pipeline: list, resolution: Resolution) -> list:
     loads = [i for i, t in enumerate(pipeline) if _name(t).startswith(('LoadImage', 'LoadMulti'))]
     if not loads:
         raise ValueError(
@@ -250,7 +250,7 @@ def _around(pipeline: list, resolution: Resolution) -> list:
 
 
 def _pipelines(node: Any) -> Iterator[dict]:
-    """Every dict with a pipeline that resizes, data sets in wrappers included."""
+    """Every dict that has a pipeline, also inside wrappers of data sets."""
     if isinstance(node, dict):
         if isinstance(node.get('pipeline'), (list, tuple)):
             yield node

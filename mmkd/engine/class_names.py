@@ -1,4 +1,4 @@
-"""The class names of student and teacher, read from configs and checkpoints."""
+"""Reads the class names of student and teacher from configs and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..recipe import UNTRAINED, read_teacher_config
 
 
 def apply_classes(cfg: Config) -> Config:
-    """Put the class names of both networks into ``model.distillation.classes``, if they differ.
+    """Write the class names of both networks to ``model.distillation.classes``, if they differ.
 
-    The student's are those of its training data; the teacher's those of its config's, or of its
-    checkpoint's meta. Where either is not to be found the numbers of classes have to agree.
+    The student's names are those of its training data, the teacher's those of the data in its
+    config or of its checkpoint's meta. If either is unknown, the numbers of classes must agree.
 
     Returns:
         The config itself, or a copy with the names.
@@ -49,7 +49,7 @@ def apply_classes(cfg: Config) -> Config:
 
 
 def class_names(cfg: Config) -> list[str] | None:
-    """The classes of a config's training data (or test data, for a config that only tests)."""
+    """The class names of a config's training data, else validation or test data; else None."""
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         dataset = (cfg.get(key) or {}).get('dataset')
         while isinstance(dataset, dict) and 'pipeline' not in dataset and 'dataset' in dataset:
@@ -66,7 +66,7 @@ def class_names(cfg: Config) -> list[str] | None:
 
 
 def _fitting(names: list[str] | None, count: int | None) -> list[str] | None:
-    # A config that leaves the names to its data set's default may train on others.
+    # The default names of a data set's class may not be those that the config trains on.
     return names if names is not None and count in (None, len(names)) else None
 
 
@@ -79,7 +79,7 @@ def _names_in(checkpoint: str | None) -> list[str] | None:
 
 
 def head_classes(model: Any) -> int | None:
-    """``num_classes`` of a model config's box head; None where it has none."""
+    """``num_classes`` of the (first) box head in a model config, else None."""
     head = (model.get('roi_head') or {}).get('bbox_head')
     head = head[0] if isinstance(head, (list, tuple)) else head
     return (head or {}).get('num_classes')

@@ -1,4 +1,4 @@
-"""A run that has no room on the disk for its checkpoints stops at its start."""
+"""A hook that stops a run at its start if the disk has no room for a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 
-from .processes import unwrap
+from .wrappers import optimizers, unwrap
 
 
-class RoomHook(Hook):
-    """What cannot take one checkpoint now cannot take it when it is due, which may be hours away.
+class DiskSpaceHook(Hook):
+    """Compares the size of one checkpoint with the free space of the work directory.
 
     Args:
-        save_optimizer: whether its state is a part of each.
+        save_optimizer: whether checkpoints contain the state of the optimizer.
 
     Raises:
-        OSError: no room for the weights before the first step, or for all of it behind that step.
+        OSError: no room for the weights, before the first step; no room for a whole checkpoint,
+            after the first step.
     """
 
     priority = 'LOWEST'
@@ -32,19 +32,18 @@ class RoomHook(Hook):
         self.complete = False
 
     def before_train(self, runner: Runner) -> None:
-        """The weights."""
+        """Checks the size of the weights."""
         self._require(runner, 'the weights in each checkpoint take', [])
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """The optimizer's state too: before its first step it has none."""
+        """Adds the state of optimizer and EMA, which the optimizer creates in its first step."""
         if self.complete:
             return
         self.complete = True
         found: list[Any] = []
         if self.save_optimizer:
-            wrapper = runner.optim_wrapper
-            for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-                found += [v for state in each.optimizer.state.values() for v in state.values()]
+            states = [s for o in optimizers(runner.optim_wrapper) for s in o.state.values()]
+            found += [v for state in states for v in state.values()]
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 found += hook.ema_model.state_dict().values()
@@ -56,7 +55,7 @@ class RoomHook(Hook):
         tensors = [*unwrap(runner.model).state_dict().values(), *more]
         size = sum(v.nbytes for v in tensors if isinstance(v, Tensor))
         disk = shutil.disk_usage(runner.work_dir)
-        if disk.total and disk.free < size:  # some file systems do not tell
+        if disk.total and disk.free < size:  # some file systems report 0 for both
             raise OSError(
                 errno.ENOSPC,
                 f'{disk.free / 2**20:.1f} MiB are free, and {what} {size / 2**20:.1f} MiB',

@@ -1,16 +1,18 @@
-"""Runs that are cut off anywhere, and go on as if nothing had happened.
+"""Exact resume: a run that was interrupted anywhere continues as if it had not been.
 
-What MMEngine does not keep is kept here: the state of the random numbers of every process and of
-its data-loader workers, and how many batches of the epoch have been seen. On a CPU a resumed run
-then equals one that was never cut off, to the bit, with these exceptions: gradients that were being
-accumulated (``accumulative_counts``) are lost; a schedule that follows a metric misses the step
-that belongs to a validation it was cut off in; a worker's data set has what it was built with,
-not what it has gathered since (the cache of ``CachedMosaic``, say); persistent workers that a hook
-restarts (``PipelineSwitchHook``) draw on from where the old ones were, if the run was cut off just
-before; a sampler that does not take its order from its seed and epoch begins anew, and is named;
-hooks of one's own have what they keep in MMEngine's message hub alone; and of several processes all
-but the first lose what DistributedDataParallel leaves to each: statistics of a BatchNorm that is
-trained, so that its part of a validation differs.
+MMEngine saves neither the random state of the processes and their data-loader workers nor the
+number of batches that the epoch has used; this module does. On a CPU a resumed run equals an
+uninterrupted one to the bit, with these exceptions:
+
+- accumulated gradients (``accumulative_counts``) are lost;
+- a schedule that follows a metric misses the step of the validation it was interrupted in;
+- state that a worker's data set gathers (the cache of ``CachedMosaic``) starts empty;
+- persistent workers that a hook restarts (``PipelineSwitchHook``) continue the random numbers of
+  the old workers, if the run was interrupted right before;
+- a sampler whose order does not follow from its seed and epoch starts over, with a warning;
+- custom hooks keep only what they store in MMEngine's message hub;
+- in a run of several processes, all but the first lose the buffers that DistributedDataParallel
+  does not synchronise: the statistics of a trained BatchNorm, hence their part of a validation.
 """
 
 from __future__ import annotations
@@ -47,40 +49,40 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, get_worker_info
 
 from ..io.safe_reader import show
-from .random_state import random_state, set_random
+from .random_state import random_state, set_random_state
 from .resume_compatibility import own_file, own_ids
 from .save_best import check_save_best
+from .wrappers import unwrap
 
 KEY = 'mmkd_resume'
-"""Where a checkpoint has it."""
-AGREE = 10
-"""At most so many iterations apart several processes agree on whether one was told to stop."""
-AGREE_WITHIN = 5.0
-"""And about so many seconds apart, if an iteration is not longer: torchrun waits for 30."""
+"""Key of a checkpoint, and of a batch from a worker, that holds this state."""
+SYNC_ITERATIONS = 10
+"""Most iterations between two collective checks whether a process received a signal."""
+SYNC_SECONDS = 5.0
+"""About so many seconds between two checks; torchrun kills after 30."""
 
-MOST = 1024
-"""How many times as many batches as iterations may have been passed, by smaller batches since."""
+MAX_BATCHES = 1024
+"""Limit of batches seen per iteration in a checkpoint: larger values are forged."""
 
-BEGUN = '.begun'
-"""In a work directory with checkpoints of an earlier run, while this one has saved none."""
+UNSAVED = '.begun'
+"""Marker file: the work directory has an earlier run's checkpoints, and this run saved none yet."""
 
-GRACE = 120
-"""Seconds that a data-loader worker goes on after SIGTERM or Ctrl-C: an iteration and its save."""
+WORKER_GRACE = 120
+"""Seconds a data-loader worker lives after SIGTERM or Ctrl-C: time for an iteration and a save."""
 
 
 @HOOKS.register_module()
-class WholeCheckpointHook(CheckpointHook):
-    """MMEngine's, which never is without a whole checkpoint, and from which a run goes on exactly.
+class ResumableCheckpointHook(CheckpointHook):
+    """A CheckpointHook that always leaves one complete checkpoint on disk, and resumes exactly.
 
-    What is older is removed when what is newer is on the disk, and ``last_checkpoint`` names a
-    whole one at every moment. DistillationRunner takes it wherever a config says CheckpointHook.
+    It removes an old checkpoint after the new one is written, and ``last_checkpoint`` names a
+    complete one at every moment. DistillationRunner uses it wherever a config says CheckpointHook.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -88,9 +90,9 @@ class WholeCheckpointHook(CheckpointHook):
         self.random: list[dict] = []
         self.offset = 0
         self.workers: list[list] = []
-        self.heard: dict[int, bytes] = {}
+        self.worker_states: dict[int, bytes] = {}
         self.validated_at: int | None = None
-        self.found: dict | None = None
+        self.resumed_state: dict | None = None
         self.signal: int | None = None
         self.agreed = 0
         self.sampler_seed: int | None = None
@@ -126,9 +128,9 @@ class WholeCheckpointHook(CheckpointHook):
 
     def _save(self, runner: Runner, out_dir: str, name: str, meta: dict, **kwargs: Any) -> None:
         count = getattr(runner.train_loop.dataloader, 'num_workers', 0)
-        # A worker's own bytes, of this machine: nothing that came from a file.
+        # Safe to unpickle: these bytes come from our own workers, not from a file.
         workers = [
-            pickle.loads(self.heard[i]) if i in self.heard else None  # noqa: S301
+            pickle.loads(self.worker_states[i]) if i in self.worker_states else None  # noqa: S301
             for i in range(count)
         ]
         every = all_gather_object((random_state(), workers))
@@ -146,11 +148,11 @@ class WholeCheckpointHook(CheckpointHook):
         )
         if is_main_process():
             path = fileio.join_path(out_dir, name, backend_args=self.backend_args)
-            # Found from another folder too.
+            # Absolute, to be found from any working directory.
             record = path if '://' in path else osp.abspath(path)
             fileio.put_text(record, osp.join(runner.work_dir, 'last_checkpoint'))
             with contextlib.suppress(FileNotFoundError):
-                os.remove(osp.join(runner.work_dir, BEGUN))
+                os.remove(osp.join(runner.work_dir, UNSAVED))
             if self.stopped_as not in (None, path):
                 self._remove(self.stopped_as)
             self.stopped_as = None
@@ -159,8 +161,8 @@ class WholeCheckpointHook(CheckpointHook):
         missing = [name for name in self._chosen_by() if name not in metrics]
         if missing:
             runner.logger.warning(
-                f'save_best={missing[0]} is not among what this validation gave '
-                f'({", ".join(metrics)}): NO BEST CHECKPOINT is chosen by it'
+                f'save_best={missing[0]} is not among the metrics of this validation '
+                f'({", ".join(metrics)}): NO BEST CHECKPOINT is saved'
             )
             return
         backend = self.file_backend
@@ -170,7 +172,7 @@ class WholeCheckpointHook(CheckpointHook):
         finally:
             self.file_backend = backend
         for path in deferred.removed:
-            # A score that is as good may have been written to the same name.
+            # A checkpoint with an equal score may have been written under the same name.
             if path not in (getattr(self, 'best_ckpt_path', None), *self._best_paths()):
                 self._remove(path)
 
@@ -187,12 +189,12 @@ class WholeCheckpointHook(CheckpointHook):
             self.file_backend.rmtree(path)
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
-        """The best checkpoint; a file written now need not be validated again."""
+        """Saves the best checkpoint, and notes that this iteration was validated."""
         self.validated_at = runner.iter
         super().after_val_epoch(runner, metrics)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Adds what a resumed run needs."""
+        """Adds the state that a resumed run needs."""
         if 'optimizer' in checkpoint and self.random:
             checkpoint[KEY] = {
                 'random': self.random,
@@ -200,7 +202,7 @@ class WholeCheckpointHook(CheckpointHook):
                 'validated': checkpoint['meta'].get('iter') == self.validated_at,
                 'sampler_seed': self.sampler_seed,
                 'settings': settings(runner),
-                **self._place(runner.train_loop, checkpoint['meta']),
+                **self._position(runner.train_loop, checkpoint['meta']),
                 'stopped': self.stopping,
                 'patience': [
                     {'wait_count': hook.wait_count, 'best_score': float(hook.best_score)}
@@ -209,32 +211,33 @@ class WholeCheckpointHook(CheckpointHook):
                 ],
             }
 
-    # ---------------------------------------------------------------------------- going on
+    # --------------------------------------------------------------------------- resuming
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Takes from the batch what the worker that made it has added."""
+        """Takes the random state of its worker out of the batch."""
         loop = runner.train_loop
         if (
-            self.heard
-            and _begin_anew(loop.dataloader)
+            self.worker_states
+            and _restarts_workers(loop.dataloader)
             and self._seen(loop) % len(loop.dataloader) == 0
         ):
-            self.heard.clear()
+            self.worker_states.clear()
         if isinstance(data_batch, dict) and KEY in data_batch:
             worker, state = data_batch.pop(KEY)
-            self.heard[worker] = state
+            self.worker_states[worker] = state
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Takes what a resumed run needs."""
+        """Reads the state that a resumed run needs."""
         if getattr(runner, '_resuming', None) is not None:
             found = checkpoint.get(KEY, {})
-            self.found = found if isinstance(found, dict) else {}
+            self.resumed_state = found if isinstance(found, dict) else {}
 
     def before_train(self, runner: Runner) -> None:
-        """As MMEngine's; a resumed run remembers the file that it came from.
+        """As MMEngine's hook, with four additions.
 
-        What a run that was killed in a save had not renamed is removed. A checkpoint names files
-        that its run deletes: only those of this run's folder are believed.
+        File names in a resumed checkpoint are accepted only if they are in this run's folder, since
+        the run deletes these files. ``save_best`` is checked. Temporary files of a save that was
+        killed are removed. The resumed checkpoint counts as the last one.
         """
         resumed, info = getattr(runner, 'resumed_from', None), runner.message_hub.runtime_info
         if resumed:
@@ -252,7 +255,7 @@ class WholeCheckpointHook(CheckpointHook):
             check_save_best(self._chosen_by(), getattr(runner.val_loop, 'evaluator', None))
             if runner.val_loop is None:
                 runner.logger.warning(
-                    f'save_best={", ".join(self.save_best)} waits for a validation, and this '
+                    f'save_best={", ".join(self.save_best)} needs a validation, and this '
                     'config has none (val_dataloader): NO BEST CHECKPOINT will be written'
                 )
         if is_main_process():
@@ -262,9 +265,9 @@ class WholeCheckpointHook(CheckpointHook):
         if self.last_ckpt is None and getattr(runner, 'resumed_from', None):
             self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
 
-    def go_on(self, runner: Runner) -> None:
-        """Put a resumed run where its checkpoint was written; called right before training."""
-        found, self.found = self.found, None
+    def restore(self, runner: Runner) -> None:
+        """Restores the state of a resumed run; called right before training."""
+        found, self.resumed_state = self.resumed_state, None
         for loop in (runner.train_loop, runner.val_loop):
             if loop is not None:
                 prepare_workers(loop.dataloader)
@@ -274,7 +277,7 @@ class WholeCheckpointHook(CheckpointHook):
             self.sampler_seed = getattr(sampler, 'seed', None)
             return
         if found.get('sampler_seed') is not None and hasattr(sampler, 'seed'):
-            # MMEngine builds the sampler before it reads the seed of a run that was given none.
+            # If the config sets no seed, MMEngine builds the sampler before it reads the seed.
             sampler.seed = found['sampler_seed']
         self.sampler_seed = getattr(sampler, 'seed', None)
         if found.get('stopped') and _same_folder(osp.dirname(runner.resumed_from), self.out_dir):
@@ -292,20 +295,19 @@ class WholeCheckpointHook(CheckpointHook):
         state = states[get_rank()] if len(states) == runner.world_size else None
         if state is None:
             runner.logger.warning(
-                f'the checkpoint has the random numbers of {len(states)} processes and this run '
-                f'has {runner.world_size}: it goes on from the same weights with other random '
-                'numbers'
+                f'the checkpoint has the random states of {len(states)} processes and this run has '
+                f'{runner.world_size}: it continues with other random numbers'
             )
         loop = runner.train_loop
-        self._go_to(loop, found, runner)
+        self._restore_position(loop, found, runner)
         _tell_changes(found.get('settings'), settings(runner), runner)
-        if loop._iter and not _repeats(loop.dataloader):
+        if loop._iter and not _is_reproducible(loop.dataloader):
             runner.logger.warning(
-                f'{type(_sampler(loop.dataloader)).__name__} may take its order from what is not '
-                'put back: in the epoch that is gone on with, images may come twice or not at all'
+                f'{type(_sampler(loop.dataloader)).__name__} may take its order from state that is '
+                'not restored: in this epoch some images may be used twice or not at all'
             )
         seen = self._seen(loop)
-        drawn = self._workers(found, loop, runner)
+        drawn = self._restore_workers(found, loop, runner)
         _restore(state)
         if isinstance(loop, IterBasedTrainLoop):
             due, at = loop._iter, loop.max_iters
@@ -314,7 +316,7 @@ class WholeCheckpointHook(CheckpointHook):
         if due >= at:
             runner.logger.warning(
                 f'the checkpoint is at {due} of {at} that train_cfg asks for: NOTHING IS TRAINED. '
-                'To go on, ask for more; to begin anew, drop --resume'
+                'To continue, ask for more; to start from scratch, leave out --resume'
             )
         if (
             runner.val_loop is not None
@@ -324,37 +326,44 @@ class WholeCheckpointHook(CheckpointHook):
         ):
             loop._decide_current_val_interval()
             if due >= loop.val_begin and (due % loop.val_interval == 0 or due == at):
-                runner.logger.info('the run was cut off before or in its validation: made up for')
+                runner.logger.info(
+                    'the run was interrupted before or in a validation: it is repeated'
+                )
                 runner.val_loop.run()
         if seen or drawn or (loop._iter and isinstance(loop, IterBasedTrainLoop)):
-            _skip(loop, seen, random_state() if state is not None else None, self._anew(loop))
+            _skip(
+                loop,
+                seen,
+                random_state() if state is not None else None,
+                self._new_batch_sampler(loop),
+            )
 
     def _seen(self, loop: Any) -> int:
-        """How many batches of this epoch, or of an iteration-based run, are behind it."""
+        """Number of batches used in this epoch, or in the whole iteration-based run."""
         if isinstance(loop, IterBasedTrainLoop):
             return loop._iter - self.offset
         return loop._iter - loop._epoch * len(loop.dataloader) - self.offset
 
-    def _place(self, loop: Any, meta: dict) -> dict[str, int | None]:
-        """Where in its epoch, or in its stream of images, a run is as it saves."""
+    def _position(self, loop: Any, meta: dict) -> dict[str, int | None]:
+        """Position in the epoch, or in the stream of images, to save."""
         if isinstance(loop, IterBasedTrainLoop):
             return {'seen': meta['iter'] - self.offset, 'images': _images_a_step(loop.dataloader)}
         length = len(loop.dataloader)
         return {'seen': meta['iter'] - meta['epoch'] * length - self.offset, 'length': length}
 
-    def _go_to(self, loop: Any, found: dict, runner: Runner) -> None:
-        """An epoch may have more or fewer batches than where the checkpoint was written."""
+    def _restore_position(self, loop: Any, found: dict, runner: Runner) -> None:
+        """Restores the position; the length of an epoch or the batch size may have changed."""
         if isinstance(loop, IterBasedTrainLoop):
             seen, of, now = found.get('seen'), found.get('images'), _images_a_step(loop.dataloader)
             if type(of) is not int or not now:
                 of = now = 1
-            if type(seen) is not int or not 0 <= seen * of <= MOST * loop._iter * now:
-                seen, of = loop._iter, now  # of MMEngine's, or forged: each is taken one by one
+            if type(seen) is not int or not 0 <= seen * of <= MAX_BATCHES * loop._iter * now:
+                seen, of = loop._iter, now  # written by MMEngine, or forged
             if now != of:
                 there, seen = seen, round(seen * of / now)
                 runner.logger.warning(
                     f'the checkpoint was written after {there} batches of {of} images, and here a '
-                    f'batch of all processes has {now}: it goes on behind {seen} of them'
+                    f'batch of all processes has {now}: it continues after {seen} of them'
                 )
             self.offset = loop._iter - seen
             return
@@ -362,7 +371,7 @@ class WholeCheckpointHook(CheckpointHook):
         counted = loop._iter - loop._epoch * length
         seen, of = found.get('seen', counted), found.get('length', length)
         if 'length' not in found and loop._epoch and loop._iter % loop._epoch == 0:
-            seen, of = 0, loop._iter // loop._epoch  # MMEngine's, most likely at an epoch's end
+            seen, of = 0, loop._iter // loop._epoch  # by MMEngine, most likely at an epoch's end
         if type(seen) is not int or type(of) is not int or of != length or not 0 <= seen <= of:
             known = type(seen) is int and type(of) is int and 0 < seen <= of
             there, seen = (seen, of), round(seen / of * length) if known else 0
@@ -371,12 +380,12 @@ class WholeCheckpointHook(CheckpointHook):
                 f'{show(there[1])}, and '
                 f'here an epoch has {length}: other data, another batch size or another number of '
                 f'processes. Epoch {loop._epoch + 1} '
-                + (f'goes on behind batch {seen} of {length}' if seen else 'is run as a whole')
+                + (f'continues after batch {seen} of {length}' if seen else 'is run from its start')
             )
         self.offset = counted - seen
 
-    def _anew(self, loop: Any) -> Any:
-        """A batch sampler of which nothing was taken: what MMEngine starts early takes from it."""
+    def _new_batch_sampler(self, loop: Any) -> Any:
+        """A new batch sampler, since an iteration-based loop has already drawn from the old one."""
         config = self.data if isinstance(loop, IterBasedTrainLoop) else None
         if not isinstance(config, dict) or not isinstance(config.get('sampler'), dict):
             return None
@@ -388,45 +397,45 @@ class WholeCheckpointHook(CheckpointHook):
         default = dict(sampler=sampler, batch_size=size)
         return DATA_SAMPLERS.build(config['batch_sampler'], default_args=default)
 
-    def _workers(self, found: dict, loop: Any, runner: Runner) -> dict[int, dict]:
-        """Lets the workers draw on where those of the checkpoint were; what each has drawn."""
+    def _restore_workers(self, found: dict, loop: Any, runner: Runner) -> dict[int, dict]:
+        """Passes the checkpoint's random states to the workers, and returns them by worker."""
         loader = loop.dataloader
         count = getattr(loader, 'num_workers', 0)
-        if not count or (_begin_anew(loader) and self._seen(loop) % len(loader) == 0):
+        if not count or (_restarts_workers(loader) and self._seen(loop) % len(loader) == 0):
             return {}
         workers = found.get('workers') or []
         own = workers[get_rank()] if len(workers) == runner.world_size else []
         if len(own) != count:
             runner.logger.warning(
-                f'the checkpoint has the random numbers of {len(own)} data-loader workers and '
-                f'this run has {count}: they draw others'
+                f'the checkpoint has the random states of {len(own)} data-loader workers and '
+                f'this run has {count}: it continues with other random numbers'
             )
             return {}
         states = loader.worker_init_fn.args[1]
         states.update({i: state for i, state in enumerate(own) if state is not None})
-        self.heard = {i: pickle.dumps(state) for i, state in states.items()}
+        self.worker_states = {i: pickle.dumps(state) for i, state in states.items()}
         return states
 
-    # ---------------------------------------------------------------------- being told to stop
+    # ----------------------------------------------------------------------------- signals
 
     @contextlib.contextmanager
-    def heeding_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C wait for the end of the iteration; a second Ctrl-C ends at once.
+    def handling_signals(self) -> Iterator[None]:
+        """Defers SIGTERM and Ctrl-C to the end of the iteration; a second Ctrl-C ends at once.
 
-        One that comes in a validation waits for the iteration behind it. Killed there, the run
-        makes up for that validation when it is resumed.
+        During a validation they are deferred to the end of the iteration after it. If the run is
+        killed before that, it repeats the validation when it is resumed.
         """
         before: dict[int, Any] = {}
 
-        def told(number: int, frame: Any) -> None:
+        def on_signal(number: int, frame: Any) -> None:
             self.signal = number
-            # A launcher passes on what the whole group was sent, so theirs may come twice.
+            # A launcher forwards a signal that its whole group received: it may come twice.
             if number == signal.SIGINT and get_world_size() == 1:
                 signal.signal(number, before[number])
 
         try:
             for each in (signal.SIGTERM, signal.SIGINT):
-                before[each] = signal.signal(each, told)
+                before[each] = signal.signal(each, on_signal)
         except ValueError:  # not in the main thread
             pass
         try:
@@ -435,8 +444,8 @@ class WholeCheckpointHook(CheckpointHook):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def stop_if_told(self, runner: Runner) -> None:
-        """Save and leave, at the end of an iteration after SIGTERM or Ctrl-C.
+    def stop_if_signalled(self, runner: Runner) -> None:
+        """Saves and exits if SIGTERM or Ctrl-C was received.
 
         Raises:
             SystemExit: with 128 + the signal's number.
@@ -445,24 +454,24 @@ class WholeCheckpointHook(CheckpointHook):
         if runner.world_size > 1:
             if done >= self.due:
                 now, (before, at) = time.monotonic(), self.since
-                took = (now - at) / max(done - before, 1) if at else AGREE_WITHIN
+                took = (now - at) / max(done - before, 1) if at else SYNC_SECONDS
                 device = next(runner.model.parameters()).device
-                told = torch.tensor([float(number), took], device=device)
-                all_reduce(told, 'max')
-                self.agreed, took = int(told[0]), float(told[1])
-                self.due = done + max(1, min(AGREE, int(AGREE_WITHIN / max(took, 1e-9))))
+                seen = torch.tensor([float(number), took], device=device)
+                all_reduce(seen, 'max')
+                self.agreed, took = int(seen[0]), float(seen[1])
+                self.due = done + max(1, min(SYNC_ITERATIONS, int(SYNC_SECONDS / max(took, 1e-9))))
                 self.since = done, now
             number = self.agreed
-        # Gradients that are being accumulated are in no checkpoint.
+        # No checkpoint contains accumulated gradients: wait for the optimizer's step.
         if not number or done % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
             return
-        # One written by the schedule at this iteration is kept as long as the schedule says.
+        # A checkpoint of the regular schedule is not removed by the next save.
         self.stopping = osp.basename(self.last_ckpt or '') != f'iter_{done}.pth'
         self._save(runner, self.out_dir, f'iter_{done}.pth', dict(epoch=runner.epoch, iter=done))
         runner.logger.warning(
             f'{signal.Signals(number).name} after iteration {done}: saved as '
             f'{osp.join(self.out_dir, f"iter_{done}.pth")}; the same command with --resume '
-            'goes on there'
+            'continues from it'
         )
         if runner.world_size > 1:
             barrier()
@@ -472,16 +481,16 @@ class WholeCheckpointHook(CheckpointHook):
         raise SystemExit(128 + number)
 
 
-class GoOnHook(Hook):
-    """Calls the checkpoint hook last of all, before training and after each iteration."""
+class ResumeHook(Hook):
+    """Calls the checkpoint hook after all other hooks, before training and in each iteration."""
 
     priority = 'LOWEST'
 
-    def __init__(self, checkpoints: WholeCheckpointHook) -> None:
+    def __init__(self, checkpoints: ResumableCheckpointHook) -> None:
         self.checkpoints = checkpoints
 
     def before_train(self, runner: Runner) -> None:
-        """Goes on where the checkpoint was written; says where none would be."""
+        """Restores a resumed run; warns if no checkpoint will be written before the end."""
         hook, loop = self.checkpoints, runner.train_loop
         by_iter = isinstance(loop, IterBasedTrainLoop)
         total = loop.max_iters if by_iter or not hook.by_epoch else loop.max_epochs
@@ -493,22 +502,22 @@ class GoOnHook(Hook):
                 f'{begin}) '
                 f'writes {"ONE CHECKPOINT, AT THE END" if hook.save_last else "NO CHECKPOINT"}, '
                 f'after {total} {"iterations" if by_iter or not hook.by_epoch else "epochs"}: a '
-                'run that is killed before is lost. Set '
-                f'{"by_epoch=False and " if by_iter else ""}an interval that is smaller'
+                'run that is killed before that is lost. Set '
+                f'{"by_epoch=False and " if by_iter else ""}a smaller interval'
             )
-        hook.go_on(runner)
+        hook.restore(runner)
         if hook.earlier and is_main_process():
-            fileio.put_text(hook.earlier, osp.join(runner.work_dir, BEGUN))
+            fileio.put_text(hook.earlier, osp.join(runner.work_dir, UNSAVED))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Stops where the run was told to."""
-        self.checkpoints.stop_if_told(runner)
+        """Stops the run after a signal."""
+        self.checkpoints.stop_if_signalled(runner)
 
 
 class _Deferred:
-    """A file backend that removes nothing yet."""
+    """A file backend that records what it should remove instead of removing it."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -523,13 +532,12 @@ class _Deferred:
     rmtree = remove
 
 
-class _Rest:
-    """A batch sampler that, the first time, begins behind the batches that were seen.
+class _SkippingBatches:
+    """A batch sampler that skips the batches that were seen, in its first epoch.
 
-    Where workers persist, a later epoch's beginning draws no number; the first time does.
-
-    Workers take turns, so that the next batch is not the first one's: before it comes an empty
-    batch for each worker that is not due yet.
+    Creating the iterator of a data loader draws a random number, so the random state is restored
+    after that. Batches go to the workers in turn, so an empty batch is sent to each worker whose
+    turn was before the interruption.
     """
 
     def __init__(self, batches: Any, seen: int, state: dict | None, empty: int) -> None:
@@ -548,24 +556,23 @@ class _Rest:
             self.first = False
             for _ in range(self.seen):
                 next(indices, None)
-            # Making the data loader's iterator has drawn a number.
             _restore(self.state)
             yield from [[]] * self.empty
         yield from indices
 
 
-class _Advanced:
-    """Stands for the iterator of an iteration-based loop, which MMEngine advances by loading."""
+class _SkippingIterator:
+    """Iterator of a resumed iteration-based loop; MMEngine skips batches by loading them."""
 
     def __init__(self, loader: DataLoader, seen: int, left: int, state: dict | None) -> None:
         self.loader, self.left, self.state, self.seen = loader, left, state, seen
         self.iterator: Any = None
 
-    def __iter__(self) -> _Advanced:
+    def __iter__(self) -> _SkippingIterator:
         return self
 
     def skip_iter(self, count: int) -> None:
-        """As the maintained fork of MMEngine advances."""
+        """How the maintained fork of MMEngine skips batches."""
         self.left -= count
 
     def __next__(self) -> Any:
@@ -576,7 +583,7 @@ class _Advanced:
             loader, sampler = self.loader, self.loader.batch_sampler.sampler
             epoch, seen = 0, self.seen
             if loader.persistent_workers and loader._iterator is not None:
-                # Those that MMEngine started as it made the loop.
+                # MMEngine started these workers when it built the loop.
                 loader._iterator._shutdown_workers()
                 loader._iterator = None
             if not _is_endless(sampler):
@@ -585,22 +592,19 @@ class _Advanced:
                     sampler.set_epoch(epoch)
             empty = 0
             if seen or loader.persistent_workers:
-                empty = _begin_behind(loader, seen, self.state)
+                empty = _skip_seen(loader, seen, self.state)
             else:
                 _restore(self.state)
             self.iterator = _InfiniteDataloaderIterator(loader)
             self.iterator._epoch = epoch
             batches = [next(self.iterator) for _ in range(empty + 1)]
-            _started(loader)
+            _forget_states(loader)
             return batches[-1]
         return next(self.iterator)
 
 
 def settings(runner: Runner) -> dict[str, str]:
-    """What a resumed run may have been given otherwise: part of the config to digits of its hash.
-
-    The teacher's are those of its tensors.
-    """
+    """Hashes of the parts of the config, and of the teacher, that a resumed run may change."""
     cfg: Any = getattr(runner, 'cfg', None) or {}
     parts: dict[str, Any] = {}
     wrapper = cfg.get('optim_wrapper')
@@ -612,8 +616,7 @@ def settings(runner: Runner) -> dict[str, str]:
     model = cfg.get('model')
     if isinstance(model, dict):
         parts['model.distillation'] = model.get('distillation')
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    teacher = getattr(model, 'teacher', None)
+    teacher = getattr(unwrap(runner.model), 'teacher', None)
     if teacher is not None:
         parts['the teacher'] = teacher.digests
     found = {}
@@ -636,9 +639,9 @@ def _tell_changes(before: Any, now: dict[str, str], runner: Runner) -> None:
     changed = [name for name in now if before.get(name, now[name]) != now[name]]
     if kept := [name for name in changed if name in _FROM_FILE]:
         runner.logger.warning(
-            f'{" and ".join(kept)} of the config ARE NOT USED: the run goes on with the learning '
-            'rate and schedule of the checkpoint, which was written with others. To train with '
-            "the config's, start from its weights with load_from"
+            f'{" and ".join(kept)} of the config ARE NOT USED: the run continues with the learning '
+            'rate and schedule of the checkpoint, which differ. To train with those of the config, '
+            'start from the weights of the checkpoint with load_from'
         )
     if new := [name for name in changed if name not in _FROM_FILE]:
         runner.logger.warning(
@@ -651,17 +654,17 @@ def _same_folder(one: str, other: str) -> bool:
 
 
 def _sampler(loader: Any) -> Any:
-    """The one that shuffles: MMEngine gives it to the batch sampler."""
+    """The sampler that shuffles, which is inside the batch sampler."""
     return getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
 
 
 def _is_endless(sampler: Any) -> bool:
-    """Whether it has one stream, whatever the epoch."""
+    """Whether the sampler yields one stream without epochs."""
     return isinstance(sampler, (InfiniteSampler, MultiSourceSampler))
 
 
-def _repeats(loader: Any) -> bool:
-    """Whether its order is that of its seed and epoch alone."""
+def _is_reproducible(loader: Any) -> bool:
+    """Whether the order of a loader follows from the sampler's seed and epoch alone."""
     sampler = _sampler(loader)
     known = (
         *(DefaultSampler, InfiniteSampler, SequentialSampler),
@@ -671,20 +674,21 @@ def _repeats(loader: Any) -> bool:
 
 
 def _images_a_step(loader: Any) -> int | None:
-    """Of all processes; None where batches have sizes of their own."""
+    """Images in a batch of all processes; None if the batch size varies."""
     size = getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None)
     return size * get_world_size() if type(size) is int else None
 
 
-def prepare_workers(loader: Any, tell: bool = False) -> None:
-    """Workers that outlive a signal to all processes, and may say where their random numbers are.
+def prepare_workers(loader: Any, report: bool = False) -> None:
+    """Make workers survive the first SIGTERM, and report their random state if asked to.
 
-    A cluster and a terminal send one; the run needs its workers until the end of its iteration.
+    A cluster or a terminal signals all processes at once, but the run needs its workers until the
+    end of the iteration.
 
     Args:
         loader: not yet iterated.
-        tell: each batch, if it is a dict, comes with the number of its worker and the state of the
-            generators that it is going on with; the hook takes it out before the step.
+        report: add the worker's number and random state to each batch that is a dict;
+            :class:`ResumableCheckpointHook` takes them out before the step.
     """
     if not getattr(loader, 'num_workers', 0):
         return
@@ -692,30 +696,30 @@ def prepare_workers(loader: Any, tell: bool = False) -> None:
     if isinstance(init, functools.partial) and init.func is _start_worker:
         return
     loader.worker_init_fn = functools.partial(_start_worker, init, {})
-    if tell:
+    if report:
         loader.collate_fn = functools.partial(_collate, loader.collate_fn)
 
 
 def _reseed(loader: Any, seed: int) -> None:
-    """MMEngine gives workers their seed before it reads that of a resumed run."""
+    """Corrects the workers' seed: MMEngine sets it before it reads that of a resumed run."""
     if getattr(loader, 'num_workers', 0):
         init = loader.worker_init_fn.args[0]
         if isinstance(init, functools.partial) and 'seed' in init.keywords:
             init.keywords['seed'] = seed
 
 
-def _begin_anew(loader: Any) -> bool:
-    """Whether each epoch has workers of its own."""
+def _restarts_workers(loader: Any) -> bool:
+    """Whether each epoch starts new workers."""
     return not _is_endless(_sampler(loader)) and not getattr(loader, 'persistent_workers', False)
 
 
 def _start_worker(init: Callable[[int], None] | None, states: dict[int, dict], worker: int) -> None:
-    def told(number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)  # the second, a loader that ends it, does
-        signal.alarm(GRACE)  # so does time: two that come at once are heard as one
+    def on_signal(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second SIGTERM, of a loader that shuts down
+        signal.alarm(WORKER_GRACE)  # two SIGTERM that are pending together count as one
 
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, told)
+        signal.signal(each, on_signal)
     if init is not None:
         init(worker)
     _restore(states.get(worker))
@@ -730,46 +734,50 @@ def _collate(collate: Callable[[list], Any], samples: list) -> Any:
     return batch
 
 
-def _started(loader: DataLoader) -> None:
-    """Workers that start from now on, for another epoch, begin anew."""
+def _forget_states(loader: DataLoader) -> None:
+    """Forgets restored random states, which the workers of later epochs must not start from."""
     if loader.num_workers:
         loader.worker_init_fn.args[1].clear()
 
 
-def _begin_behind(loader: DataLoader, seen: int, state: dict | None) -> int:
-    """Lets a loader begin behind what was seen; the number of empty batches that come first."""
-    told = isinstance(loader.collate_fn, functools.partial) and loader.collate_fn.func is _collate
-    empty = seen % loader.num_workers if told else 0
-    # DataLoader lets nobody else set it.
-    object.__setattr__(loader, 'batch_sampler', _Rest(loader.batch_sampler, seen, state, empty))
+def _skip_seen(loader: DataLoader, seen: int, state: dict | None) -> int:
+    """Makes a loader skip what was seen; returns the number of empty batches that come first."""
+    reporting = (
+        isinstance(loader.collate_fn, functools.partial) and loader.collate_fn.func is _collate
+    )
+    empty = seen % loader.num_workers if reporting else 0
+    # DataLoader.__setattr__ refuses to change it.
+    object.__setattr__(
+        loader, 'batch_sampler', _SkippingBatches(loader.batch_sampler, seen, state, empty)
+    )
     return empty
 
 
 def _restore(state: dict | None) -> None:
     if state is not None:
-        set_random(state)
+        set_random_state(state)
 
 
-def _skip(loop: Any, seen: int, state: dict | None, anew: Any) -> None:
+def _skip(loop: Any, seen: int, state: dict | None, batches: Any) -> None:
     loader = loop.dataloader
     if getattr(loader, 'batch_sampler', None) is None:
-        return  # a loader of one's own begins anew
+        return  # a custom loader starts over
     if isinstance(loop, IterBasedTrainLoop):
-        if anew is not None:
-            # DataLoader lets nobody else set it.
+        if batches is not None:
+            # DataLoader.__setattr__ refuses to change it.
             if loader.sampler is loader.batch_sampler.sampler:
-                object.__setattr__(loader, 'sampler', anew.sampler)
-            object.__setattr__(loader, 'batch_sampler', anew)
+                object.__setattr__(loader, 'sampler', batches.sampler)
+            object.__setattr__(loader, 'batch_sampler', batches)
         elif isinstance(_sampler(loader), InfiniteSampler):
             _sampler(loader).indices = _sampler(loader)._indices_of_rank()
-        # The loop advances it by as many as it has iterations behind it.
-        loop.dataloader_iterator = _Advanced(loader, seen, loop._iter, state)
+        # The loop skips as many batches as iterations were done.
+        loop.dataloader_iterator = _SkippingIterator(loader, seen, loop._iter, state)
         return
-    empty = _begin_behind(loader, seen, state)
+    empty = _skip_seen(loader, seen, state)
     run_iter, run_epoch = loop.run_iter, loop.run_epoch
 
     def counted(index: int, batch: Any) -> None:
-        _started(loader)
+        _forget_states(loader)
         if index >= empty:
             run_iter(index - empty + seen, batch)
 
@@ -781,17 +789,17 @@ def _skip(loop: Any, seen: int, state: dict | None, anew: Any) -> None:
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint to go on from, or None where there is none.
+    """The last checkpoint of a work directory, or None.
 
-    MMEngine empties ``last_checkpoint`` before it writes it, and a run killed just then, or moved
-    elsewhere since, leaves a file that names nothing: then it is the newest of those beside it.
+    ``last_checkpoint`` names it. If that file names nothing that exists (MMEngine truncates it
+    before writing, and a folder may be moved), the newest checkpoint in the folder is returned.
     """
     record = osp.join(work_dir, 'last_checkpoint')
     if osp.isfile(record):
         with open(record) as file:
             last = file.read().strip()
         named = [last, osp.join(work_dir, osp.basename(last))]
-        # In a folder that was copied it names the original's, which has a record beside it.
+        # In a copied folder it names the original's checkpoint: then prefer the copy.
         if osp.isfile(osp.join(osp.dirname(last), 'last_checkpoint')):
             named.reverse()
         for path in named:

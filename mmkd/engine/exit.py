@@ -1,4 +1,4 @@
-"""How a program ends: with a message, or at once."""
+"""Two ways to end a program: with an error message, and without the interpreter's exit handlers."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ def stop(message: str) -> NoReturn:
 
 
 def leave() -> None:
-    """Ends a process of a distributed run that has done its work, at once.
+    """Ends a process of a distributed run at once, with exit status 0; else does nothing.
 
-    At the interpreter's own end the threads of a process group, destroyed before or not, can
-    outlive what they use: now and then a run that had saved everything aborted, and was called
+    In the interpreter's own shutdown the threads of a process group, destroyed or not, can outlive
+    the objects they use: now and then a run that had saved everything aborted and counted as
     failed.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import datetime
-import gc
 import os
 import re
 import sys
+import weakref
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from .exit import stop
 from .work_dir import check_work_dir, reporting_full_disk
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the Runner, for ``--launcher pytorch`` without an accelerator over gloo.
+    """Builds the Runner; without an accelerator, ``--launcher pytorch`` uses gloo.
 
     Raises:
         SystemExit: Slurm or MPI without an accelerator; more processes than GPUs; a ``work_dir``
@@ -46,10 +43,10 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def check_devices() -> None:
-    """Compare the processes that torchrun started on this machine with its GPUs.
+    """Compares the number of processes that torchrun started here with the number of GPUs.
 
     Raises:
-        SystemExit: There are fewer GPUs.
+        SystemExit: There are fewer GPUs than processes.
     """
     rank, processes = int(os.environ.get('LOCAL_RANK', 0)), os.environ.get('LOCAL_WORLD_SIZE', '?')
     if get_device() == 'cpu':
@@ -69,8 +66,8 @@ def check_devices() -> None:
 
 
 def _use_gloo(cfg: Config) -> None:
-    # MMEngine's own launcher calls torch.cuda.set_device and hands DDP a device id. It leaves a
-    # process group that exists alone, and takes the wrapper's arguments from the config.
+    # MMEngine's launcher calls torch.cuda.set_device and gives DDP a device id. It uses a process
+    # group that exists already, and takes the arguments of the wrapper from the config.
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
     torch.distributed.init_process_group(
         'gloo', timeout=None if timeout is None else datetime.timedelta(seconds=timeout)
@@ -84,60 +81,81 @@ def _use_gloo(cfg: Config) -> None:
     cfg.model_wrapper_cfg.device_ids = None
 
 
+# Both are plain RuntimeErrors in PyTorch: gloo raises no class of its own, and neither does the
+# SIGCHLD handler that reports a worker. Only their messages tell them from other errors.
+_WORKER = re.compile(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)')
 _PEER = re.compile(
     r'(gloo|NCCL|ProcessGroup).*(connection (closed|reset|refused)|broken pipe|timed out|timeout'
     r'|remote (process|error)|abort)',
     re.IGNORECASE | re.DOTALL,
 )
-"""What gloo and NCCL say of a process that no longer answers."""
 
 
 class LostProcessError(RuntimeError):
-    """A process that the run cannot do without has ended."""
+    """A data-loader worker or another process of the job has ended."""
 
 
-def lost_process(said: str) -> str | None:
-    """What it means that a data-loader worker, or another process of the job, is gone.
+def lost_process(message: str) -> str | None:
+    """Explains an error that is due to a data-loader worker or another process that has ended.
 
     Args:
-        said: PyTorch's words.
+        message: of the error that PyTorch raised.
 
     Returns:
-        Which process, the usual cause and the way out; None where the words are of something else.
+        The process, the usual causes and what to do; None for any other error.
     """
-    if worker := re.search(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)', said):
+    if worker := _WORKER.search(message):
         return (
             f'data-loader worker (process {worker[1]}) {worker[2].strip(" .")}. Killed means '
             'mostly that memory ran out (dmesg says so): take fewer num_workers or a smaller '
             'batch_size. A bus error: /dev/shm is full (docker run --shm-size). Else run with '
             'num_workers=0, where an error in a transform shows'
         )
-    if get_world_size() > 1 and _PEER.search(said):
+    if get_world_size() > 1 and _PEER.search(message):
         return (
             f'process {get_rank()} of {get_world_size()} lost another one of the job ('
-            f'{said.strip().splitlines()[0]}). That one failed first: its own output, or the '
+            f'{message.strip().splitlines()[0]}). That one failed first: its own output, or the '
             'root cause that torchrun names, says why (exit code -9 is a kill, mostly for memory)'
         )
     return None
 
 
-def end_workers(loader: Any) -> None:
-    """Let the workers of a data loader end now, while they can still be told to.
+def track_iterators(loader: Any) -> None:
+    """Lets a data loader remember its iterators, whose workers :func:`end_workers` ends.
 
-    Python sends those that live at its end two SIGTERM at once and waits. A worker passes over the
-    first, and two that come together are one to it: the process would wait for ever.
+    DataLoader itself keeps the iterator of persistent workers only; any other is known to the loop
+    that runs, or to the traceback of its error.
 
     Args:
-        loader: a data loader that may be used again; anything else is passed over.
+        loader: a data loader that was not iterated yet; anything else is ignored.
+    """
+    if not isinstance(loader, DataLoader) or not loader.num_workers:
+        return
+    if hasattr(loader, 'mmkd_iterators'):
+        return
+    iterators: weakref.WeakSet = weakref.WeakSet()
+    build = loader._get_iterator
+
+    def tracked() -> Any:
+        iterator = build()
+        iterators.add(iterator)
+        return iterator
+
+    tracking: Any = loader
+    tracking.mmkd_iterators, tracking._get_iterator = iterators, tracked
+
+
+def end_workers(loader: Any) -> None:
+    """Ends the workers of a data loader.
+
+    Python's exit handlers send each live worker two SIGTERM and wait for it. A worker ignores the
+    first, and two that are pending together count as one, so the process would wait forever.
+
+    Args:
+        loader: of :func:`track_iterators`; it can be used again. Anything else is ignored.
     """
     if not isinstance(loader, DataLoader) or not loader.num_workers:
         return
     loader._iterator = None
-    # A traceback or a loop may hold the iterator, so letting go of it is not enough.
-    for each in gc.get_objects():
-        if type(each) is _MultiProcessingDataLoaderIter and each._dataset is loader.dataset:
-            each._shutdown_workers()
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+    for iterator in list(getattr(loader, 'mmkd_iterators', ())):
+        iterator._shutdown_workers()

@@ -11,11 +11,11 @@ import torch
 from ..io.checkpoint import CheckpointError
 
 
-def set_random(state: dict) -> None:
-    """Put the generators where :func:`random_state` found them.
+def set_random_state(state: dict) -> None:
+    """Restore the state that :func:`random_state` returned.
 
     Raises:
-        CheckpointError: The state is none; numpy would read beyond its numbers.
+        CheckpointError: NumPy's part is malformed, so that NumPy would read out of bounds.
     """
     version, internal, gauss = state['python']
     random.setstate((version, tuple(internal), gauss))
@@ -32,10 +32,10 @@ def set_random(state: dict) -> None:
 
 
 def random_state(cuda: bool = True) -> dict:
-    """The state of the generators that a training step draws from, in plain form.
+    """The states of the generators of Python, NumPy and PyTorch, in plain form.
 
     Args:
-        cuda: with the GPU's; a forked process must not ask for it.
+        cuda: include the GPU's; not allowed in a forked process.
     """
     version, internal, gauss = random.getstate()
     legacy: Any = np.random.get_state()

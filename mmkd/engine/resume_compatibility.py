@@ -1,8 +1,7 @@
-"""What a run that resumes takes from a file, before it acts on it.
+"""Checks of the training state in a checkpoint before a run resumes from it.
 
-Weights are checked by the reader. The rest of a training checkpoint decides what is deleted, how
-often something is repeated and which kernels run over which memory, so it has to be what a run
-like this one writes.
+The reader checks the weights. The rest of a training checkpoint decides which files are deleted,
+how often loops run and which kernels read which memory, so it must be what such a run writes.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from ..io.checkpoint import CheckpointError
 from ..io.safe_reader import show
 from ..recipe import rename_adapters
 
-_HOW = ('fused', 'foreach', 'capturable', 'differentiable')
-"""Which kernels compute an optimizer's step: not the file's to say."""
-_BY_ELEMENT = frozenset(
+_KERNEL_OPTIONS = ('fused', 'foreach', 'capturable', 'differentiable')
+"""Options that choose the optimizer's kernels; they are never taken from a file."""
+_PARAMETER_SHAPED = frozenset(
     ('momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'exp_inf', 'square_avg')
     + ('grad_avg', 'sum', 'acc_delta', 'prev', 'step_size', 'ax', 'mu_product', 'eta')
 )
-"""State that has a number for each of a parameter's, or one: fused kernels take it for granted."""
+"""Optimizer state with the shape of its parameter, or a scalar; fused kernels do not check it."""
 _WAY_OUT = (
     'resume it with the config that it was written with, or start from its weights: load_from'
 )
 
 
 def check_resumed(checkpoint: dict, path: str, runner: Runner, model: nn.Module) -> None:
-    """Before anything of it is used.
+    """Check a checkpoint before any of it is used.
 
     Args:
-        checkpoint: as it was read.
-        path: where.
-        runner: of the run that is to go on.
-        model: its own, without a wrapper.
+        checkpoint: its content.
+        path: its file, for messages.
+        runner: of the run that is resumed.
+        model: the unwrapped model.
 
     Raises:
-        CheckpointError: It is not the state of a training run, or is that of another network, or
-            counts what cannot be.
+        CheckpointError: the file is not the state of a training run, or is of another network, or
+            its epoch or iteration is impossible.
     """
     parts = ('meta', 'message_hub', 'optimizer')
     lacks = [key for key in parts if not isinstance(checkpoint.get(key), dict)]
@@ -55,7 +54,7 @@ def check_resumed(checkpoint: dict, path: str, runner: Runner, model: nn.Module)
     for name in ('epoch', 'iter'):
         count = checkpoint['meta'].get(name)
         if type(count) is not int or count < 0:
-            raise CheckpointError(f'checkpoint {path} is at {name} {show(count)}, which is none')
+            raise CheckpointError(f'checkpoint {path} has {name} {show(count)}, which is no count')
     loop = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop) and checkpoint['meta']['iter'] > loop.max_iters:
         raise CheckpointError(
@@ -80,10 +79,10 @@ def check_resumed(checkpoint: dict, path: str, runner: Runner, model: nn.Module)
             )
 
 
-def guard_optimizer(optimizer: Optimizer) -> None:
-    """Whatever it loads from now on is checked."""
-    if not hasattr(optimizer, '_mmkd_guarded'):
-        optimizer._mmkd_guarded = True
+def check_loaded_states(optimizer: Optimizer) -> None:
+    """Register hooks that check every state which the optimizer loads from now on."""
+    if not hasattr(optimizer, '_mmkd_checks'):
+        optimizer._mmkd_checks = True
         optimizer.register_load_state_dict_pre_hook(_before_loading)
         optimizer.register_load_state_dict_post_hook(_after_loading)
 
@@ -109,7 +108,7 @@ def _before_loading(optimizer: Optimizer, state: dict) -> dict:
                 f'{"out" if key in own[0] else ""} {key}. Either {_WAY_OUT}'
             )
     groups = [
-        {**group, **{key: mine[key] for key in _HOW if key in mine}}
+        {**group, **{key: mine[key] for key in _KERNEL_OPTIONS if key in mine}}
         for group, mine in zip(saved, own, strict=True)
     ]
     return {**state, 'param_groups': groups}
@@ -118,14 +117,14 @@ def _before_loading(optimizer: Optimizer, state: dict) -> dict:
 def _after_loading(optimizer: Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         for key, value in state.items() if isinstance(state, dict) else ():
-            if key not in _BY_ELEMENT or not isinstance(value, Tensor) or not value.ndim:
+            if key not in _PARAMETER_SHAPED or not isinstance(value, Tensor) or not value.ndim:
                 continue
             if value.shape != parameter.shape:
                 raise CheckpointError(
                     f"the checkpoint's optimizer has a {key} of shape {tuple(value.shape)} for a "
                     f'parameter of shape {tuple(parameter.shape)}. Either {_WAY_OUT}'
                 )
-            # A kernel that goes through it from its beginning must not leave it.
+            # A kernel may walk the memory linearly: strides must not lead out of it.
             if not value.is_contiguous() and not (
                 value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
             ):
@@ -133,15 +132,15 @@ def _after_loading(optimizer: Optimizer) -> None:
 
 
 def own_ids(ids: Any, same_folder: bool) -> list[int]:
-    """Epochs or iterations whose files the run may delete: those that it wrote to its folder."""
+    """Epochs or iterations whose files the run may delete; none if another folder has them."""
     known = isinstance(ids, list) and all(type(each) is int for each in ids)
     return list(ids) if known and same_folder else []
 
 
 def own_file(path: Any, folder: str, starts: Sequence[str]) -> str | None:
-    """A path that the run may delete or read: of a file in its folder that is called like its own.
+    """The path in ``folder`` of a file that the run may delete or read; None if it is not its own.
 
-    A folder that was moved is found by the file's name.
+    Only the file's name is used, so that a folder may be moved.
     """
     if type(path) is not str:
         return None

@@ -1,4 +1,4 @@
-"""MMEngine's Runner with checkpoints in plain form and a resume that says what it does."""
+"""MMEngine's Runner with checks before training, plain checkpoints and exact resume."""
 
 from __future__ import annotations
 
@@ -9,49 +9,57 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.optim import OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..datasets.annotations import check_annotations, check_evaluator, leaves
-from ..datasets.intact_images import WholeImagesHook, require_whole_images
+from ..datasets.intact_images import IntactImagesHook, require_intact_images
 from ..datasets.labels import check_num_classes
 from ..datasets.two_views import apply_resolution
 from ..io import checkpoint as checkpoints
 from ..observers import NonFiniteLossError
 from .class_names import apply_classes
-from .disk_space import RoomHook
-from .exact_resume import BEGUN, GoOnHook, WholeCheckpointHook, latest_checkpoint, prepare_workers
+from .disk_space import DiskSpaceHook
+from .exact_resume import (
+    UNSAVED,
+    ResumableCheckpointHook,
+    ResumeHook,
+    latest_checkpoint,
+    prepare_workers,
+)
 from .plain_checkpoints import FromPlainHook, ToPlainHook
-from .processes import LostProcessError, end_workers, lost_process, unwrap
-from .resume_compatibility import guard_optimizer
-from .step_dump import StepHook, images
-from .training_guard import GuardHook
+from .processes import LostProcessError, end_workers, lost_process, track_iterators
+from .resume_compatibility import check_loaded_states
+from .step_dump import StepDumpHook, image_files
+from .summary import SummaryHook
+from .training_checks import InputChecksHook, TrainingChecksHook
+from .wrappers import optimizers, unwrap
 
 
 @RUNNERS.register_module()
 class DistillationRunner(Runner):
-    """A Runner whose checkpoints stock PyTorch and MMEngine can read, and that reads them safely.
+    """A Runner that reads checkpoints safely and writes ones that plain PyTorch can read.
 
     Args:
-        load_from: checkpoint to start from, a path or URL; with ``resume``, the one to go on from.
-        resume: go on from ``load_from`` or, where that is None, from the last checkpoint in the
-            work directory; where there is none, training starts from scratch, with a warning.
+        load_from: checkpoint to start from, a path or URL; with ``resume``, the one to resume.
+        resume: resume from ``load_from`` or, if that is None, from the last checkpoint in the work
+            directory; if there is none, training starts from scratch, with a warning.
 
     Raises:
-        FileNotFoundError: ``load_from`` is a local path with no file there.
+        FileNotFoundError: ``load_from`` is a local path and no file is there.
     """
 
     def __init__(
         self, *args: Any, load_from: str | None = None, resume: bool = False, **kwargs: Any
     ) -> None:
         checkpoints.install()
-        # Before the model is built: a teacher takes its time to load.
+        # Before the model is built, since loading a teacher takes time.
         if load_from is not None and '://' not in load_from:
             path = osp.expanduser(load_from)
             if not osp.isfile(path):
@@ -65,69 +73,76 @@ class DistillationRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillationRunner:
-        """Builds it, with the scales and class names that the rest of the config tells.
-
-        See :func:`apply_resolution` and :func:`apply_classes`.
-        """
+        """Builds a Runner after :func:`apply_resolution` and :func:`apply_classes`."""
         return super().from_cfg(apply_classes(apply_resolution(cfg)))
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
-        """Builds it; an image that is not whole will stop the run by its name."""
+        """Builds a data loader that raises ImageError on images that are not intact.
+
+        Raises:
+            ValueError: a data set is empty, or too small for one batch.
+        """
         try:
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
-        except ValueError as error:  # of numpy, which is to join the samples
-            if 'need at least one array' not in str(error):
+        except ValueError:
+            datasets = leaves(dataloader.get('dataset'))
+            if not (files := [str(d.get('ann_file')) for d in datasets if _is_empty(d)]):
                 raise
-            files = [str(each.get('ann_file')) for each in leaves(dataloader.get('dataset'))]
             raise ValueError(
-                'a data set is empty: filter_cfg leaves none of its images, or indices, or '
-                f'ann_file has none: {", ".join(files)}'
+                'a data set is empty: filter_cfg or indices remove all of its images, or ann_file '
+                f'has none: {", ".join(files)}'
             ) from None
         if hasattr(loader.dataset, '__len__') and not len(loader):
             raise ValueError(
-                f'a data set of {len(loader.dataset)} images gives not one batch: batch_size='
+                f'a data set of {len(loader.dataset)} images is too small for a batch: batch_size='
                 f'{loader.batch_size}, drop_last={loader.drop_last}'
             )
-        require_whole_images(loader.dataset)
+        require_intact_images(loader.dataset)
+        track_iterators(loader)
         return loader
 
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
-        """Registers the hooks, ours outermost: others see the real objects, the file plain ones."""
+        """Registers the config's hooks and mmkd's.
+
+        mmkd's convert checkpoints first after loading and last before saving, so that all other
+        hooks see the real objects and the file contains the plain forms.
+        """
         super().register_hooks(default_hooks, custom_hooks)
-        self._checkpoints: WholeCheckpointHook | None = None
-        self._steps = StepHook()
+        self._checkpoints: ResumableCheckpointHook | None = None
+        self._steps = StepDumpHook()
         self.register_hook(self._steps, priority='LOWEST')
-        self.register_hook(FromPlainHook(), priority='HIGHEST')
-        self.register_hook(GuardHook(), priority='LOWEST')
-        self.register_hook(WholeImagesHook(), priority='LOWEST')
-        self.register_hook(ToPlainHook(), priority='LOWEST')
+        for hook in (FromPlainHook(), InputChecksHook(), SummaryHook()):
+            self.register_hook(hook, priority='HIGHEST')
+        for hook in (TrainingChecksHook(), IntactImagesHook(), ToPlainHook()):
+            self.register_hook(hook, priority='LOWEST')
         for hook in self.hooks:
-            if isinstance(hook, WholeCheckpointHook):
-                self.register_hook(GoOnHook(hook), priority='LOWEST')
+            if isinstance(hook, ResumableCheckpointHook):
+                self.register_hook(ResumeHook(hook), priority='LOWEST')
                 if not hook.out_dir:
-                    self.register_hook(RoomHook(hook.save_optimizer), priority='LOWEST')
+                    self.register_hook(DiskSpaceHook(hook.save_optimizer), priority='LOWEST')
                 self._checkpoints = hook
                 break
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
-        """Registers a hook; MMEngine's CheckpointHook becomes :class:`WholeCheckpointHook`."""
+        """Registers a hook; CheckpointHook is replaced by :class:`ResumableCheckpointHook`."""
         stock = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
         if isinstance(hook, dict) and hook.get('type') in stock:
-            hook = dict(hook, type=WholeCheckpointHook)
+            hook = dict(hook, type=ResumableCheckpointHook)
         super().register_hook(hook, priority)
 
     def train(self) -> nn.Module:
-        """Trains; a step whose loss is not finite is kept before the run stops.
+        """Trains.
 
-        SIGTERM and Ctrl-C save at the end of the iteration and leave with 128 + the signal's
-        number; ``--resume`` goes on there.
+        On SIGTERM or Ctrl-C the run saves at the end of the iteration and exits with 128 + the
+        signal's number; ``--resume`` continues from there.
 
         Raises:
             AnnotationError: before the first step, an annotation file that cannot be used.
             ValueError: before the first step, a head with another number of classes than the data.
-            NonFiniteLossError: with the losses, the iteration, the images, and how to look at it.
-            ImageError: an image that is gone, cut short or no image.
+            NonFiniteLossError: with the losses, the iteration, the images, and the file in which
+                the step was saved.
+            ImageError: an image that is missing, truncated or no image.
             LostProcessError: a data-loader worker, or another process of the job, has ended.
             OSError: before or after the first step, no room for a checkpoint in the work directory.
         """
@@ -140,14 +155,14 @@ class DistillationRunner(Runner):
             if self._checkpoints:
                 self._checkpoints.earlier = earlier
             self.logger.warning(
-                f'{earlier} IS OF AN EARLIER RUN, whose files in this folder this one writes over: '
-                'to go on from it use --resume, to keep it another --work-dir'
+                f'{earlier} IS OF AN EARLIER RUN, whose files in this folder will be overwritten: '
+                'use --resume to continue that run, or another --work-dir to keep it'
             )
-        heeding = (
-            self._checkpoints.heeding_signals() if self._checkpoints else contextlib.nullcontext()
+        signals = (
+            self._checkpoints.handling_signals() if self._checkpoints else contextlib.nullcontext()
         )
         try:
-            with self._naming_the_end(), heeding:
+            with self._explaining_errors(), signals:
                 return super().train()
         except Exception as error:
             if self.iter:
@@ -167,16 +182,16 @@ class DistillationRunner(Runner):
         return super().test()
 
     @contextlib.contextmanager
-    def _naming_the_end(self) -> Iterator[None]:
+    def _explaining_errors(self) -> Iterator[None]:
         try:
             yield
         except NonFiniteLossError as error:
-            path = self._steps.keep(self, unwrap(self.model))
+            path = self._steps.save(self, unwrap(self.model))
             raise NonFiniteLossError(
                 f'{error} at iteration {self.iter + 1} (epoch {self.epoch + 1}), on '
-                f'{images(self._steps.batch)}. No weight was changed by it. The step is kept: '
-                f'python tools/replay.py CONFIG {path} says where it begins. Often it is the '
-                'learning rate, a box without size, or fp16'
+                f'{image_files(self._steps.batch)}. No weight was changed by it. The step was '
+                f'saved: python tools/replay.py CONFIG {path} finds the first module with such '
+                'values. Common causes are the learning rate, an empty box, and fp16'
             ) from None
         except RuntimeError as error:
             if lost := lost_process(str(error)):
@@ -184,17 +199,17 @@ class DistillationRunner(Runner):
             raise
 
     def _stopped(self, error: Exception) -> str:
-        """One line for the log, which has no traceback: where, by what, and how to go on."""
+        """A line for the log, which has no traceback: where, why, and how to continue."""
         last = latest_checkpoint(self.work_dir) or self.resumed_from
-        # An error in a data-loader worker comes with its traceback: the last line says it.
+        # The error of a data-loader worker contains its traceback; the last line is the message.
         said = (str(error).strip().splitlines() or [''])[-1]
-        if osp.isfile(osp.join(self.work_dir, BEGUN)):
+        if osp.isfile(osp.join(self.work_dir, UNSAVED)):
             last = None
         on = (
-            f'Nothing that was saved is lost, {last} is whole: with the cause mended, the same '
-            'command with --resume goes on from there'
+            f'The last checkpoint {last} is complete: fix the cause, and continue from it by the '
+            'same command with --resume'
             if last
-            else f'No checkpoint is in {self.work_dir}: mend the cause and run the same again'
+            else f'No checkpoint is in {self.work_dir}: fix the cause and repeat the command'
         )
         return (
             f'stopped in iteration {self.iter + 1} (epoch {self.epoch + 1}) by '
@@ -204,50 +219,63 @@ class DistillationRunner(Runner):
     _train_dataloader: Any
 
     def build_train_loop(self, loop: Any) -> Any:
-        """MMEngine's loop, with workers whose random state a resumed run can restore."""
+        """Builds the loop with workers whose random state is saved and restored."""
         config = self._train_dataloader
         if self._checkpoints is not None:
-            # An iteration-based loop starts them as it is made.
+            # An iteration-based loop starts the workers when it is built.
             if isinstance(config, dict):
                 self._train_dataloader = self.build_dataloader(
                     config,
                     seed=self.seed,
                     diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
                 )
-            prepare_workers(self._train_dataloader, tell=True)
+            prepare_workers(self._train_dataloader, report=True)
             self._checkpoints.data = config
+        track_iterators(self._train_dataloader)
         try:
             return super().build_train_loop(loop)
         finally:
-            # scale_lr() reads its batch_size, which a loader with a batch sampler does not know.
+            # scale_lr() reads the batch_size, which a loader with a batch sampler does not have.
             self._train_dataloader = config
 
+    def build_val_loop(self, loop: Any) -> Any:
+        """Builds the loop."""
+        track_iterators(self._val_dataloader)
+        return super().build_val_loop(loop)
+
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """MMEngine's; what its optimizers load from a checkpoint is checked."""
+        """Builds it with optimizers that check the state that they load."""
         built = super().build_optim_wrapper(optim_wrapper)
-        for each in built.values() if isinstance(built, OptimWrapperDict) else [built]:
-            guard_optimizer(each.optimizer)
+        for optimizer in optimizers(built):
+            check_loaded_states(optimizer)
         return built
 
     def load_or_resume(self) -> None:
-        """Loads or resumes as the constructor's arguments say, once."""
+        """Loads or resumes as the constructor's arguments say, once.
+
+        Raises:
+            CheckpointError: the last run here saved nothing; its predecessor's checkpoints are
+                not resumed by mistake.
+            FileNotFoundError: the checkpoint that ``last_checkpoint`` names is gone.
+        """
         if self._has_loaded or not self._resume or self._load_from is not None:
             super().load_or_resume()
             return
         path = latest_checkpoint(self.work_dir)
-        if path is not None and osp.isfile(osp.join(self.work_dir, BEGUN)):
+        if path is not None and osp.isfile(osp.join(self.work_dir, UNSAVED)):
             raise checkpoints.CheckpointError(
-                f'the run that was last begun in {self.work_dir} has saved nothing, and {path} is '
-                f'of the one before it. To go on from that name it: --resume {path}; to begin '
-                'the last one again drop --resume'
+                f'the last run in {self.work_dir} saved nothing, and {path} is of the run before '
+                f'it. To resume that one, name it: --resume {path}; to start the last run again, '
+                'leave out --resume'
             )
         if path is None:
             record = osp.join(self.work_dir, 'last_checkpoint')
             named = Path(record).read_text().strip() if osp.isfile(record) else ''
             if named:
                 raise FileNotFoundError(
-                    f'{record} names {named}, which does not exist, nor is a checkpoint beside it. '
-                    'Name the one to go on from (--resume PATH), or remove that file to begin anew'
+                    f'{record} names {named}, which does not exist, and there is no other '
+                    'checkpoint. Name one (--resume PATH), or remove that file to start from '
+                    'scratch'
                 )
             self.logger.warning(
                 f'NOTHING TO RESUME in {self.work_dir}: training starts from scratch'
@@ -257,7 +285,7 @@ class DistillationRunner(Runner):
         self.resume(path)
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Goes on from a training checkpoint.
+        """Resumes from a training checkpoint.
 
         Raises:
             CheckpointError: The file holds weights, but not the state of a training run.
@@ -270,4 +298,12 @@ class DistillationRunner(Runner):
         self.resumed_from = filename
         if is_main_process() and filename == latest_checkpoint(self.work_dir):
             with contextlib.suppress(FileNotFoundError):
-                os.remove(osp.join(self.work_dir, BEGUN))
+                os.remove(osp.join(self.work_dir, UNSAVED))
+
+
+def _is_empty(dataset: dict) -> bool:
+    """Whether no image is left in a data set; MMEngine's serialization fails on an empty one."""
+    try:
+        return not len(DATASETS.build({**dataset, 'serialize_data': False}))
+    except Exception:  # another fault, which building it as it is reports
+        return False

@@ -1,4 +1,4 @@
-"""What ``save_best`` of a checkpoint hook waits for, checked before hours of training."""
+"""Checks before training that the metric named by ``save_best`` exists."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import BaseMetric, Evaluator
 
 _ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-"""What mmdet's CocoMetric gives of boxes and of masks unless ``metric_items`` says otherwise."""
+"""Default ``metric_items`` of MMDetection's CocoMetric, for boxes and masks."""
 
 
 def check_save_best(wanted: list[str], evaluator: Any) -> None:
-    """Check that a validation can give what the best checkpoint is chosen by.
+    """Check that the validation computes the metrics that choose the best checkpoint.
 
     Args:
         wanted: the names in ``save_best``, without ``auto``.
-        evaluator: the validation's; what a class of its own gives is not judged.
+        evaluator: of the validation; a custom class is not checked.
 
     Raises:
-        ValueError: a name that none of the evaluator's metrics gives, with the nearest that is.
+        ValueError: a name that no metric of the evaluator reports, with the nearest that one does.
     """
     if type(evaluator) is not Evaluator:
         return
-    known = [_gives(metric) for metric in evaluator.metrics]
+    known = [_reported_names(metric) for metric in evaluator.metrics]
     for name in wanted:
         if any(given is None and name.startswith(begins) for begins, given in known):
             continue
@@ -34,13 +34,13 @@ def check_save_best(wanted: list[str], evaluator: Any) -> None:
         begin = [f'{begins}...' for begins, given in known if given is None]
         near = difflib.get_close_matches(name, names, 3, 0) + begin
         raise ValueError(
-            f'default_hooks.checkpoint.save_best={name} is none of what val_evaluator gives, so no '
-            f'best checkpoint would be chosen. Nearest: {", ".join(near) or "nothing"}'
+            f'default_hooks.checkpoint.save_best={name} is none of the metrics of val_evaluator: '
+            f'no best checkpoint would be saved. Nearest: {", ".join(near) or "nothing"}'
         )
 
 
-def _gives(metric: BaseMetric) -> tuple[str, list[str] | None]:
-    """How the names of a metric's figures begin, and, where they are known, all of them."""
+def _reported_names(metric: BaseMetric) -> tuple[str, list[str] | None]:
+    """The prefix of a metric's names, and all of its names if they are known."""
     begins = f'{metric.prefix}/' if metric.prefix else ''
     if type(metric) is not CocoMetric or metric.classwise:
         return begins, None

@@ -1,4 +1,4 @@
-"""A loss that is not finite stops the run, and the step is kept so that it can be looked at."""
+"""Saves a training step whose loss was not finite, and reads it back for tools/replay.py."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from ..io import checkpoint as checkpoints
-from .random_state import random_state, set_random
+from .random_state import random_state, set_random_state
 
 STEP = 'mmkd_step'
-"""The key that tells such a file."""
+"""Key that marks a file of a saved step."""
 _ELEMENTS: dict[str, type[BaseDataElement]] = {
     c.__name__: c for c in (BaseDataElement, InstanceData, PixelData)
 }
 
 
-class StepHook(Hook):
-    """Remembers what a step begins with: its batch and the state of the random numbers."""
+class StepDumpHook(Hook):
+    """Holds the batch and the random state of the current step, to save them on demand."""
 
     priority = 'LOWEST'
 
@@ -37,18 +37,18 @@ class StepHook(Hook):
         self.random: dict = {}
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Keeps references; nothing is copied but the states of the generators."""
+        """Keeps a reference to the batch, and a copy of the random state."""
         self.batch, self.random = data_batch, random_state()
 
-    def keep(self, runner: Runner, model: nn.Module) -> str:
+    def save(self, runner: Runner, model: nn.Module) -> str:
         """Write the step to the work directory.
 
         Args:
-            runner: the run that it stopped.
-            model: the detector, unwrapped, with the weights from before the step.
+            runner: of the run that stopped.
+            model: the unwrapped detector, with the weights from before the step.
 
         Returns:
-            The file.
+            The path of the file.
         """
         rank = f'_rank{get_rank()}' if get_rank() else ''
         path = osp.join(runner.work_dir, f'step_{runner.iter}{rank}.pth')
@@ -66,22 +66,22 @@ class StepHook(Hook):
         return path
 
 
-def images(batch: Any) -> str:
-    """The files of a batch, for a message."""
+def image_files(batch: Any) -> str:
+    """The first image files of a batch, for a message."""
     paths = [str(getattr(s, 'img_path', '?')) for s in batch['data_samples']]
     return ', '.join(paths[:4]) + (f' and {len(paths) - 4} more' if len(paths) > 4 else '')
 
 
 def read_step(path: str) -> tuple[dict, dict]:
-    """A step that :meth:`StepHook.keep` wrote.
+    """Read a step that :meth:`StepDumpHook.save` wrote.
 
     Returns:
         The batch, as a data loader gives it, and the rest of the file.
 
     Raises:
-        CheckpointError: the file is none, or is damaged.
+        CheckpointError: the file is no saved step, or is damaged.
     """
-    # The step of a loss that was not finite may hold what made it so.
+    # Weights that are not finite are allowed: they may be the cause.
     step = checkpoints.from_plain(checkpoints.read_checkpoint(path, finite=False))
     if STEP not in step:
         raise checkpoints.CheckpointError(
@@ -91,12 +91,12 @@ def read_step(path: str) -> tuple[dict, dict]:
     return dict(inputs=step.pop('inputs'), data_samples=samples), step
 
 
-def set_back(step: dict) -> None:
-    """Put random numbers and the count of iterations where they were when the step began."""
+def restore_step(step: dict) -> None:
+    """Restore the random state and the iteration count of a saved step."""
     hub = MessageHub.get_current_instance()
     hub.update_info('iter', step['iter'])
     hub.update_info('epoch', step['epoch'])
-    set_random(step['random'])
+    set_random_state(step['random'])
 
 
 def _plain_element(element: BaseDataElement) -> dict:

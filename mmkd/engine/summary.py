@@ -1,97 +1,104 @@
-"""The table that says, before the first step, what is about to be trained."""
+"""The table of what is trained, logged before the first step."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from terminaltables import AsciiTable
 from torch import nn
 
-from ..models.detector import DistillationMixin
-from ..models.terms import DistillTerm
 from ..recipe import PAPER_TERMS, TERM_PREFIXES, UNTRAINED, log_name
 from .weight_origins import origins
+from .wrappers import unwrap
 
 
-def startup_table(
-    student: DistillationMixin, load_from: str | None = None, resumed: str | None = None
-) -> str:
-    """Draw the table.
+class SummaryHook(Hook):
+    """Logs :func:`startup_table` before training; of a plain model, where its weights are from."""
 
-    Raises:
-        ValueError: not one tensor was loaded from a checkpoint that the config names.
+    priority = 'HIGHEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Logs it.
+
+        Raises:
+            ValueError: a checkpoint that the config names holds none of the weights.
+        """
+        model = unwrap(runner.model)
+        resumed = getattr(runner, 'resumed_from', None)
+        load_from = None if resumed else runner._load_from
+        # On all ranks: reading a checkpoint by URL is a collective call.
+        if hasattr(model, 'kd_terms'):
+            text = startup_table(model, load_from, resumed)
+        else:
+            text = 'weights: ' + '; '.join(origins(model, load_from, resumed))
+        if is_main_process():
+            runner.logger.info(text)
+
+
+def startup_table(student: Any, load_from: str | None = None, resumed: str | None = None) -> str:
+    """Tabulate student, teacher, weights and terms.
 
     Args:
         student: the distilling detector, its weights initialised.
         load_from: the checkpoint the student was loaded from, if any.
-        resumed: the checkpoint this run goes on from, if any.
+        resumed: the checkpoint that the run is resumed from, if any.
+
+    Raises:
+        ValueError: a checkpoint that the config names holds none of the weights.
     """
     rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
-    rows += [['  weights', line] for line in origins(student, load_from, resumed)]
+
+    def row(label: str, text: str) -> None:
+        rows.append([label, text])
+
+    for line in origins(student, load_from, resumed):
+        row('  weights', line)
     if student.start is not None and not (resumed or load_from):
         taken, left = student.start.taken, student.start.left
-        rows.append(['  start', f"{len(taken)} tensors of neck and heads are the teacher's"])
-        rows += [
-            ['  start', f'{key}: {count} classes, by name']
-            for key, count in student.start.by_class.items()
-        ]
-        rows += [['  start', f'left: {key}: {why}'] for key, why in list(left.items())[:5]]
+        row('  start', f"{len(taken)} tensors of neck and heads are the teacher's")
+        for key, count in student.start.by_class.items():
+            row('  start', f'{key}: {count} classes, by name')
+        for key, why in list(left.items())[:5]:
+            row('  start', f'left: {key}: {why}')
         if len(left) > 5:
-            rows.append(['  start', f'left: {len(left) - 5} more'])
+            row('  start', f'left: {len(left) - 5} more')
     teacher = student.teacher
     if teacher is None:
-        rows.append(
-            [
-                'teacher',
-                'none: every term is off'
-                + ', only the start was taken' * (student.start is not None),
-            ]
-        )
+        start = ', only the start was taken' if student.start is not None else ''
+        row('teacher', f'none: every term is off{start}')
     else:
-        rows.append(
-            ['teacher', f'{type(teacher.network.backbone).__name__}, {_size(teacher.network)}']
-        )
-        rows.append(['  config', teacher.name])
+        row('teacher', f'{type(teacher.network.backbone).__name__}, {_size(teacher.network)}')
+        row('  config', teacher.name)
         if teacher.source == UNTRAINED:
-            rows.append(['  weights', "RANDOM: teacher_ckpt='random' (for tests)"])
+            row('  weights', "RANDOM: teacher_ckpt='random' (for tests)")
         else:
-            rows.append(
-                ['  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}']
-            )
+            row('  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}')
         if teacher.passed_over:
-            rows.append(
-                ['  weights', f'{teacher.passed_over} adaptation tensors in the file passed over']
-            )
+            row('  weights', f'{teacher.passed_over} adaptation tensors in the file passed over')
         if teacher.acceleration != type(teacher.acceleration)():
-            rows.append(['  runs', str(teacher.acceleration)])
+            row('  runs', str(teacher.acceleration))
         if student.classes is not None and not student.classes.same:
-            rows.append(['  classes', str(student.classes)])
+            row('  classes', str(student.classes))
         if student.resolution is not None:
-            small, large = student.resolution.student, student.resolution.teacher
-            rows.append(
-                ['  pixels', f'{large[0]}x{large[1]}, where the student sees {small[0]}x{small[1]}']
-            )
+            (w, h), (width, height) = student.resolution.student, student.resolution.teacher
+            row('  pixels', f'{width}x{height}, where the student sees {w}x{h}')
         elif student.kd_terms and not student.teacher_inputs.same:
-            rows.append(
-                ['  pixels', 'another normalisation or channel order than the student: converted']
-            )
-    match = getattr(student.sites.get('rpn'), 'match', None)
+            row('  pixels', 'another normalisation or channel order than the student: converted')
     for key in dict.fromkeys([*PAPER_TERMS, *student.left_out, *student.kd_terms]):
-        why = student.left_out.get(key)
         if key not in student.kd_terms:
-            rows.append([log_name(key), f'OFF: {why}' if why else 'off'])
+            why = student.left_out.get(key)
+            row(log_name(key), f'OFF: {why}' if why else 'off')
             continue
-        term = student.kd_terms[key]
-        rows.append([log_name(key), _describe(term)])
-        for pair in getattr(term, 'pairs', ()):
-            guided, hint = pair.shapes
-            rows.append(['  hint', f'{pair.student} {_chw(guided)} -> {pair.teacher} {_chw(hint)}'])
-    if match is not None:
-        rows.append(
-            [
-                'anchors',
-                f"{100 * match.share:.1f} % of the student's are the teacher's too "
-                f'(levels {match.levels}); the rest is left out',
-            ]
-        )
+        row(log_name(key), _describe(student.kd_terms[key]))
+        for pair in getattr(student.kd_terms[key], 'pairs', ()):
+            own, theirs = ('×'.join(str(size) for size in shape[1:]) for shape in pair.shapes)
+            row('  hint', f'{pair.student} {own} -> {pair.teacher} {theirs}')
+    if (match := getattr(student.sites.get('rpn'), 'match', None)) is not None:
+        of = f"{100 * match.share:.1f} % of the student's are the teacher's too"
+        row('anchors', f'{of} (levels {match.levels}); the rest is left out')
     table = AsciiTable(rows, ' what is trained ')
     table.inner_heading_row_border = False
     return table.table
@@ -104,24 +111,19 @@ def _size(network: nn.Module) -> str:
     return f'{parameters / 1e6:.2f} M parameters'
 
 
-def _describe(term: DistillTerm) -> str:
-    loss = getattr(term, 'loss', term)
-    values = {
-        name: value
-        for name, value in {'loss_weight': term.loss_weight, **vars(loss)}.items()
-        if isinstance(value, (int, float, bool)) and not name.startswith('_') and name != 'training'
-    }
-    text = f'{type(loss).__name__} ' + ', '.join(f'{k}={v:g}' for k, v in values.items())
-    where = [f'{kind} of {site}' for site, kind in term.needs().rows]
-    if where and getattr(term, 'loss', None) is None:
-        text += f' ({", ".join(where)})'
+def _describe(term: Any) -> str:
+    loss = getattr(term, 'loss', None)
+    values = {'loss_weight': term.loss_weight, **vars(loss or term)}
+    text = f'{type(loss or term).__name__} ' + ', '.join(
+        f'{name}={value:g}'
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not name.startswith('_') and name != 'training'
+    )
+    if loss is None:
+        text += ''.join(f', {kind} of {site}' for site, kind in term.needs().rows)
     if term.share is not None:
         text += f"; weight so that its gradient is {term.share.share:g} of the hard losses'"
         text += f' (measured over {term.share.iters} steps)'
     if term.schedule != type(term.schedule)():
         text += f'; {term.schedule}'
     return text
-
-
-def _chw(shape: tuple[int, ...]) -> str:
-    return '×'.join(str(size) for size in shape[1:])

@@ -1,8 +1,8 @@
-"""Does the teacher find anything in the images that it is to teach on? Asked before training.
+"""Checks before training that the teacher detects the objects in the training images.
 
-Each image is shown to it as its config prepares pixels and as other configs would. Swapped channels
-cost a detector a tenth of its boxes and less, which recall shows late: what is compared is the
-score of the detection that lies over a ground-truth box best, image by image.
+The teacher sees each image as its config preprocesses it and as other common configs would. Swapped
+channels cost a detector at most a tenth of its recall, so recall alone detects them late; the
+check compares the score of the best detection of each ground-truth box, image by image.
 """
 
 from __future__ import annotations
@@ -23,107 +23,106 @@ from torch import Tensor
 
 from ..options.resolution import View
 from ..recipe import UNTRAINED, TeacherError
-from .random_state import random_state, set_random
+from .random_state import random_state, set_random_state
 
-LOOKS = (32, 64, 128, 256, 512)
-"""After so many images the ways to prepare pixels are compared; the last is the most there are."""
+IMAGE_COUNTS = (32, 64, 128, 256, 512)
+"""Numbers of images after which preprocessings are compared; the last one is the limit."""
 SECONDS = 20.0
-"""No image is begun after this time, as long as there are boxes enough; after twice this, none
-whatever there is."""
+"""Time limit; twice as long while there are fewer than ``BOXES`` boxes."""
 BOXES = 30
-"""Fewer tell nothing."""
+"""Fewest boxes from which anything is concluded."""
 CERTAIN, SUSPICIOUS = 1e-4, 1e-2
-"""Chance that a teacher to which pixels are all the same is refused, and warned about. It is that
-of the whole check: each comparison gets its part."""
-HOPELESS = 1e-2
-"""Other pixels are not tried further once chance explains by no more than this that they do worse.
-"""
-FINDS_NOTHING = 0.15
-"""Recall at IoU 0.5, whatever the class, below which a teacher is refused: boxes at random reach a
-tenth. Training images are augmented, so it is lower than that of ``tools/check_pair.py --data``."""
-FINDS_LITTLE = 0.25
-"""Recall below which another order of classes, or other pixels, is not what is wrong."""
-NAMED = 6
-"""At least one of so many boxes that are found has the right class; one of ten classes, guessed, is
-right less often."""
-PIXELS = {
+"""p-values, corrected for all comparisons of the check, below which another preprocessing counts as
+better: the teacher is refused, or a warning is logged."""
+CLEARLY_WORSE = 1e-2
+"""A preprocessing that is worse at this p-value is not tried on further images."""
+MIN_RECALL = 0.25
+"""Class-agnostic recall at IoU 0.5 with 100 detections below which a teacher counts as broken, and
+neither preprocessing nor the order of classes is blamed. Random boxes reach 0.1."""
+MIN_TRAIN_RECALL = 0.15
+"""The same on training images, which are augmented."""
+CLASS_RATIO = 6
+"""At least one of so many found boxes must have the right class; guessing among ten classes gives
+fewer."""
+PREPROCESSINGS = {
     'RGB, mean [123.675, 116.28, 103.53], std [58.395, 57.12, 57.375]': (
         True, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
     'BGR, mean [103.53, 116.28, 123.675], std [1, 1, 1]': (
         False, [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
     'RGB, mean [0, 0, 0], std [255, 255, 255]': (True, [0.0, 0.0, 0.0], [255.0, 255.0, 255.0]),
 }  # fmt: skip
-"""The usual ways to prepare pixels: torchvision's, Caffe's, and plain [0, 1]."""
+"""Common preprocessings, as (RGB, mean, std): torchvision's, Caffe's, and the range [0, 1]."""
 OFF = 'If it is right as it is, set distillation.check_teacher=False'
 
 
 def check_teacher(model: Any, loader: Any) -> str:
     """Compare the teacher's detections on training images with their ground truth.
 
-    The images come from the training data set and its pipeline, and reach the teacher through the
-    conversion that distillation uses. Neither the data loader nor any random number of the run is
-    touched, so a run with the check equals one without.
+    The images pass the training pipeline and the conversion that distillation uses. The check
+    changes neither the data loader nor the random state, so a run with it equals one without.
 
     Args:
         model: the distilling detector.
         loader: the training data loader.
 
     Returns:
-        A line for the log: what was found, or why nothing could be asked.
+        A line for the log: the result, or why the check was skipped.
 
     Raises:
-        TeacherError: the teacher finds next to nothing, or clearly more with other pixels or
-            another order of classes.
+        TeacherError: the teacher finds next to nothing, or clearly more with another
+            preprocessing or another order of classes.
     """
     network = model.teacher.network
     if model.teacher.source == UNTRAINED:
-        return "teacher check: left out, teacher_ckpt='random'"
+        return "teacher check: skipped, teacher_ckpt='random'"
     if getattr(network, 'test_cfg', None) is None or not hasattr(network, 'predict'):
-        return 'teacher check: left out, this teacher has no test_cfg to detect by'
+        return 'teacher check: skipped, this teacher has no test_cfg'
     indices = model.classes.indices if model.classes is not None else None
     by_class = 'rcnn' in model.sites
     if not by_class and indices is None:
         ours, theirs = (_classes(each) for each in (model, network))
         if ours != theirs:
-            return f'teacher check: left out, it has {theirs} classes and the student {ours}'
-    with _untouched():
+            return f'teacher check: skipped, it has {theirs} classes and the student {ours}'
+    with _random_state_kept():
         own, others = _look(model, loader, indices, by_class)
     boxes = sum(map(len, own))
     if _few(own):
-        return f'teacher check: left out, {boxes} boxes on the first images tell nothing'
+        return f'teacher check: skipped, {boxes} boxes on the first images are too few'
     found, right, _ = means(own)
     said = f'the teacher finds {100 * found:.0f} % of {boxes} boxes of training images (IoU 0.5)'
     if by_class:
         said += f', {100 * right:.0f} % with the right class'
-    chance, pixels = best_pixels(own, others, len(LOOKS))
+    chance, pixels = best_preprocessing(own, others, len(IMAGE_COUNTS))
     better = ''
     if chance < SUSPICIOUS:
         better = f'{said}, but {_compared(own, others[pixels], pixels, chance)}'
     mended = False
     if better:
         found_then, right_then, _ = means(others[pixels])
-        # An untrained network finds more with some pixels, and still knows no class.
-        mended = found_then >= FINDS_LITTLE and not (by_class and right_then < found_then / NAMED)
+        # An untrained network may find more with another preprocessing, but knows no class.
+        mended = found_then >= MIN_RECALL and not (
+            by_class and right_then < found_then / CLASS_RATIO
+        )
     if chance < CERTAIN and mended:
         raise TeacherError(
             f'{better}: the data_preprocessor of teacher_config is not the one that it was '
             f'trained with. {OFF}'
         )
-    renamed = in_another_order(own)
-    if by_class and found >= FINDS_LITTLE and renamed > max(2 * right, found / 3):
+    renamed = best_class_recall(own)
+    if by_class and found >= MIN_RECALL and renamed > max(2 * right, found / 3):
         raise TeacherError(
             f'{said}, and {100 * renamed:.0f} % if its classes stood in another order: give '
             f'distillation.classes. {OFF}'
         )
-    if found < FINDS_NOTHING or (by_class and right < found / NAMED) or chance < CERTAIN:
+    if found < MIN_TRAIN_RECALL or (by_class and right < found / CLASS_RATIO) or chance < CERTAIN:
         raise TeacherError(
             f'{better or said}. That usually means a wrong checkpoint, a wrong normalisation (mean '
-            'and std of the data_preprocessor in teacher_config), or data that it never saw: see '
-            f'what it says by tools/check_pair.py --data. {OFF}'
+            'and std of the data_preprocessor in teacher_config), or data unlike its training '
+            f'data: see tools/check_pair.py --data. {OFF}'
         )
     if better:
         MMLogger.get_current_instance().warning(
-            f'{better}: that is seldom an accident, so look whether the data_preprocessor of '
+            f'{better}: this is unlikely to be chance, so check that the data_preprocessor of '
             'teacher_config is the one that it was trained with (tools/check_pair.py --data)'
         )
     return f'teacher check: {said}'
@@ -132,11 +131,11 @@ def check_teacher(model: Any, loader: Any) -> str:
 def _look(
     model: Any, loader: Any, indices: list[int | None] | None, by_class: bool
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Show the teacher images until the other pixels are told apart from its own, or time is up.
+    """Run the teacher until its own preprocessing is clearly the best or not, or time is up.
 
     Returns:
-        What :func:`answers` has of each image with boxes: with the teacher's own pixels, and with
-        each of the others, which may have been shown only the first of these images.
+        :func:`match_boxes` of each image with boxes: with the teacher's own preprocessing, and with
+        each of the others, which may cover only the first of these images.
     """
     own: list[Tensor] = []
     open_ = _candidates(model.teacher.network.data_preprocessor)
@@ -144,8 +143,8 @@ def _look(
     start = time.perf_counter()
     batches = _batches(model, loader, indices)
     images = 0
-    # Each round the teacher's own pixels come first: what a slow machine has time for.
-    while (open_ or _few(own)) and (batch := list(itertools.islice(batches, LOOKS[0] // 2))):
+    # Its own preprocessing first, in case a slow machine has no time for the others.
+    while (open_ or _few(own)) and (batch := list(itertools.islice(batches, IMAGE_COUNTS[0] // 2))):
         for each in batch:
             own += _ask(model, each, None, by_class)
             if _late(start, own):
@@ -156,11 +155,11 @@ def _look(
             if _late(start, own):
                 return own, others
         images += len(batch)
-        if images not in LOOKS or _few(own):
+        if images not in IMAGE_COUNTS or _few(own):
             continue
-        if best_pixels(own, others, len(LOOKS))[0] < CERTAIN:
+        if best_preprocessing(own, others, len(IMAGE_COUNTS))[0] < CERTAIN:
             return own, others
-        open_ = {n: c for n, c in open_.items() if accident(others[n], own) > HOPELESS}
+        open_ = {n: c for n, c in open_.items() if p_value(others[n], own) > CLEARLY_WORSE}
     return own, others
 
 
@@ -172,15 +171,15 @@ def _late(start: float, own: list[Tensor]) -> bool:
     return time.perf_counter() - start > SECONDS * (2 if _few(own) else 1)
 
 
-def accident(one: list[Tensor], other: list[Tensor]) -> float:
-    """Chance that ``other`` is by accident as much better as it is (one-sided Wilcoxon test).
+def p_value(one: list[Tensor], other: list[Tensor]) -> float:
+    """One-sided Wilcoxon signed-rank test that ``other`` has higher scores than ``one``.
 
     Args:
-        one: of each image what :func:`answers` has.
+        one: :func:`match_boxes` of each image.
         other: the same for the same images, or for the first of them.
 
     Returns:
-        p of the signed ranks of the images: the boxes of one image are no witnesses of their own.
+        p over images, not boxes: the boxes of one image are not independent.
     """
     gains = [
         float((b - a)[:, 2].mean()) for a, b in zip(one, other, strict=False) if not a.equal(b)
@@ -188,22 +187,21 @@ def accident(one: list[Tensor], other: list[Tensor]) -> float:
     return float(wilcoxon(gains, alternative='greater').pvalue) if any(gains) else 1.0
 
 
-def best_pixels(
+def best_preprocessing(
     own: list[Tensor], others: dict[str, list[Tensor]], looks: int = 1
 ) -> tuple[float, str]:
-    """Which of other pixels are the best of those that are clearly better.
+    """The best of the preprocessings that are clearly better than the teacher's own.
 
     Args:
-        own: of each image what :func:`answers` has with the teacher's own pixels.
-        others: with each of the others, of the same images or the first of them.
+        own: :func:`match_boxes` of each image with the teacher's own preprocessing.
+        others: the same with each of the others, for the same images or the first of them.
         looks: how often they are compared.
 
     Returns:
-        The chance that they are as much better by accident, for so many comparisons, and their
-        name.
+        The p-value, with Bonferroni's correction, and the name; '' if none is clearly better.
     """
     chances = {
-        name: accident(own, other) * len(others) * looks for name, other in others.items() if other
+        name: p_value(own, other) * len(others) * looks for name, other in others.items() if other
     }
     below = ([n for n in chances if chances[n] < limit] for limit in (CERTAIN, SUSPICIOUS))
     clear = next((names for names in below if names), None)
@@ -214,13 +212,13 @@ def best_pixels(
 
 
 def _compared(own: list[Tensor], other: list[Tensor], pixels: str, chance: float) -> str:
-    """In words: recall and score of the images that both were shown."""
+    """Recall and score on the images that both preprocessings were tried on, for a message."""
     found, _, score = means(own[: len(other)])
     better, _, best = means(other)
     return (
         f'with {pixels} it finds {100 * better:.0f} % instead of {100 * found:.0f} %, and its '
-        f'best detection of a box scores {best:.3f} instead of {score:.3f} (times IoU; the '
-        f'difference is an accident with p = {chance:.0e})'
+        f'best detection of a box scores {best:.3f} instead of {score:.3f} (times IoU; '
+        f'p = {chance:.0e})'
     )
 
 
@@ -231,34 +229,34 @@ def _classes(detector: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def _untouched() -> Iterator[None]:
+def _random_state_kept() -> Iterator[None]:
     state = random_state()
     try:
         yield
     finally:
-        set_random(state)
+        set_random_state(state)
 
 
-def _aside(dataset: Any) -> Any:
-    """The same data behind a pipeline of its own: some transforms remember images."""
+def _with_own_pipeline(dataset: Any) -> Any:
+    """A data set with a copy of the pipeline, since some transforms cache images."""
     dataset = copy.copy(dataset)
     for name in ('pipeline', 'pipeline_types'):
         if hasattr(dataset, name):
             setattr(dataset, name, copy.deepcopy(getattr(dataset, name)))
     if hasattr(dataset, 'dataset'):
-        dataset.dataset = _aside(dataset.dataset)
+        dataset.dataset = _with_own_pipeline(dataset.dataset)
     if hasattr(dataset, 'datasets'):
-        dataset.datasets = [_aside(each) for each in dataset.datasets]
+        dataset.datasets = [_with_own_pipeline(each) for each in dataset.datasets]
     return dataset
 
 
 def _batches(model: Any, loader: Any, indices: list[int | None] | None) -> Iterator[tuple]:
-    """The teacher's pixels, the samples in its frame, and (boxes, labels) of each image."""
-    dataset = _aside(loader.dataset)
+    """The teacher's inputs, the samples in its frame, and (boxes, labels) of each image."""
+    dataset = _with_own_pipeline(loader.dataset)
     preprocessor = copy.deepcopy(model.data_preprocessor)
-    # From all over the data set: files may be in the order of their classes.
+    # In random order, since files may be sorted by class.
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-    for number in order[: LOOKS[-1]].tolist():
+    for number in order[: IMAGE_COUNTS[-1]].tolist():
         data = loader.collate_fn([dataset[number]])
         data = preprocessor(data, True)
         samples = data['data_samples']
@@ -283,12 +281,12 @@ def _moved(boxes: Tensor, view: View) -> Tensor:
 
 
 def ground_truth(sample: Any, indices: list[int | None] | None) -> tuple[Tensor, Tensor]:
-    """The boxes (n, 4) of an image and their labels (n,) in the teacher's numbers.
+    """The boxes (n, 4) of an image and their labels (n,) in the teacher's numbering.
 
     Args:
         sample: with ground truth.
-        indices: the teacher's class for each class of the data, boxes of a class that is None are
-            left out; None where the classes are the same.
+        indices: the teacher's class for each class of the data; boxes of a class with None are
+            left out. None if the classes are the same.
     """
     boxes = get_box_tensor(sample.gt_instances.bboxes).float().cpu()
     labels = torch.as_tensor(sample.gt_instances.labels).cpu()
@@ -298,19 +296,20 @@ def ground_truth(sample: Any, indices: list[int | None] | None) -> tuple[Tensor,
     return boxes[labels >= 0], labels[labels >= 0]
 
 
-def answers(predicted: Any, boxes: Tensor, labels: Tensor, by_class: bool = True) -> Tensor:
-    """What a detector says of the boxes of an image, by 100 detections.
+def match_boxes(predicted: Any, boxes: Tensor, labels: Tensor, by_class: bool = True) -> Tensor:
+    """Match the ground-truth boxes of an image with the 100 detections of highest score.
 
     Args:
-        predicted: its detections.
+        predicted: the detections.
         boxes: ground truth (n, 4).
-        labels: (n,), in its numbers.
-        by_class: whether the label counts in the score.
+        labels: (n,), in the detector's numbering.
+        by_class: whether the class counts in the score.
 
     Returns:
-        (n, 5): 1 where the box is found (IoU 0.5), 1 where the surest of the detections that find
-        it has the right class, the largest product of score and IoU (by class, half of it is that
-        with the right class), the label, and the class of the surest detection, -1 without.
+        (n, 5), the columns: 1 if a detection overlaps the box with IoU 0.5 or more, else 0; 1 if
+        the one with the highest score has the right class; the largest product of score and IoU
+        (with ``by_class`` the mean of that and of the largest with the right class); the label;
+        the class of the detection with the highest score, -1 without one.
     """
     predicted = predicted.cpu()
     predicted = predicted[predicted.scores.argsort(descending=True)[:100]]
@@ -325,21 +324,22 @@ def answers(predicted: Any, boxes: Tensor, labels: Tensor, by_class: bool = True
     if by_class:
         best = (best + (scores * same).amax(1)) / 2
     found = over.any(1)
-    # The detections are in the order of their scores.
+    # Detections are sorted by score, so the first that overlaps has the highest.
     named = torch.where(found, predicted.labels[over.float().argmax(1)], -1)
     return torch.stack([found.float(), (named == labels).float(), best, labels, named], 1)
 
 
 def means(seen: list[Tensor]) -> tuple[float, float, float]:
-    """Recall, recall with the right class, and score, over the boxes of :func:`answers`."""
+    """Mean recall, recall with the right class, and score, over all boxes."""
     found, right, score = torch.cat(seen)[:, :3].mean(0).tolist()
     return found, right, score
 
 
-def in_another_order(seen: list[Tensor]) -> float:
-    """Recall with the right class if each class were called what it is taken for.
+def best_class_recall(seen: list[Tensor]) -> float:
+    """Recall with the right class under the best permutation of the classes.
 
-    Each gets a name of its own, so a teacher that takes much for one class gains nothing.
+    A permutation gives each class another name, so a teacher that detects one class everywhere
+    gains nothing.
     """
     every = torch.cat(seen)
     labels, named = every[every[:, 0] > 0, 3:].long().unbind(1)
@@ -352,19 +352,19 @@ def in_another_order(seen: list[Tensor]) -> float:
 
 @torch.no_grad()
 def _ask(model: Any, batch: tuple, change: Any, by_class: bool) -> list[Tensor]:
-    """What :func:`answers` has of each image of a batch that has boxes."""
+    """:func:`match_boxes` of each image of a batch that has boxes."""
     pixels, samples, truth = batch
     pixels = change(pixels, samples) if change else pixels
     results = model.teacher.network.predict(pixels, copy.deepcopy(samples), rescale=False)
     return [
-        answers(result.pred_instances, boxes, labels, by_class)
+        match_boxes(result.pred_instances, boxes, labels, by_class)
         for result, (boxes, labels) in zip(results, truth, strict=True)
         if len(boxes)
     ]
 
 
 def _candidates(preprocessor: Any) -> dict[str, Any]:
-    """Ways to turn the teacher's pixels into those of another data_preprocessor."""
+    """Functions that convert the teacher's inputs to those of another data_preprocessor."""
     swapped = preprocessor._channel_conversion
     normalised = getattr(preprocessor, '_enable_normalize', False)
     mean = preprocessor.mean if normalised else torch.zeros(3, 1, 1)
@@ -390,7 +390,7 @@ def _candidates(preprocessor: Any) -> dict[str, Any]:
         'the other channel order': (not swapped, mean, std),
         **{
             name: (swap, *(torch.tensor(v).view(-1, 1, 1) for v in values))
-            for name, (swap, *values) in PIXELS.items()
+            for name, (swap, *values) in PREPROCESSINGS.items()
         },
     }
     tried: list[tuple] = [(swapped, mean, std)]

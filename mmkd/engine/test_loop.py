@@ -1,4 +1,4 @@
-"""Testing: a checkpoint that fills the whole detector, a teacher among the student's classes."""
+"""Tests with a checkpoint that must be complete, and of a teacher on the student's classes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .exit import stop
 
 
 def check_complete(model: nn.Module, path: str, classes: Sequence[str] | None = None) -> None:
-    """Loads a checkpoint's weights and insists that no tensor of ``model`` is left untouched.
+    """Loads a checkpoint's weights, which must contain every tensor of ``model``.
 
-    MMEngine's own loading writes one warning and tests random weights.
+    MMEngine only logs a warning about missing tensors, and tests random weights.
 
     Args:
         model: the detector, wrapped or not.
         path: of the checkpoint.
-        classes: names of the config's classes, to compare with those in the checkpoint.
+        classes: the config's class names, to compare with those in the checkpoint.
 
     Raises:
-        SystemExit: The file is no checkpoint; it was trained on other classes; tensors are missing
-            from it, or have other shapes.
+        SystemExit: The file is no checkpoint, or one of other classes; tensors are missing or have
+            other shapes.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
@@ -70,10 +70,10 @@ def _named(classes: Sequence[str]) -> str:
 
 @LOOPS.register_module()
 class RelabelledTestLoop(TestLoop):
-    """Tests a teacher among the student's classes: its other detections do not count.
+    """Tests a teacher on the student's classes; drops its detections of other classes.
 
     Args:
-        labels: the teacher's class for each class of the student, None where it has none.
+        labels: the teacher's class for each class of the student, or None.
     """
 
     def __init__(self, *args: Any, labels: Sequence[int | None], **kwargs: Any) -> None:
@@ -83,7 +83,7 @@ class RelabelledTestLoop(TestLoop):
         self.runner.model.test_step = lambda data: [self.relabel(s) for s in step(data)]
 
     def relabel(self, sample: Any) -> Any:
-        """One image's detections, those of known classes, under the student's labels."""
+        """Gives the detections of an image the student's labels; drops those of other classes."""
         found = sample.pred_instances
         labels = torch.tensor([self.labels.get(i, -1) for i in found.labels.tolist()])
         labels = labels.to(found.labels).view(-1)

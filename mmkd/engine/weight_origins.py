@@ -1,4 +1,4 @@
-"""Where a network's weights come from, told by the numbers that it holds after loading."""
+"""Finds out where a network's weights come from, by comparing them with the checkpoints."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ..recipe import TERM_PREFIXES
 def origins(
     network: nn.Module, load_from: str | None = None, resumed: str | None = None
 ) -> list[str]:
-    """Say how many of a network's tensors hold what a file holds.
+    """Count the tensors of a network that are equal to those in each checkpoint.
 
     Args:
-        network: its weights initialised, and loaded from ``load_from``.
+        network: after its weights were initialised and loaded.
         load_from: the checkpoint it was loaded from, if any.
-        resumed: the checkpoint its run goes on from, if any.
+        resumed: the checkpoint that the run is resumed from, if any.
 
     Returns:
-        A line for each file, and one for what was initialised at random.
+        A line for each checkpoint, and one for the tensors initialised at random.
 
     Raises:
-        ValueError: not one tensor was loaded from a file that the config names.
+        ValueError: no tensor is equal to one in a checkpoint that the config names.
     """
     if resumed:
         return [f'resumed from {resumed}']
@@ -46,8 +46,8 @@ def _loaded(network: nn.Module, path: str) -> str:
     if not same:
         raise ValueError(
             f'load_from {path} holds not one of the {len(own)} tensors of the detector, which '
-            f'would be trained from noise (first of its keys: {", ".join(list(file)[:3])}): it was '
-            'written by another detector, or one of another width, or its keys have another prefix'
+            f'would start from random weights (first of its keys: {", ".join(list(file)[:3])}): it '
+            'is of another detector, or of one of another width, or its keys have another prefix'
         )
     _warn_of_noise(f'load_from {path}', same, len(own))
     rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
@@ -70,9 +70,9 @@ def _initialised(network: nn.Module) -> list[str]:
                 raise ValueError(
                     f'init_cfg of {path or "the detector"}: not one of its {len(own)} tensors was '
                     f'loaded from {checkpoint} (first of its keys: {", ".join(list(file)[:3])}), '
-                    'so it would be trained from noise: name the right file, of this depth and '
-                    "width, give init_cfg.prefix='backbone.' where it holds a whole detector, or "
-                    'set init_cfg=None if noise is what you want'
+                    'so it would start from random weights: name a file of this depth and width, '
+                    "give init_cfg.prefix='backbone.' if it holds a whole detector, or set "
+                    'init_cfg=None if you want random weights'
                 )
             _warn_of_noise(f'{checkpoint} (init_cfg of {path or "all"})', same, len(own))
             lines.append(f'{same} of {len(own)} tensors of {path or "all"} from {checkpoint}')
@@ -86,15 +86,15 @@ def _initialised(network: nn.Module) -> list[str]:
 def _warn_of_noise(what: str, same: int, of: int) -> None:
     if 2 * same < of:
         print_log(
-            f'{what} holds {same} of the {of} tensors that it is for: MOST OF THEM ARE TRAINED '
-            'FROM NOISE. Is it the file of another network, or of one of another width?',
+            f'{what} holds {same} of the {of} tensors that it is for: MOST OF THEM START '
+            'FROM RANDOM WEIGHTS. Is it the file of another network, or of another width?',
             logger='current',
             level=logging.WARNING,
         )
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    # BatchNorm's counters and indices of positions fit a network of any width.
+    # Integer buffers (BatchNorm's counters, position indices) are equal in unrelated networks.
     return {
         k: v
         for k, v in module.state_dict().items()
@@ -103,9 +103,9 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _same(own: dict[str, Tensor], file: dict[str, Any]) -> int:
-    """How many of the weights are as in the file, under the same names or else under others.
+    """Number of weights that are equal to one in the file: of the same name, else of any name.
 
-    A backbone may read the file of another library, and rename what is in it.
+    A backbone may load the file of another library, whose names differ.
     """
     same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
     if same:

@@ -1,4 +1,4 @@
-"""The work directory: it can be written, and no other run trains in it."""
+"""Checks that the work directory can be written, and a lock against a second run in it."""
 
 import contextlib
 import errno
@@ -14,23 +14,23 @@ from typing import NoReturn
 
 from .exit import stop
 
-ROOM = 2**20
-"""Bytes that the work directory must take before a network is built: log, configs, curves."""
+MIN_FREE = 2**20
+"""Bytes that are written on trial before the network is built: the size of log and configs."""
 
 
 @contextlib.contextmanager
 def reporting_full_disk(work_dir: str) -> Iterator[None]:
-    """What is written in this block goes to ``work_dir``, or to no named file.
+    """Turns "no space left" in this block into a message, if the file is in ``work_dir``.
 
     Raises:
-        SystemExit: There is no room left.
+        SystemExit: The disk or the quota is full.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        # Only some errors name a file; semaphores of data-loader workers, for one, are elsewhere.
+        # Not all errors name a file: the semaphores of data-loader workers are in /dev/shm.
         if error.filename and not _lies_in(error.filename, work_dir):
             raise
         unsure = (
@@ -51,15 +51,15 @@ def _stop_unwritten(work_dir: str, error: OSError, more: str = '') -> NoReturn:
 
 
 def check_work_dir(path: str) -> None:
-    """Write something to the work directory, before a network is built.
+    """Creates the work directory and writes a temporary file to it.
 
     Raises:
-        SystemExit: It cannot be made or written.
+        SystemExit: It cannot be created or written.
     """
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
-            file.write(bytes(ROOM))
+            file.write(bytes(MIN_FREE))
     except OSError as error:
         _stop_unwritten(path, error)
 
@@ -69,17 +69,17 @@ _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RA
 
 @contextlib.contextmanager
 def locked(work_dir: str, launcher: str = 'none') -> Iterator[None]:
-    """In this block no other job trains in ``work_dir``: they would delete each other's files.
+    """Locks ``work_dir`` against other jobs: two would delete each other's checkpoints.
 
-    The first process of a job holds the folder by a lock, which the system takes back when the
-    process ends, killed or not. A file system without locks is passed over.
+    The first process of a job holds the lock; the system releases it when the process ends, even
+    if it is killed. On a file system without locks nothing is locked.
 
     Raises:
-        SystemExit: Another process has it.
+        SystemExit: Another job holds the lock.
     """
     first = os.environ.get(_RANKS.get(launcher, ''), '0') == '0'
     with contextlib.ExitStack() as stack:
-        # What cannot be written is left to check_work_dir().
+        # check_work_dir() reports a folder that cannot be written.
         with contextlib.suppress(OSError):
             if first:
                 os.makedirs(work_dir, exist_ok=True)
@@ -90,7 +90,7 @@ def locked(work_dir: str, launcher: str = 'none') -> Iterator[None]:
 
 def _lock(file: io.FileIO, work_dir: str) -> None:
     try:
-        # Not flock: the workers of a data loader would hold that too, and may outlive a kill.
+        # Not flock: data-loader workers would inherit it, and may outlive a process that is killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)

@@ -41,7 +41,7 @@ from mmengine.runner.checkpoint import (
 )
 from torch import Tensor, nn
 
-from ..io import safe_reader
+from . import safe_reader
 from .safe_reader import (
     NUMPY_DTYPES,
     WAY_OUT,
@@ -730,7 +730,9 @@ def _entry(urls: Mapping[str, str], name: str, filename: str) -> str:
 def install() -> None:
     """Puts the reader behind every scheme of MMEngine's loader, and makes its local writes atomic.
 
-    It can be called again.
+    It can be called again. Both registries belong to the process, and there is no narrower place:
+    MMEngine loads by CheckpointLoader in each of its parts, and writes ``last_checkpoint``, best
+    checkpoints and configs without ``backend_args``, so always by the backend named ``local``.
     """
     for prefixes, loader in (
         ('', load_from_local),

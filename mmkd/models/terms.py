@@ -45,9 +45,10 @@ class Needs:
     @property
     def sites(self) -> set[str]:
         """The sites at which the teacher has to answer."""
-        of_pairs = {_HEADS.get(parse_pair(entry)[1].split('.')[0]) for entry in self.pairs}
+        heads = [parse_pair(entry)[1].split('.')[0] for entry in self.pairs]
+        of_pairs = {_HEADS[head] for head in heads if head in _HEADS}
         of_maps = {'rpn'} if self.score_maps else set()
-        return ({site for site, _ in self.rows} | of_maps | of_pairs | {*self.cross}) - {None}
+        return {site for site, _ in self.rows} | of_maps | of_pairs | {*self.cross}
 
 
 class DistillTerm(nn.Module):
@@ -121,7 +122,7 @@ class RowTerm(DistillTerm):
 
     site, kind = 'rcnn', 'cls'
 
-    def configure(
+    def configure(  # type: ignore[override]
         self, site: str | None = None, kind: str | None = None, hard_weight: float | None = None,
         loss_weight: float | None = None,
     ) -> None:  # fmt: skip
@@ -169,7 +170,7 @@ class FeatureTerm(DistillTerm):
     entries: tuple = ('neck',)
     pairs: Sequence[LayerPair] = ()
 
-    def configure(
+    def configure(  # type: ignore[override]
         self, pairs: Sequence[str | dict] | None = None, loss_weight: float | None = None
     ) -> None:
         super().configure(loss_weight)
@@ -203,7 +204,9 @@ class FeatureTerm(DistillTerm):
         """
         raise NotImplementedError
 
-    def forward(self, student: list, teacher: list, layers: list, boxes: list) -> Any:
+    def forward(  # type: ignore[override]
+        self, student: list, teacher: list, layers: list, boxes: list
+    ) -> Any:
         """The unweighted loss of all pairs; each argument is a list, fine to coarse."""
         values = [self.compare(*each) for each in zip(student, teacher, layers, boxes, strict=True)]
         if isinstance(values[0], dict):

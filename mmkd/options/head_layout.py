@@ -30,7 +30,7 @@ class HeadLayout:
         self.kinds = [_kind(head) for head in (student, teacher)]
         self.classes = classes if classes is not None and not classes.same else None
         self.indices = self.classes.indices if self.classes else None
-        self.coders = [getattr(head, 'bbox_coder', None) for head in (student, teacher)]
+        self.coders: list[Any] = [getattr(head, 'bbox_coder', None) for head in (student, teacher)]
         self.class_agnostic = getattr(teacher, 'reg_class_agnostic', False)
 
     @property

@@ -22,8 +22,8 @@ class Resolution:
     """The two scales of a pair, each as MMDetection's ``Resize`` has it, (width, height).
 
     Args:
-        student: what the student is trained and tested at.
-        teacher: what the teacher sees.
+        student: the scale of training and testing the student.
+        teacher: the scale of the teacher's images.
         reason: why the teacher sees fewer pixels than its student, if it does.
 
     Raises:
@@ -60,7 +60,7 @@ class Resolution:
 
     @classmethod
     def of(cls, given: dict | None) -> Resolution | None:
-        """From a config; None where none is given."""
+        """Builds it from the entry of a config; None for None."""
         if given is None:
             return None
         if not isinstance(given, dict):
@@ -86,11 +86,11 @@ class Resolution:
 
     @property
     def ratio(self) -> float:
-        """Teacher over student by the short edge, which decides for most images."""
+        """Teacher over student, short edge, which limits the scale of most images."""
         return self.ratios[1]
 
     def enlarge(self, scale: Sequence[int] | int) -> tuple[int, int] | int:
-        """The teacher's scale that goes with one of the student's."""
+        """The teacher's scale for one of the student's."""
         if isinstance(scale, int):
             return round(scale * self.ratio)
         large, small = (round(s * r) for s, r in zip(sorted(scale)[::-1], self.ratios, strict=True))

@@ -51,7 +51,7 @@ def test_a_run_that_has_saved_nothing_is_not_gone_on_with_from_the_one_before(tm
 def test_a_record_of_a_file_that_is_gone_stops(tmp_path):
     runner(tmp_path).train()
     (tmp_path / 'epoch_3.pth').unlink()
-    with pytest.raises(FileNotFoundError, match=r'epoch_3.pth, which does not exist.*begin anew'):
+    with pytest.raises(FileNotFoundError, match=r'epoch_3.pth, which does not exist.*from scratch'):
         runner(tmp_path, resume=True).train()
     # MMEngine's own empties it before it writes.
     (tmp_path / 'last_checkpoint').write_text('')
@@ -103,15 +103,15 @@ def test_a_stream_of_images_goes_on_behind_what_was_seen(tmp_path, capfd, size, 
     said = ''.join(capfd.readouterr())
     if behind:
         assert f'after 8 batches of 2 images, and here a batch of all processes has {size}' in said
-        assert f'goes on behind {behind} of them' in said
+        assert f'continues after {behind} of them' in said
     else:
-        assert 'goes on behind' not in said
+        assert 'continues after' not in said
     # And one that goes on from that run is where it was.
     rest = Noisy(20)
     again = dict(begun, data=rest, load_from=str(tmp_path / 'rest/iter_12.pth'))
     runner(tmp_path / 'more', **again).train()
     assert rest.read == data.read[4 * size :]
-    assert 'goes on behind' not in ''.join(capfd.readouterr())
+    assert 'continues after' not in ''.join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(

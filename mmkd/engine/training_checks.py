@@ -1,4 +1,4 @@
-"""Silent failures made loud: looked for before the first step, and again while a run goes on."""
+"""Checks that what is trained is what the config says, before the first step and after it."""
 
 from __future__ import annotations
 
@@ -6,38 +6,77 @@ import hashlib
 from collections import Counter
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
+from ..datasets.labels import check_labels, check_same_labels
 from ..digests import tensor_digests
 from ..models.chen2017 import TeacherBoundedL2Loss
 from ..recipe import TERM_PREFIXES, TeacherError, log_name
 from .teacher_check import check_teacher
+from .wrappers import optimizers, unwrap
 
 SILENT = 50
-"""Steps at zero after which a term is named, and the step at which the teacher is hashed anew."""
+"""A term that is 0 for so many steps is logged; after so many the teacher is hashed again."""
 
 
-class GuardError(RuntimeError):
+class TrainingSetupError(RuntimeError):
     """A run would train something else than its config says."""
 
 
+class InputChecksHook(Hook):
+    """Checks class labels and the unit of schedules, before any other hook."""
+
+    priority = 'HIGHEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks the data sets and the schedules.
+
+        Raises:
+            ValueError: the training data number their classes in another order than their names,
+                or than the validation data; a schedule in epochs, in a loop that counts none.
+        """
+        model = unwrap(runner.model)
+        data = runner.train_dataloader.dataset
+        if hasattr(model, 'kd_terms'):
+            check_labels(data)
+        check_same_labels(
+            data, getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
+        )
+        scheduled = [n for n, t in getattr(model, 'kd_terms', {}).items() if t.schedule.by_epoch]
+        if scheduled and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'distillation.{scheduled[0]}.schedule has by_epoch=True, but '
+                f'{type(runner.train_loop).__name__} counts iterations alone, so the term would '
+                'stay where it begins: give begin, warmup and end in iterations, without by_epoch'
+            )
+
+    def before_test(self, runner: Runner) -> None:
+        """Warns if the test data number their classes in another order than their names."""
+        try:
+            check_labels(getattr(runner.test_loop.dataloader, 'dataset', None))
+        except ValueError as error:
+            runner.logger.warning(
+                f'{error}. Unless the detector was trained on a file in the same order, its '
+                'classes are scored as others'
+            )
+
+
 def digest(prints: dict[str, str]) -> str:
-    """One number for all of them, 16 hexadecimal digits."""
+    """One hash of all tensors' hashes, 16 hexadecimal digits."""
     return hashlib.sha256('\n'.join(f'{k} {v}' for k, v in prints.items()).encode()).hexdigest()[
         :16
     ]
 
 
-class GuardHook(Hook):
-    """Asks, before, during and after training, whether what is trained is what was meant.
+class TrainingChecksHook(Hook):
+    """Checks that the student can learn, that the terms act, and that the teacher stays the same.
 
     Raises:
-        GuardError: nothing would be trained, or a term never begins.
-        TeacherError: the teacher can learn, has changed, or does not detect (``check_teacher``).
+        TrainingSetupError: nothing would be trained, or a term never begins.
+        TeacherError: the teacher is not frozen, has changed, or does not detect
+            (``check_teacher``).
     """
 
     priority = 'LOWEST'
@@ -45,11 +84,11 @@ class GuardHook(Hook):
     def __init__(self) -> None:
         self.digests: dict[str, str] = {}
         self.zeros: Counter[str] = Counter()
-        self.heard: set[str] = set()
+        self.settled: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
-        """Everything that can be told before the first step."""
-        model = _unwrap(runner.model)
+        """Checks student, schedules and teacher, and hashes the teacher."""
+        model = unwrap(runner.model)
         if not hasattr(model, 'kd_terms'):
             return
         require_trainable(model, runner.optim_wrapper)
@@ -63,7 +102,7 @@ class GuardHook(Hook):
         teacher.follow(next(model.parameters()))
         resumed = getattr(runner, 'resumed_from', None)
         if model.check_teacher and not resumed and not teacher.prepared:
-            # Before it is accelerated: its RoI head would read what is laid out by pixel wrongly.
+            # Before acceleration: the detection path of its RoI head misreads channels_last maps.
             runner.logger.info(check_teacher(model, runner.train_dataloader))
         teacher.prepare()
         self.digests = tensor_digests(teacher.network)
@@ -74,28 +113,28 @@ class GuardHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Terms that stay at zero are named once; the teacher is looked at again."""
-        model = _unwrap(runner.model)
+        """Logs each term that stays at 0, once; compares the teacher with its hashes once more."""
+        model = unwrap(runner.model)
         if not self.digests:
             return
         if model.teacher.network.training:
             raise TeacherError(_TRAINS)
         if runner.iter + 1 == SILENT:
             require_same(self.digests, model.teacher.network, 'since training began')
-        # Each look waits for the device: none at a term that has been heard.
+        # value.any() waits for the device, so a term is read until it was above 0 once.
         for name, value in (outputs or {}).items():
-            if not name.startswith('loss_kd_') or name in self.heard:
+            if not name.startswith('loss_kd_') or name in self.settled:
                 continue
             if not outputs.get(name.replace('loss', 'weight'), 1):
                 continue  # its schedule has not begun
             self.zeros[name] += 1
             if value.any():
-                self.heard.add(name)
+                self.settled.add(name)
             elif self.zeros[name] == SILENT:
-                self.heard.add(name)
+                self.settled.add(name)
                 silent = f'{name} has been 0 for all of the first {SILENT} steps, so it has taught '
                 if name in _bounded(model):
-                    # Rightly so, where it is: nothing to be warned about.
+                    # Equation (4) is 0 where the student is better.
                     runner.logger.info(
                         f'{silent}nothing yet: on no box was the teacher better than the student'
                     )
@@ -103,28 +142,24 @@ class GuardHook(Hook):
                 runner.logger.warning(
                     f'{silent}nothing yet: look at its weights (hard_weight, background_weight), '
                     'at the ground truth of the batches, and whether student and teacher are the '
-                    f'same network{_apart(model, name)}'
+                    f'same network{_matched_anchors(model, name)}'
                 )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """No checkpoint is written of a student whose teacher has changed."""
+        """Refuses to save a student whose teacher has changed."""
         if self.digests:
-            self._require_unchanged(runner)
-
-    def _require_unchanged(self, runner: Runner) -> None:
-        network = _unwrap(runner.model).teacher.network
-        require_same(self.digests, network, 'since training began')
+            require_same(self.digests, unwrap(runner.model).teacher.network, 'since training began')
 
     def after_train(self, runner: Runner) -> None:
-        """Says that the teacher is what it was."""
+        """Compares the teacher with its hashes, and logs that it is unchanged."""
         if self.digests:
-            self._require_unchanged(runner)
+            require_same(self.digests, unwrap(runner.model).teacher.network, 'since training began')
             runner.logger.info(
                 f'teacher: sha256 {digest(self.digests)} after training, as before: unchanged'
             )
 
 
-def _apart(model: Any, name: str) -> str:
+def _matched_anchors(model: Any, name: str) -> str:
     match = getattr(model.sites.get('rpn'), 'match', None)
     if match is None or not name.startswith('loss_kd_rpn_'):
         return ''
@@ -135,7 +170,7 @@ def _apart(model: Any, name: str) -> str:
 
 
 def _bounded(model: Any) -> set[str]:
-    """The losses that are 0 wherever the student is better than its teacher."""
+    """Log names of the losses that are 0 where the student is better than its teacher."""
     return {
         log_name(name)
         for name, term in model.kd_terms.items()
@@ -151,10 +186,10 @@ _TRAINS = (
 
 
 def require_same(prints: dict[str, str], network: nn.Module, when: str) -> None:
-    """Compare a teacher with its fingerprint.
+    """Compare a teacher with the hashes of its tensors.
 
     Raises:
-        TeacherError: with the names of the tensors that differ.
+        TeacherError: naming the tensors that differ.
     """
     now = tensor_digests(network)
     changed = [name for name in {**prints, **now} if prints.get(name) != now.get(name)]
@@ -167,8 +202,8 @@ def require_same(prints: dict[str, str], network: nn.Module, when: str) -> None:
         )
 
 
-def require_frozen(model: Any, optimizers: Any) -> None:
-    """The teacher has no gradient, no optimizer slot, and no tensor of the student's.
+def require_frozen(model: Any, optim_wrapper: Any) -> None:
+    """Check that the teacher gets no gradient, is in no optimizer and shares no tensor.
 
     Raises:
         TeacherError: naming the first tensor at fault.
@@ -191,7 +226,7 @@ def require_frozen(model: Any, optimizers: Any) -> None:
                 f"the teacher's {name} is the student's {places[parameter.data_ptr()]}: the two "
                 'share memory, so training would change the teacher. Copy the tensor (.clone())'
             )
-    slots = {id(p) for p in _parameters(optimizers)}
+    slots = {id(p) for group in _groups(optim_wrapper) for p in group['params']}
     for name, parameter in theirs.items():
         if id(parameter) in slots:
             raise TeacherError(
@@ -200,33 +235,33 @@ def require_frozen(model: Any, optimizers: Any) -> None:
             )
 
 
-def require_trainable(model: nn.Module, optimizers: Any) -> None:
-    """Something of the student is trained, at a learning rate above 0.
+def require_trainable(model: nn.Module, optim_wrapper: Any) -> None:
+    """Check that the whole student is in the optimizer, at a learning rate above 0.
 
     Raises:
-        GuardError: nothing requires a gradient, is in the optimizer, or moves.
+        TrainingSetupError: nothing requires a gradient; a parameter that does is in no optimizer;
+            the learning rate is 0.
     """
     own = {n: p for n, p in model.named_parameters() if not n.startswith(TERM_PREFIXES)}
     free = {n: p for n, p in own.items() if p.requires_grad}
     if not free:
-        raise GuardError(
+        raise TrainingSetupError(
             f'not one of the {len(own)} parameters of the student requires a gradient, so nothing '
             'would be trained: look at frozen_stages, and at what calls requires_grad_(False)'
         )
-    slots = {id(p) for p in _parameters(optimizers)}
+    slots = {id(p) for group in _groups(optim_wrapper) for p in group['params']}
     left = [name for name, parameter in free.items() if id(parameter) not in slots]
     if left:
-        raise GuardError(
+        raise TrainingSetupError(
             f"{len(left)} of the student's {len(free)} trainable parameters are not in the "
             f'optimizer (first: {left[0]}), so they would stay as they are: build the optimizer '
             'from this model, after all of its layers exist (optim_wrapper.constructor)'
         )
     ours = {id(p) for p in free.values()}
-    groups = [group for o in _optimizers(optimizers) for group in o.param_groups]
-    groups = [group for group in groups if any(id(p) in ours for p in group['params'])]
-    # A warm-up from 0 begins at 0: what counts is where the schedule starts from.
+    groups = [g for g in _groups(optim_wrapper) if any(id(p) in ours for p in g['params'])]
+    # A warm-up may start at 0; initial_lr is what it leads to.
     if all(group.get('initial_lr', group['lr']) == 0 for group in groups):
-        raise GuardError(
+        raise TrainingSetupError(
             "the learning rate is 0 for each of the student's parameters, so nothing would be "
             'trained: look at optim_wrapper.optimizer.lr, and at lr_mult in '
             'optim_wrapper.paramwise_cfg'
@@ -239,27 +274,18 @@ def _require_begun(model: Any, runner: Runner) -> None:
     for name, term in model.kd_terms.items():
         end = loop.max_epochs if term.schedule.by_epoch and not by_iter else loop.max_iters
         if end <= 0:
-            raise GuardError(
+            raise TrainingSetupError(
                 f'train_cfg asks for {end} epochs or iterations, so nothing would be trained: set '
                 'max_epochs, or max_iters'
             )
         if term.schedule.begin >= end:
             unit = 'epochs' if term.schedule.by_epoch else 'iterations'
-            raise GuardError(
+            raise TrainingSetupError(
                 f'distillation.{name}.schedule begins at {term.schedule.begin}, and training ends '
                 f'after {end} {unit}, so the term would never be on: let it begin earlier, or turn '
                 f'it off by distillation.{name}.loss_weight=0'
             )
 
 
-def _optimizers(wrapper: Any) -> list[torch.optim.Optimizer]:
-    inner = wrapper.optim_wrappers.values() if hasattr(wrapper, 'optim_wrappers') else [wrapper]
-    return [each.optimizer for each in inner]
-
-
-def _parameters(wrapper: Any) -> list[nn.Parameter]:
-    return [p for o in _optimizers(wrapper) for group in o.param_groups for p in group['params']]
-
-
-def _unwrap(model: nn.Module) -> Any:
-    return model.module if is_model_wrapper(model) else model
+def _groups(wrapper: Any) -> list[dict]:
+    return [group for optimizer in optimizers(wrapper) for group in optimizer.param_groups]

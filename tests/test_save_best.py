@@ -78,7 +78,9 @@ def test_a_figure_that_a_validation_does_not_give_does_not_end_the_run(tmp_path)
         'val_evaluator.classwise': True,
     }
     runner, log = run(tmp_path, **changes)
-    assert 'save_best=coco/eight_precision is not among what this validation gave (coco/' in log
+    assert (
+        'save_best=coco/eight_precision is not among the metrics of this validation (coco/' in log
+    )
     assert runner.epoch == runner.max_epochs and not list(tmp_path.glob('**/best_*'))
 
 
@@ -88,4 +90,4 @@ def test_without_a_validation_there_is_no_best(tmp_path):
         'val_dataloader': None, 'val_evaluator': None, 'val_cfg': None,
     }  # fmt: skip
     _, log = run(tmp_path, **changes)
-    assert 'save_best=auto waits for a validation, and this config has none' in log
+    assert 'save_best=auto needs a validation, and this config has none' in log

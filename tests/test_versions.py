@@ -199,7 +199,7 @@ def test_everything_missing_is_told_at_once_in_the_order_to_install(installed):
         for m in ('torch', 'mmengine', 'mmcv', 'mmdet')
     ]
     assert places == sorted(places)
-    assert str(error.value).count('mend it:') == 4
+    assert str(error.value).count('repair it:') == 4
 
 
 def test_metadata_without_files(installed):

@@ -10,8 +10,8 @@ from test_resume import Noisy, Score, runner
 from torch import nn
 
 from mmkd.engine.exact_resume import _tell_changes, settings
-from mmkd.engine.random_state import random_state, set_random
-from mmkd.engine.resume_compatibility import guard_optimizer, own_file, own_ids
+from mmkd.engine.random_state import random_state, set_random_state
+from mmkd.engine.resume_compatibility import check_loaded_states, own_file, own_ids
 from mmkd.io.checkpoint import CheckpointError
 
 
@@ -86,7 +86,7 @@ def test_kernels_are_the_runs_and_go_over_whole_tensors(kind, forged):
             small = torch.zeros(1)
             state['state'][0][key] = small if forged == 'short' else small.expand(16, 16)
     state['param_groups'][0].update(fused=True, foreach=False, maximize=True)
-    guard_optimizer(optimizer)
+    check_loaded_states(optimizer)
     if forged == 'short':
         with pytest.raises(CheckpointError, match=r'of shape \(1,\) for a parameter of shape'):
             optimizer.load_state_dict(state)
@@ -111,7 +111,7 @@ def test_kernels_are_the_runs_and_go_over_whole_tensors(kind, forged):
 def test_another_optimizer_is_named(other, says):
     parameters = list(nn.Linear(2, 2).parameters())
     optimizer = torch.optim.AdamW(parameters)
-    guard_optimizer(optimizer)
+    check_loaded_states(optimizer)
     with pytest.raises(CheckpointError, match=says):
         optimizer.load_state_dict(other(parameters).state_dict())
     optimizer.load_state_dict(torch.optim.AdamW(parameters).state_dict())
@@ -122,18 +122,18 @@ def test_random_numbers_of_numpy_lie_within_its_state(position):
     state = random_state()
     state['numpy'][2] = position
     with pytest.raises(CheckpointError, match=r'no state of its generator \(MT19937, 624 numbers'):
-        set_random(state)
+        set_random_state(state)
     state = random_state()
     drawn = np.random.rand()
-    set_random(state)
+    set_random_state(state)
     assert np.random.rand() == drawn
 
 
 @pytest.mark.parametrize(
     ('do', 'says'),
     [
-        (lambda c: c['meta'].update(iter=-5), 'is at iter -5, which is none'),
-        (lambda c: c['meta'].update(epoch='2'), "is at epoch '2', which is none"),
+        (lambda c: c['meta'].update(iter=-5), 'has iter -5, which is no count'),
+        (lambda c: c['meta'].update(epoch='2'), "has epoch '2', which is no count"),
         (lambda c: c.pop('optimizer'), 'holds no optimizer'),
         (lambda c: c.update(meta=[1]), 'holds no meta'),
         (
@@ -165,12 +165,12 @@ def test_an_endless_count_of_iterations_ends(written, tmp_path):
     ('every', 'file', 'size', 'read', 'says'),
     [
         (None, 'epoch_1', 10, 10 + 10, None),
-        (None, 'epoch_1', 20, 20 + 20, 'Epoch 2 is run as a whole'),
+        (None, 'epoch_1', 20, 20 + 20, 'Epoch 2 is run from its start'),
         (None, 'epoch_1', 6, 6 + 6, 'batch 0 of an epoch of 5, and here an epoch has 3'),
-        (1, 'iter_5', 20, 20 + 20, 'goes on behind batch 10 of 10'),
+        (1, 'iter_5', 20, 20 + 20, 'continues after batch 10 of 10'),
         (1, 'iter_7', 10, 6 + 10, None),
-        (1, 'iter_7', 20, 12 + 20, 'Epoch 2 goes on behind batch 4 of 10'),
-        (1, 'iter_7', 6, 4 + 6, 'Epoch 2 goes on behind batch 1 of 3'),
+        (1, 'iter_7', 20, 12 + 20, 'Epoch 2 continues after batch 4 of 10'),
+        (1, 'iter_7', 6, 4 + 6, 'Epoch 2 continues after batch 1 of 3'),
     ],
 )
 def test_an_epoch_of_another_length_is_no_other_epoch(

@@ -64,7 +64,7 @@ class Keep(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == self.at:
-            self.path = runner._steps.keep(runner, runner.model)
+            self.path = runner._steps.save(runner, runner.model)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == self.at:
@@ -102,7 +102,7 @@ def test_a_step_taken_again_is_the_step(config):
     """The same batch, the same random numbers, the same losses to the bit."""
     runner = DistillationRunner.from_cfg(Config.fromfile(config))
     keep = Keep(5)
-    runner.register_hook(keep, priority='VERY_LOW')  # StepHook, lower still, has not yet seen it
+    runner.register_hook(keep, priority='VERY_LOW')  # before StepDumpHook
     runner._hooks.sort(key=lambda hook: hook is keep)
     runner.train()
     batch, step = step_dump.read_step(keep.path)
@@ -111,7 +111,7 @@ def test_a_step_taken_again_is_the_step(config):
     model.load_state_dict(step['state_dict'])
     model.teacher.network.load_state_dict(runner.model.teacher.network.state_dict())
     model.train()
-    step_dump.set_back(step)
+    step_dump.restore_step(step)
     values = model(**model.data_preprocessor(batch, True), mode='loss')
     total, logs = model.parse_losses(values)
     assert {k: v.item() for k, v in logs.items() if 'loss' in k} == keep.losses
