@@ -23,7 +23,7 @@ from mmkd import cli
 from mmkd.options.share import GradientShare
 
 WORLD = 2
-LIMIT = 240  # seconds; a process that takes longer says where it is, and ends
+LIMIT = 600  # seconds; a process that takes longer says where it is, and ends
 CASES = {
     # the number of boxes on each rank
     'alike': (2, 2),
@@ -51,7 +51,7 @@ def work(rank, port, case, out):
     RandomSampler.random_choice = first_of
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     torch.distributed.init_process_group(
-        'gloo', rank=rank, world_size=WORLD, timeout=timedelta(seconds=120)
+        'gloo', rank=rank, world_size=WORLD, timeout=timedelta(seconds=300)
     )
     model = student(case)
     wrapped = MMDistributedDataParallel(

@@ -153,7 +153,7 @@ class Halt(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.epoch == 1 and batch_idx == 1:
             print('HERE', flush=True)
-            time.sleep(60)
+            time.sleep(900)
 run({work_dir!r}, epochs=3, custom_hooks=[Halt()]).train()
 """
 

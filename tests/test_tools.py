@@ -104,7 +104,7 @@ def finish(*processes: subprocess.Popen) -> list[str]:
     hung = []
     for process in processes:
         try:
-            process.wait(timeout=5 if hung else 200)
+            process.wait(timeout=5 if hung else 600)
         except subprocess.TimeoutExpired:
             hung.append(process.args)
             process.kill()

@@ -17,7 +17,7 @@ def test_each_named_test_is_collected():
     said = subprocess.run(
         [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-p', 'no:cacheprovider', *files],
         cwd=tracker.ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True,
-        capture_output=True, timeout=120,
+        capture_output=True, timeout=600,
     ).stdout  # fmt: skip
     collected = set(said.splitlines())
     assert [node for node in tracker.nodes() if f'tests/{node}' not in collected] == []
