@@ -26,6 +26,20 @@ settings.register_profile(
 settings.load_profile('mmkd')
 
 
+COLLECTED = pytest.StashKey[set[str]]()
+"""The names of all tests that were collected, whichever of them are run."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    config.stash[COLLECTED] = {item.nodeid for item in items}
+
+
+@pytest.fixture
+def collected(pytestconfig):
+    return pytestconfig.stash[COLLECTED]
+
+
 @pytest.fixture(autouse=True, scope='session')
 def _mmdet():
     register_all_modules(init_default_scope=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pairs
 import pytest
 import torch
+import warm
 from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.utils import register_all_modules
 from mmengine.logging import MessageHub
@@ -77,7 +78,7 @@ def run(tmp_path, case):
     env['RES_OPTIONS'] = 'timeout:1 attempts:1'
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), port, case, str(out)],
+            [warm.python(), __file__, str(rank), port, case, str(out)],
             env=env, cwd=pairs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )
         for rank, out in enumerate(outs)

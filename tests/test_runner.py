@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
@@ -161,7 +162,7 @@ run({work_dir!r}, epochs=3, custom_hooks=[Halt()]).train()
 def test_killed_in_mid_epoch_and_resumed_it_finishes(tmp_path):
     script = _KILLED.format(tests=str(Path(__file__).parent), work_dir=str(tmp_path / 'killed'))
     process = subprocess.Popen(
-        [sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [warm.python(), '-c', script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     while b'HERE' not in (line := process.stdout.readline()):
         assert line, 'the run ended before it could be killed'
