@@ -1,4 +1,4 @@
-# make demo · make demo-full · make demo-resolution · make demo-pairs · make test · make lint · make setup · make teacher · make backbone
+# make demo · make demo-full · make demo-resolution · make demo-pairs · make test · make test-all · make lint · make setup · make teacher · make backbone
 # Each sets everything up first (tools/setup.sh), once; PYTHON=python3.12 picks the interpreter.
 SHELL := /bin/bash
 # STACK=onedl takes the maintained fork of requirements-onedl.txt, in an environment of its own.
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.mmkd-setup-$(shell (pwd; cat requirements*.txt tools/setup.sh 
 # Digits in larger photographs, for the teacher that sees more pixels.
 LARGE := --out data/digits_large --size 192 --train 2000 --val 250 --test 500 --digits 4 10 --heights 14 60
 
-.PHONY: demo demo-full demo-resolution demo-pairs teacher large-teacher cascade-teacher backbone test lint setup
+.PHONY: demo demo-full demo-resolution demo-pairs teacher large-teacher cascade-teacher backbone test test-all lint setup
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -74,5 +74,13 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Workers of the suite, each on a core of its own; it takes half as long with two.
+WORKERS := 2
+PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --durations=15 --durations-min=1
+
 test: lint
-	$(PY) -m pytest -q
+	$(PYTEST) -m "not slow"
+
+# What is marked slow as well; see pyproject.toml.
+test-all: lint
+	$(PYTEST)

@@ -1,10 +1,20 @@
-"""What every test shares: MMDetection's registries, one thread, and hypothesis without a clock."""
+"""What every test shares: MMDetection's registries, one thread, nothing that is slow in vain."""
 
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
-from mmdet.utils import register_all_modules
-from mmengine.registry import init_default_scope
+import functools
+import os
+from types import SimpleNamespace
+
+# Before PyTorch is imported, and for the processes that tests start: workers of the suite share
+# the cores. Set it to 2 to run all tests with two threads.
+THREADS = int(os.environ.setdefault('OMP_NUM_THREADS', '1'))
+
+import mmengine.config.config  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from mmdet.utils import register_all_modules  # noqa: E402
+from mmengine.config import utils  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
 
 settings.register_profile(
     'mmkd',
@@ -16,10 +26,40 @@ settings.register_profile(
 settings.load_profile('mmkd')
 
 
+COLLECTED = pytest.StashKey[set[str]]()
+"""The names of all tests that were collected, whichever of them are run."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    config.stash[COLLECTED] = {item.nodeid for item in items}
+
+
+@pytest.fixture
+def collected(pytestconfig):
+    return pytestconfig.stash[COLLECTED]
+
+
 @pytest.fixture(autouse=True, scope='session')
 def _mmdet():
     register_all_modules(init_default_scope=True)
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _quick():
+    """What MMEngine does slowly and no test is about; the results are the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Each Runner lays out the text of its config three times, with YAPF: a second a time.
+        # (The fork has no such function.)
+        patch.setattr(
+            mmengine.config.config, 'FormatCode', lambda text, **_: (text, True), raising=False
+        )
+        # A config of another package (`mmdet::...`) is looked up by reading all of its YAML files.
+        patch.setattr(utils, 'load', functools.cache(utils.load))
+        # A loop by iterations waits for two seconds between epochs.
+        patch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
+        yield
 
 
 @pytest.fixture(autouse=True)

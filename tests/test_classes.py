@@ -219,6 +219,8 @@ def test_an_rpn_with_softmax_and_one_with_sigmoid_answer_alike(softmax_side):
     other.rpn_head.loss_cls.use_sigmoid = False
     students = (other, net()) if softmax_side == 'student' else (net(), other)
     model = distil(*students, recipe('rpn_cls'))
+    # Scores that lie apart, so that only the right one is near.
+    torch.nn.init.normal_(model.teacher.network.rpn_head.rpn_cls.weight)
     heard = pairs.spy(model)
     theirs = []
     score = model.teacher.score_anchors
@@ -228,8 +230,10 @@ def test_an_rpn_with_softmax_and_one_with_sigmoid_answer_alike(softmax_side):
     assert own.shape == answer.shape
     given = torch.cat([level[0] for level in theirs[0]])
     if softmax_side == 'teacher':
-        foreground = given.softmax(1)[:, 0]
-        assert torch.isin(answer.sigmoid().flatten(), foreground).float().mean() > 0.5
+        foreground = given.softmax(1)[:, 0].sort().values
+        # Softmax and sigmoid round differently, and on each processor in their own way.
+        near = (answer.sigmoid() - foreground).abs().amin(1)
+        assert near.amax() < 1e-6 < foreground.diff().median()
     else:
         assert torch.equal(answer[:, 1], torch.zeros(len(answer)))
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -602,7 +603,7 @@ def test_a_killed_caller_leaves_a_lock_that_its_child_holds(configs, tmp_path):
         tmp_path, tmp_path, 1, 1, [], cmp.Progress([], io.StringIO()), cmp.run_command, stop
     )
     with runs._locked(tmp_path, run, context) as lock:
-        child = subprocess.Popen(['sleep', '30'], pass_fds=[lock])
+        child = subprocess.Popen(['sleep', '900'], pass_fds=[lock])
     stop.set()
     with pytest.raises(cmp.Stopped), runs._locked(tmp_path, run, context):
         pass
@@ -614,13 +615,26 @@ def test_a_killed_caller_leaves_a_lock_that_its_child_holds(configs, tmp_path):
 
 
 def test_a_stopped_command_leaves_no_child(tmp_path):
-    def poll():
-        raise cmp.Stopped
+    """It is told, with its own children, and need not be killed."""
+    script = "trap 'echo told; exit' TERM; sleep 900 & echo child $!; wait"
+    log = tmp_path / 'log'
 
-    started = time.monotonic()
+    def poll():
+        if '\nchild ' in log.read_text():
+            raise cmp.Stopped
+
     with pytest.raises(cmp.Stopped), open(tmp_path / 'lock', 'w') as lock:
-        cmp.run_command(['sleep', '30'], tmp_path / 'log', dict(os.environ), lock.fileno(), poll)
-    assert time.monotonic() - started < 8
+        cmp.run_command(['bash', '-c', script], log, dict(os.environ), lock.fileno(), poll)
+    said = log.read_text()
+    assert said.endswith('\ntold\n')
+    child = re.search(r'^child (\d+)$', said, re.MULTILINE)[1]
+    for _ in range(3000):  # whoever inherits it takes note of its end in his own time
+        status = Path(f'/proc/{child}/stat')
+        if not status.exists() or status.read_text().rpartition(')')[2].split()[0] == 'Z':
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail('its child lives on')
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pairs
 import pytest
 import torch
+import warm
 from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.utils import register_all_modules
 from mmengine.logging import MessageHub
@@ -23,7 +24,7 @@ from mmkd.engine.exit import leave
 from mmkd.options.share import GradientShare
 
 WORLD = 2
-LIMIT = 240  # seconds; a process that takes longer says where it is, and ends
+LIMIT = 600  # seconds; a process that takes longer says where it is, and ends
 CASES = {
     # the number of boxes on each rank
     'alike': (2, 2),
@@ -51,7 +52,7 @@ def work(rank, port, case, out):
     RandomSampler.random_choice = first_of
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     torch.distributed.init_process_group(
-        'gloo', rank=rank, world_size=WORLD, timeout=timedelta(seconds=120)
+        'gloo', rank=rank, world_size=WORLD, timeout=timedelta(seconds=300)
     )
     model = student(case)
     wrapped = MMDistributedDataParallel(
@@ -77,7 +78,7 @@ def run(tmp_path, case):
     env['RES_OPTIONS'] = 'timeout:1 attempts:1'
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), port, case, str(out)],
+            [warm.python(), __file__, str(rank), port, case, str(out)],
             env=env, cwd=pairs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )
         for rank, out in enumerate(outs)

@@ -133,7 +133,9 @@ def test_the_look_at_the_teacher_changes_no_random_number(digits):
     cfg.train_dataloader.dataset.data_root = f'{digits}/'
     model, loader = MODELS.build(cfg.model), Runner.build_dataloader(cfg.train_dataloader)
     before = random_state()
-    assert 'the teacher finds 87 % of' in check_teacher(model, loader)
+    found = re.search(r'the teacher finds (\d+) % of', check_teacher(model, loader))
+    # Processors round differently, and a few boxes lie at the edge of being found.
+    assert int(found[1]) == pytest.approx(87, abs=2)
     after = random_state()
     assert before['python'] == after['python']
     assert (before['numpy'][1] == after['numpy'][1]).all()

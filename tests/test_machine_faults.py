@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import warm
 from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import DATASETS
 from mmengine.config import Config
@@ -33,7 +33,7 @@ from mmkd.engine.processes import lost_process
 from mmkd.engine.work_dir import locked, reporting_full_disk
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 120  # seconds for a run of a few seconds
+LIMIT = 600  # seconds for a run of a few seconds, on a busy machine
 train = tool('train')
 
 
@@ -120,7 +120,8 @@ def run(command):
     """Exit status and output; one that does not end fails, with its processes."""
     env = {
         **os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}',
-        'PYTHON': sys.executable, 'RES_OPTIONS': 'timeout:1 attempts:1',
+        'PYTHON': warm.python(), 'PYTHON_EXEC': warm.python(),
+        'RES_OPTIONS': 'timeout:1 attempts:1',
     }  # fmt: skip
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -150,7 +151,7 @@ def test_a_fault_ends_a_run_that_goes_on_once_it_is_mended(made, tmp_path, fault
     work_dir = tmp_path / 'work'
     start = (
         ['bash', 'tools/dist_train.sh', path, '2'] if fault.processes > 1
-        else [sys.executable, 'tools/train.py', path]
+        else [warm.python(), 'tools/train.py', path]
     )  # fmt: skip
     status, said = run([*start, '--work-dir', str(work_dir)])
     assert status not in (0, None)
@@ -207,7 +208,7 @@ def test_processes_with_long_steps_stop_together_soon(made, tmp_path):
 def test_a_run_with_persistent_workers_ends(made, tmp_path):
     path, _ = config(tmp_path, made, workers=2, persistent=True)
     options = ['--cfg-options', 'train_cfg.max_epochs=1']
-    status, said = run([sys.executable, 'tools/train.py', path, '--work-dir', tmp_path, *options])
+    status, said = run([warm.python(), 'tools/train.py', path, '--work-dir', tmp_path, *options])
     assert status == 0, said[-3000:]
 
 
@@ -265,14 +266,14 @@ def test_a_disk_that_is_full_at_the_start(made, tmp_path, monkeypatch, capfd, wh
 
 
 HOLD = """
-import sys, time
+import os, sys, time
 from multiprocessing import Process
 from mmkd.engine.work_dir import locked
 with locked(sys.argv[1]):
-    worker = Process(target=time.sleep, args=(60,))
+    worker = Process(target=time.sleep, args=(900,))
     worker.start()
-    print(worker.pid, flush=True)
-    time.sleep(60)
+    print(os.getpid(), worker.pid, flush=True)
+    time.sleep(900)
 """
 
 
@@ -282,13 +283,11 @@ def test_two_runs_in_one_work_dir(made, tmp_path, monkeypatch):
     path, _ = config(tmp_path, made)
     again = [path, '--work-dir', str(work_dir), '--cfg-options', 'train_cfg.max_epochs=1']
     first = subprocess.Popen(
-        [sys.executable, '-c', HOLD, str(work_dir)], stdout=subprocess.PIPE, text=True
+        [warm.python(), '-c', HOLD, str(work_dir)], stdout=subprocess.PIPE, text=True
     )
-    worker = int(first.stdout.readline())
+    holder, worker = map(int, first.stdout.readline().split())
     try:
-        said = (
-            rf'error: work_dir {work_dir}: another run is training in it \(process {first.pid} on'
-        )
+        said = rf'error: work_dir {work_dir}: another run is training in it \(process {holder} on'
         with pytest.raises(SystemExit, match=said):
             train.main(again)
         assert os.listdir(work_dir) == ['.training']
@@ -296,7 +295,7 @@ def test_two_runs_in_one_work_dir(made, tmp_path, monkeypatch):
         with locked(str(work_dir), 'pytorch'):
             pass
     finally:
-        first.kill()
+        os.kill(holder, signal.SIGKILL)
         first.wait()
     os.kill(worker, 0)  # it lives
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
@@ -156,7 +157,7 @@ class Halt(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.epoch == 1 and batch_idx == 1:
             print('HERE', flush=True)
-            time.sleep(60)
+            time.sleep(900)
 run({work_dir!r}, epochs=3, custom_hooks=[Halt()]).train()
 """
 
@@ -164,7 +165,7 @@ run({work_dir!r}, epochs=3, custom_hooks=[Halt()]).train()
 def test_killed_in_mid_epoch_and_resumed_it_finishes(tmp_path):
     script = _KILLED.format(tests=str(Path(__file__).parent), work_dir=str(tmp_path / 'killed'))
     process = subprocess.Popen(
-        [sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [warm.python(), '-c', script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     while b'HERE' not in (line := process.stdout.readline()):
         assert line, 'the run ended before it could be killed'

@@ -63,7 +63,7 @@ def checkout(tmp_path):
             env={**inherited, **settings, **env},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     run.folder = folder

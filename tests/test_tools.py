@@ -16,6 +16,7 @@ from pathlib import Path
 import pairs
 import pytest
 import torch
+import warm
 from mmdet.apis import init_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -83,6 +84,11 @@ def environment(**variables: str) -> dict[str, str]:
     return {**env, **resolver, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', **variables}
 
 
+def warmed() -> dict[str, str]:
+    """Has the launchers' processes start with the stack imported."""
+    return dict(PYTHON=warm.python(), PYTHON_EXEC=warm.python())
+
+
 def free_port() -> str:
     with socket.socket() as server:
         server.bind(('127.0.0.1', 0))
@@ -105,7 +111,7 @@ def finish(*processes: subprocess.Popen) -> list[str]:
     hung = []
     for process in processes:
         try:
-            process.wait(timeout=5 if hung else 200)
+            process.wait(timeout=5 if hung else 600)
         except subprocess.TimeoutExpired:
             hung.append(process.args)
             process.kill()
@@ -486,7 +492,7 @@ def test_dist_train_and_dist_test_on_two_processes(config, tmp_path):
 
     results = [tmp_path / 'one', tmp_path / 'two']
     args = [config, checkpoint, 2, '--work-dir', results[1]]
-    finish(start('dist_test.sh', *args, PORT=free_port()))
+    finish(start('dist_test.sh', *args, PORT=free_port(), **warmed()))
     test.main([config, str(checkpoint), '--work-dir', str(results[0])])
     assert metrics(results[0]) == metrics(results[1])
 
@@ -513,7 +519,7 @@ model = dict(
     )
     work_dir = tmp_path / 'work'
     args = ['dist_train.sh', distilled, 2, '--work-dir', work_dir]
-    (output,) = finish(start(*args, PORT=free_port(), TORCH_HOME=str(tmp_path)))
+    (output,) = finish(start(*args, PORT=free_port(), TORCH_HOME=str(tmp_path), **warmed()))
     tensors = sum(v.is_floating_point() for v in backbone.state_dict().values())
     assert f'{tensors} of {tensors} tensors of backbone from http://127.0.0.1' in output
     assert read_checkpoint(str(work_dir / 'epoch_1.pth'))['meta']['iter'] == 2
@@ -521,7 +527,7 @@ model = dict(
 
 @cpu_only
 def test_two_launchers_make_one_run(config, tmp_path):
-    shared = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=free_port())
+    shared = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=free_port(), **warmed())
     args = ['dist_train.sh', config, 1, '--work-dir', tmp_path]
     finish(*(start(*args, NODE_RANK=str(rank), **shared) for rank in (0, 1)))
     assert read_checkpoint(str(tmp_path / 'epoch_1.pth'))['meta']['iter'] == 2

@@ -1,6 +1,5 @@
 """docs/tracker.md is up to date, knows every thread, and each test that it names is collected."""
 
-import os
 import runpy
 import subprocess
 import sys
@@ -12,14 +11,15 @@ def test_the_page_is_what_the_table_says():
     assert (tracker.ROOT / 'docs/tracker.md').read_text() == tracker.text()
 
 
-def test_each_named_test_is_collected():
-    files = sorted({f'tests/{node.partition("::")[0]}' for node in tracker.nodes()})
-    said = subprocess.run(
-        [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-p', 'no:cacheprovider', *files],
-        cwd=tracker.ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True,
-        capture_output=True, timeout=120,
-    ).stdout  # fmt: skip
-    collected = set(said.splitlines())
+def test_each_named_test_is_collected(collected):
+    named = {f'tests/{node.partition("::")[0]}' for node in tracker.nodes()}
+    if not named <= {name.partition('::')[0] for name in collected}:  # a part of the suite is run
+        said = subprocess.run(
+            [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-p', 'no:cacheprovider',
+             *sorted(named)],
+            cwd=tracker.ROOT, text=True, capture_output=True, timeout=600,
+        ).stdout  # fmt: skip
+        collected = set(said.splitlines())
     assert [node for node in tracker.nodes() if f'tests/{node}' not in collected] == []
 
 
