@@ -434,7 +434,7 @@ def test_commands_are_those_of_a_user(configs, tmp_path):
     fake = Fake()
     call(configs, ['mmkd'], fake, tmp_path, seeds=[5], options=['train_cfg.max_epochs=3'])
     baseline, distilled = fake.trained()
-    assert distilled[:3] == [sys.executable, str(cmp.ROOT / 'tools/train.py'), configs['mmkd']]
+    assert distilled[:3] == [sys.executable, str(ROOT / 'tools/train.py'), configs['mmkd']]
     assert distilled[-3:] == ['--cfg-options', 'train_cfg.max_epochs=3', 'randomness.seed=5']
     assert set(baseline) - set(distilled) - {baseline[4]} == {
         f'model.distillation.{term}.loss_weight=0' for term in TERMS
@@ -446,7 +446,7 @@ def test_one_run_over_several_processes(configs, tmp_path):
     fake = Fake()
     code, _ = call(configs, ['mmkd'], fake, tmp_path, seeds=[0], jobs=1, gpus=2)
     assert code == 0
-    launcher = ['bash', str(cmp.ROOT / 'tools/dist_train.sh'), configs['mmkd'], '2']
+    launcher = ['bash', str(ROOT / 'tools/dist_train.sh'), configs['mmkd'], '2']
     assert [c[:4] for c in fake.commands if c[0] == 'bash'] == [launcher, launcher]
 
 

@@ -23,21 +23,12 @@ from .measure import cpu_cores
 from .plan import Plan, plan_runs
 from .progress import Progress
 from .results import load_measures, load_results, require_same_data
-from .runs import (
-    ROOT,
-    Execute,
-    RunContext,
-    Stopped,
-    measure_all,
-    perform_all,
-    run_command,
-)
+from .runs import Execute, RunContext, Stopped, measure_all, perform_all, run_command
 from .statistics import MARGIN
 from .table import Summary, markdown, summarise
 
 __all__ = [
     'MARGIN',
-    'ROOT',
     'Progress',
     'RunContext',
     'Stopped',
@@ -68,18 +59,8 @@ def compare(
 ) -> int:
     """Plans, runs what is missing, prints the table and writes ``table.md`` and ``report.html``.
 
-    Args:
-        configs: of distilled students.
-        plain: further references; see :func:`plan_runs` for these, seeds, options and split.
-        work_dir: where runs, table and report are written.
-        results_path: the results file; None: ``results.jsonl`` in ``work_dir``.
-        jobs: runs side by side; None: one per GPU, or per CPU core where there is none.
-        gpus: with one job, how many GPUs (or processes on the CPU) it uses; else how many to use.
-        margin: smallest gain of interest in mAP points.
-        images: how many test images the report shows.
-        table_only: run nothing.
-        execute: runs a command.
-        stream: gets what is printed.
+    The arguments are those of ``tools/compare.py``, which describes them; ``execute`` runs the
+    commands of a run, and ``stream`` gets what is printed.
 
     Returns:
         The exit code: 0, 1 if a run failed, 2 if the plan is impossible, 130 if it was stopped.
@@ -163,12 +144,10 @@ def _resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]
 def _write_report(
     plan: Plan, context: RunContext, summary: Summary, results: dict[str, dict], images: int
 ) -> None:
-    curves = {}
+    curves, detections, cfg = {}, {}, None
     for row in plan.rows:
         of_seeds = [results[run.key].get('curves') for run in row.runs if run.key in results]
         curves[row.label] = [c for c in of_seeds if c]
-    detections, cfg = {}, None
-    for row in plan.rows:
         run = row.runs[0]
         path = context.directory(run) / run.split / 'detections.pkl'
         if run.key in results and path.exists():

@@ -6,7 +6,6 @@ user's folder.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import json
@@ -199,16 +198,9 @@ def measure(config: str, checkpoint: str, images: int = 30) -> dict:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs ``score CONFIG CHECKPOINT DETECTIONS OUT`` or ``measure CONFIG CHECKPOINT OUT``."""
-    parser = argparse.ArgumentParser(prog='tools/compare.py')
-    commands = parser.add_subparsers(dest='command', required=True)
-    for name, files in (('score', ['detections']), ('measure', [])):
-        command = commands.add_parser(name)
-        for argument in ('config', 'checkpoint', *files, 'out'):
-            command.add_argument(argument)
-    args = parser.parse_args(arguments)
-    if args.command == 'score':
-        value = score(args.config, args.checkpoint, args.detections)
+    command, config, checkpoint, *detections, out = arguments
+    if command == 'score':
+        write_json(Path(out), score(config, checkpoint, *detections))
     else:
-        value = measure(args.config, args.checkpoint)
-    write_json(Path(args.out), value)
+        write_json(Path(out), measure(config, checkpoint))
     return 0

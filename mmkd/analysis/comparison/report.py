@@ -14,7 +14,9 @@ from pathlib import Path
 import cv2
 import jinja2
 import numpy as np
+import torch
 from mmdet.registry import DATASETS
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
 from mmengine.fileio import get
 from mmengine.registry import init_default_scope
@@ -89,19 +91,15 @@ class Chart:
 
 
 def collect_pictures(
-    cfg: Config,
-    detections: Mapping[str, Path],
-    count: int,
-    threshold: float = SCORE_THRESHOLD,
-    longest: int = 640,
+    cfg: Config, detections: Mapping[str, Path], count: int, longest: int = 640
 ) -> list[Picture]:
     """Takes ``count`` images at equal distances through the test set, so that nobody chose them.
 
     Args:
         cfg: a test config; its ``test_dataloader.dataset`` gives images and ground truth.
-        detections: by network's label, the pickle that ``tools/test.py --out`` wrote.
+        detections: by network's label, the pickle that ``tools/test.py --out`` wrote; those with a
+            score below ``SCORE_THRESHOLD`` are left out.
         count: how many images.
-        threshold: detections below this score are not shown.
         longest: images are scaled down to this many pixels on the longer side; boxes are not.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -115,8 +113,7 @@ def collect_pictures(
     pictures = []
     for index in sorted(set(np.linspace(0, len(dataset) - 1, min(count, len(dataset)), dtype=int))):
         info = dataset.get_data_info(int(index))
-        raw = np.frombuffer(get(info['img_path']), np.uint8)
-        image = cv2.imdecode(raw, cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(get(info['img_path']), np.uint8), cv2.IMREAD_COLOR)
         if image is None:
             raise ValueError(f'{info["img_path"]} is not an image that OpenCV can read')
         height, width = image.shape[:2]
@@ -132,19 +129,13 @@ def collect_pictures(
         ]
         found = {}
         for label, samples in by_image.items():
-            if info['img_id'] not in samples:
-                continue
-            predicted = samples[info['img_id']]['pred_instances']
-            rows = zip(
-                np.asarray(predicted['bboxes']).tolist(),
-                np.asarray(predicted['labels']).tolist(),
-                np.asarray(predicted['scores']).tolist(),
-                strict=True,
-            )
-            found[label] = [(box, classes[c], s) for box, c, s in rows if s >= threshold]
+            if info['img_id'] in samples:
+                predicted = samples[info['img_id']]['pred_instances']
+                fields = (np.asarray(predicted[k]).tolist() for k in ('bboxes', 'labels', 'scores'))
+                rows = zip(*fields, strict=True)
+                found[label] = [(b, classes[c], s) for b, c, s in rows if s >= SCORE_THRESHOLD]
         uri = 'data:image/jpeg;base64,' + base64.b64encode(encoded).decode()
-        name = Path(info['img_path']).name
-        pictures.append(Picture(name, width, height, uri, truth, found))
+        pictures.append(Picture(Path(info['img_path']).name, width, height, uri, truth, found))
     return pictures
 
 
@@ -163,22 +154,12 @@ def match(
     right, taken = [False] * len(found), [False] * len(truth)
     for i in sorted(range(len(found)), key=lambda i: -found[i][2]):
         box, name, _ = found[i]
-        overlaps = [
-            _iou(box, other) if cls == name and not taken[j] else 0.0
-            for j, (other, cls) in enumerate(truth)
-        ]
-        if overlaps and max(overlaps) >= iou:
-            right[i] = taken[int(np.argmax(overlaps))] = True
+        free = [j for j, (_, other) in enumerate(truth) if other == name and not taken[j]]
+        if free:
+            boxes = torch.tensor([truth[j][0] for j in free], dtype=torch.float64)
+            best, index = bbox_overlaps(boxes.new_tensor([box]), boxes)[0].max(0)
+            right[i] = taken[free[int(index)]] = bool(best >= iou)
     return right, taken
-
-
-def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return width * height / (area - width * height)
 
 
 def render(

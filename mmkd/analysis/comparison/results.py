@@ -193,11 +193,8 @@ def find_metrics(reported: dict[str, float]) -> tuple[float, float | None]:
     """
 
     def find(*endings: str) -> float | None:
-        for ending in endings:
-            for key, value in reported.items():
-                if key == ending or key.endswith('/' + ending):
-                    return float(value)
-        return None
+        keys = (k for e in endings for k in reported if k == e or k.endswith('/' + e))
+        return next((float(reported[key]) for key in keys), None)
 
     value = find('bbox_mAP', 'bbox_AP', 'mAP')
     if value is None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...engine.exact_resume import latest_checkpoint
 from .measure import cpu_cores, machine, write_json
@@ -36,26 +36,18 @@ class Stopped(Exception):
     """The user stopped the comparison."""
 
 
-class Execute(Protocol):
-    """Runs a command to its end and returns its exit code.
-
-    The output is appended to ``log``; ``poll`` is called about once a second.
-    """
-
-    def __call__(
-        self,
-        command: list[str],
-        log: Path,
-        env: dict[str, str],
-        lock: int,
-        poll: Callable[[], None],
-    ) -> int: ...
+Execute = Callable[[list[str], Path, dict[str, str], int, Callable[[], None]], int]
+"""Runs a command to its end and returns its exit code, as :func:`run_command` does."""
 
 
 def run_command(
     command: list[str], log: Path, env: dict[str, str], lock: int, poll: Callable[[], None]
 ) -> int:
-    """Runs a command as a child, which inherits ``lock`` and holds it if this process is killed."""
+    """Runs a command to its end, appending its output to ``log``, and returns its exit code.
+
+    ``poll`` is called about once a second; if it raises, the command is stopped. The child inherits
+    the descriptor ``lock``, and holds the lock on if this process is killed.
+    """
     with open(log, 'a') as out:
         out.write(f'\n$ {" ".join(command)}\n')
         out.flush()
@@ -158,11 +150,7 @@ def _result(run: Run, metrics: dict, training: dict | None, directory: Path) -> 
     """The line of the results file."""
     result: dict[str, Any] = {
         'kind': 'run',
-        'label': run.label,
-        'role': run.role,
-        'seed': run.seed,
-        'split': run.split,
-        'config': run.config,
+        **{name: getattr(run, name) for name in ('label', 'role', 'seed', 'split', 'config')},
         'cfg_options': run.options,
         'key': run.key,
         'train_key': run.train_key,
