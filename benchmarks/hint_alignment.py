@@ -1,4 +1,4 @@
-"""Where does a cell of a trained map look? The choice behind ``mmkd.models.alignment.resample``.
+"""Where does a cell of a trained map look? The choice behind ``mmkd.models.step.resample``.
 
 The shipped teacher reads the same images at two sizes; its map of the larger one is brought to the
 grid of the smaller under a shift of the cells' middle. The shift at which the two correlate best

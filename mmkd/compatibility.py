@@ -18,6 +18,76 @@ SCORED_BY = ('stage', 'x', 'rois')
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """How the two networks are compared.
+
+    Attributes:
+        rpn: finds the student's anchors among the teacher's; None where both have the same.
+        rcnn: the layout of the RoI head's predictions, stage by stage.
+        sites: those at which the teacher has to answer.
+        left_out: by key why a term is left out.
+        shared_losses: by site the term that takes a share of the student's own classification loss.
+    """
+
+    rpn: AnchorMatch | None
+    rcnn: list[HeadLayout]
+    sites: set[str]
+    left_out: dict[str, str]
+    shared_losses: dict[str, str]
+
+
+def compare_networks(
+    student: Any, teacher: Any, name: str, terms: dict[str, Any], resolution: Resolution | None,
+    classes: ClassMap | None,
+) -> Comparison:  # fmt: skip
+    """Find out how student and teacher are compared; terms that cannot be are removed.
+
+    Args:
+        student, teacher: the two networks.
+        name: of the teacher's config, for messages.
+        terms: by key.
+        resolution: the two scales; None for one.
+        classes: which class is which; None where the lists are the same.
+
+    Raises:
+        ValueError: if a term cannot be, with the way out.
+    """
+    if getattr(student.backbone, 'num_branch', 1) != getattr(student, 'num_branch', 1):
+        raise ValueError(
+            f"the student's {type(student.backbone).__name__} belongs to a TridentFasterRCNN: "
+            "write type='mmkd.KnowledgeDistillationTridentFasterRCNN'"
+        )
+    match, layouts, left_out = None, [], {}
+    if keys := keys_at('rpn', terms):
+        match = match_anchors(student, teacher, resolution, keys)
+        if match is not None and not match.share:
+            # A ratio that is no power of two, say: there is no wrong value to mend.
+            left_out = leave_out_rpn(terms, match.ratio)
+    if keys := keys_at('rcnn', terms):
+        layouts = head_layouts(student, teacher, name, classes, keys)
+    sites = {site for term in terms.values() for site in term.needs().sites}
+    return Comparison(match, layouts, sites, left_out, hard_losses_shared(terms))
+
+
+def map_classes(given: dict, terms: dict[str, Any], starts_from_teacher: bool) -> ClassMap | None:
+    """The class map of ``distillation.classes``; None where nothing depends on classes, as hints
+    and the RPN do not.
+
+    Raises:
+        ValueError: if the teacher's names are given and the student's are not.
+    """
+    by_class = any(site == 'rcnn' for term in terms.values() for site, _ in term.needs().rows)
+    if 'teacher' not in given or not (by_class or starts_from_teacher):
+        return None
+    if 'student' not in given:
+        raise ValueError(
+            'distillation.classes names the classes of the teacher alone: give student=[...] too, '
+            'in the order of its head'
+        )
+    return ClassMap(**given)
+
+
+@dataclass(frozen=True)
 class Keys:
     """The keys of the terms that need a site, for messages that name the way out.
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -185,6 +185,11 @@ def parse_layer(layer: Any) -> tuple[str, int | None]:
     return match['path'], int(match['index']) if match['index'] else None
 
 
+def site_of(layer: str) -> str:
+    """The site in which a layer lies, 'rpn' or 'rcnn'; '' for one of backbone or neck."""
+    return {'rpn_head': 'rpn', 'roi_head': 'rcnn'}.get(layer.split('.')[0], '')
+
+
 def check_pairs(owner: str, pairs: Any) -> None:
     """Check the form of a term's layer pairs.
 
@@ -199,6 +204,31 @@ def check_pairs(owner: str, pairs: Any) -> None:
         if layers in seen:
             raise ValueError(f'{owner}.pairs has {entry!r} twice: it would count twice')
         seen.append(layers)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a term asks its :class:`mmkd.models.step.Step` for; the teacher computes nothing else.
+
+    Attributes:
+        pairs: layer pairs, see :func:`parse_pair`.
+        rows: (site, kind), such as ('rcnn', 'cls'), whose rows it compares.
+        score_maps, anchors: whether it wants the teacher's objectness, the student's anchors.
+        cross: sites at which the teacher's head is run on the student's features.
+    """
+
+    pairs: tuple = ()
+    rows: tuple[tuple[str, str], ...] = ()
+    score_maps: bool = False
+    anchors: bool = False
+    cross: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> set[str]:
+        """The sites at which the teacher has to answer."""
+        of_pairs = {site_of(parse_pair(entry)[1]) for entry in self.pairs} - {''}
+        of_maps = {'rpn'} if self.score_maps else set()
+        return {site for site, _ in self.rows} | of_maps | of_pairs | {*self.cross}
 
 
 def log_name(key: str, part: str = '') -> str:
@@ -253,6 +283,19 @@ def number(owner: str, name: str, value: object, low: float, high: float = float
     return float(value)  # type: ignore
 
 
+def require_one_of(name: str, value: Any, *known: str) -> str:
+    """``value``, which must be one of ``known``."""
+    if value not in known:
+        raise ValueError(f'{name}={value!r} must be {" or ".join(map(repr, known))}')
+    return value
+
+
+def refuse_shapes(**tensors: Any) -> NoReturn:
+    """Refuse tensors whose shapes differ and must not."""
+    shapes = ', '.join(f'{n.replace("_", " ")} {tuple(t.shape)}' for n, t in tensors.items())
+    raise ValueError(f'{shapes} must have one shape')
+
+
 def require_dict(owner: str, given: Any) -> dict:
     """A copy of ``given``, which must be a dict."""
     if not isinstance(given, dict):
@@ -270,12 +313,18 @@ def require_known(owner: str, given: Iterable, names: Sequence[str], more: str =
             )
 
 
-def check_model(constructor: Callable, given: dict) -> None:
+def check_model(constructor: Callable, given: dict, eval_teacher: bool) -> None:
     """Check the arguments of ``model`` that are the student's own against its constructor.
 
     Raises:
-        ValueError: if the student is a one-stage detector, or a key is unknown.
+        ValueError: if the student is a one-stage detector, or a key is unknown; if the teacher is
+            to be in training mode.
     """
+    if not eval_teacher:
+        raise ValueError(
+            'eval_teacher=False is refused: a teacher in training mode changes its BatchNorm '
+            'buffers with every batch, so it would not be the network you trained. Remove it'
+        )
     taken = inspect.signature(constructor).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in taken):
         return
@@ -332,6 +381,11 @@ def without_terms(state: dict) -> dict:
     return {
         k: v for k, v in state.items() if not k.removeprefix('module.').startswith(TERM_PREFIXES)
     }
+
+
+def rename_before_loading(module: Any, state: dict, *_: Any) -> None:
+    """A ``load_state_dict`` pre-hook: checkpoints of earlier versions load."""
+    rename_adapters(state)
 
 
 def rename_adapters(state: dict) -> None:

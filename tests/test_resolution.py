@@ -24,7 +24,7 @@ from mmkd.analysis.comparison import plan_runs
 from mmkd.datasets.two_views import apply_resolution, rescale
 from mmkd.engine.summary import startup_table
 from mmkd.engine.training_checks import TrainingChecksHook
-from mmkd.models.alignment import resample
+from mmkd.models.step import resample
 from mmkd.options.anchor_match import SAME, AnchorMatch
 from mmkd.options.resolution import Resolution, View
 

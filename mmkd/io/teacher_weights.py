@@ -1,12 +1,76 @@
-"""A teacher's checkpoint fills its network completely, or is refused with counts and names."""
+"""The teacher: built from its config, filled completely from its checkpoint, or refused."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from ..recipe import TeacherError, without_terms
+from ..recipe import (
+    UNTRAINED,
+    TeacherError,
+    plain_student,
+    read_teacher_config,
+    without_terms,
+)
 from .checkpoint import load_verified
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher's frozen network, in eval mode.
+
+    Attributes:
+        network: the detector.
+        config: of the teacher.
+        name: of its config, for messages.
+        source: of its weights: a path or URL, or 'random'.
+        loaded: how many tensors were loaded.
+        passed_over: how many were not, because they are of the terms of a distilled student.
+    """
+
+    network: Any
+    config: Any
+    name: str
+    source: str
+    loaded: int = 0
+    passed_over: int = 0
+
+
+def load_teacher(
+    config: str | Path | dict, checkpoint: str | None, sha256: str | None
+) -> LoadedTeacher:
+    """Build and load a teacher.
+
+    Args:
+        config: a path, an ``mmdet::...`` name, or a dict.
+        checkpoint: a path or URL; 'random' leaves the network untrained.
+        sha256: of the checkpoint, 64 hex digits; None: it may be any.
+
+    Raises:
+        TeacherError: if there is no config or no checkpoint, or the two do not fit.
+        CheckpointError: if the file is refused, or is another than ``sha256`` says.
+    """
+    if checkpoint is None:
+        raise TeacherError(
+            'teacher_ckpt is missing, so the teacher would be random noise: name its checkpoint '
+            f'(or {UNTRAINED!r}, if noise is what you want, in a test)'
+        )
+    cfg = read_teacher_config(config)
+    name = str(cfg.filename or 'given as a dict')
+    network = MODELS.build({**plain_student(cfg.model), 'train_cfg': None})
+    counts = (0, 0)
+    if checkpoint != UNTRAINED:
+        counts = load_completely(network, str(checkpoint), sha256, name)
+    elif isinstance(network, BaseModule):
+        _without_pretrained(network).init_weights()
+    network.eval().requires_grad_(False)
+    return LoadedTeacher(network, cfg, name, str(checkpoint), *counts)
 
 
 def load_completely(
@@ -64,3 +128,11 @@ def load_completely(
             f'config than teacher_config {config}: name the config it was trained with'
         )
     return len(wanted) - len(result.missing_keys), len(state) - len(own)
+
+
+def _without_pretrained(network: Any) -> Any:
+    for module in network.modules():
+        init_cfg = getattr(module, 'init_cfg', None)
+        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            module.init_cfg = None
+    return network

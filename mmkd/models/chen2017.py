@@ -16,7 +16,7 @@ from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from ..options.acceleration import squared_distance
-from ..recipe import number
+from ..recipe import number, refuse_shapes
 from ..registry import TERMS
 from .heads import Rows
 from .terms import FeatureTerm, RowTerm
@@ -44,13 +44,10 @@ class WeightedSoftCELoss(nn.Module):
     kind = 'cls'
 
     def __init__(
-        self,
-        hard_weight: float = 0.5,
-        loss_weight: float | None = None,
-        background_weight: float = 1.5,
-        class_weight: Sequence[float] | None = None,
+        self, hard_weight: float = 0.5, loss_weight: float | None = None,
+        background_weight: float = 1.5, class_weight: Sequence[float] | None = None,
         temperature: float = 1.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         owner = type(self).__name__
         self.hard_weight = number(owner, 'hard_weight', hard_weight, 0, 1)
@@ -63,19 +60,14 @@ class WeightedSoftCELoss(nn.Module):
         self.temperature = number(owner, 'temperature', temperature, 1e-3)
 
     def forward(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | Tensor | None = None,
-        use_sigmoid: bool = False,
+        self, student_logits: Tensor, teacher_logits: Tensor, weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None, use_sigmoid: bool = False,
         background: bool | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Compute the loss, a scalar.
 
         Args:
-            student_logits: (n, C + 1) for a softmax head, (n, C) for a sigmoid head.
-            teacher_logits: the same shape.
+            student_logits, teacher_logits: (n, C + 1) of a softmax head, (n, C) of a sigmoid head.
             weight: weight of each row, (n,).
             avg_factor: the sum over rows is divided by it (N or M of the paper); None means n.
             use_sigmoid: the kind of head the logits come from.
@@ -85,30 +77,21 @@ class WeightedSoftCELoss(nn.Module):
             ValueError: if the shapes differ, or ``class_weight`` has not C entries.
         """
         if student_logits.shape != teacher_logits.shape:
-            raise ValueError(
-                f'student logits {tuple(student_logits.shape)} and teacher logits '
-                f'{tuple(teacher_logits.shape)} must have one shape: the same rows and classes'
-            )
+            refuse_shapes(student_logits=student_logits, teacher_logits=teacher_logits)
         if background is None:
             background = not use_sigmoid
         num_classes = student_logits.size(1) - background
         student = to_float32(student_logits) / self.temperature
         teacher = to_float32(teacher_logits.detach()) / self.temperature
         # w_c of each column, and of the other half of each column of a sigmoid head.
-        foreground = student.new_ones(num_classes)
-        if self.class_weight:
-            if len(self.class_weight) != num_classes:
-                raise ValueError(
-                    f'class_weight has {len(self.class_weight)} entries, the head has '
-                    f'{num_classes} foreground classes'
-                )
-            foreground = foreground.new_tensor(self.class_weight)
-        outside = foreground.new_full((num_classes,), self.background_weight)
-        if background:
-            foreground, outside = (
-                torch.cat([foreground, outside.new_tensor([self.background_weight])]),
-                torch.cat([outside, outside.new_ones(1)]),
+        of_classes = self.class_weight or [1.0] * num_classes
+        if len(of_classes) != num_classes:
+            raise ValueError(
+                f'class_weight has {len(of_classes)} entries, the head has {num_classes} '
+                'foreground classes'
             )
+        foreground = student.new_tensor([*of_classes, *[self.background_weight] * background])
+        outside = student.new_tensor([self.background_weight] * num_classes + [1.0] * background)
         if use_sigmoid:
             soft = foreground * teacher.sigmoid() * F.logsigmoid(student)
             soft = soft + outside * (-teacher).sigmoid() * F.logsigmoid(-student)
@@ -142,30 +125,22 @@ class TeacherBoundedL2Loss(nn.Module):
         self.margin = number(owner, 'margin', margin, -float('inf'))
 
     def forward(
-        self,
-        student_deltas: Tensor,
-        teacher_deltas: Tensor,
-        targets: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | Tensor | None = None,
-    ) -> Tensor:
+        self, student_deltas: Tensor, teacher_deltas: Tensor, targets: Tensor,
+        weight: Tensor | None = None, avg_factor: float | Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         r"""Compute the loss over positive boxes, a scalar.
 
         Args:
-            student_deltas: :math:`R_s`, (n, 4), encoded by the student's box coder.
-            teacher_deltas: :math:`R_t`, (n, 4), in the same frame.
-            targets: y, (n, 4).
+            student_deltas, teacher_deltas, targets: :math:`R_s`, :math:`R_t` and y, each (n, 4),
+                encoded by the student's box coder.
             weight: weights of the deltas, (n, 4).
             avg_factor: the sum over boxes is divided by it; None means n.
 
         Raises:
             ValueError: if the shapes differ.
         """
-        shapes = [tuple(t.shape) for t in (student_deltas, teacher_deltas, targets)]
-        if len(set(shapes)) > 1:
-            raise ValueError(
-                f'student deltas, teacher deltas and targets differ in shape: {shapes}'
-            )
+        if not student_deltas.shape == teacher_deltas.shape == targets.shape:
+            refuse_shapes(student=student_deltas, teacher=teacher_deltas, targets=targets)
         targets = to_float32(targets)
         if weight is not None:
             # Nothing is asked of a box without weight, but 0 · NaN is NaN, and so is its gradient.
@@ -200,26 +175,17 @@ class HintL2Loss(nn.Module):
         super().__init__()
         self.loss_weight = number(type(self).__name__, 'loss_weight', loss_weight, 0)
         if reduction not in ('mean', 'sum'):
-            raise ValueError(
-                f"{type(self).__name__}: reduction={reduction!r} must be 'mean' or 'sum'"
-            )
+            raise ValueError(f"HintL2Loss: reduction={reduction!r} must be 'mean' or 'sum'")
         self.normalize, self.reduction = normalize, reduction
 
     def forward(self, guided: Tensor, hint: Tensor) -> Tensor:
-        """Compute the loss, a scalar.
-
-        Args:
-            guided: V, the student's adapted feature, (N, C, H, W) or (n, C).
-            hint: Z, the teacher's feature, the same shape.
+        """Compute the loss, a scalar, from V and Z, both (N, C, H, W) or (n, C).
 
         Raises:
             ValueError: if the shapes differ.
         """
         if guided.shape != hint.shape:
-            raise ValueError(
-                f'guided layer {tuple(guided.shape)} and hint layer {tuple(hint.shape)} must have '
-                'one shape: an adaptation layer has to map one to the other'
-            )
+            refuse_shapes(guided_layer=guided, hint_layer=hint)
         guided, hint = to_float32(guided), to_float32(hint.detach())
         if self.normalize:
             guided, hint = _standardise(guided), _standardise(hint)

@@ -11,26 +11,20 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor, nn
 
-from ..compatibility import (
-    hard_losses_shared,
-    head_layouts,
-    keys_at,
-    leave_out_rpn,
-    match_anchors,
-)
+from ..compatibility import compare_networks, map_classes
 from ..layer_pairs import Probe
 from ..observers import OBSERVERS, require_finite
 from ..options.adapters import set_identity
-from ..options.class_map import ClassMap
-from ..options.inherit import Start, inherit
+from ..options.inherit import inherit
+from ..options.schedule import WeightSchedule
 from ..options.teacher_inputs import TeacherInputs
-from ..recipe import Recipe, check_model, log_name, read_recipe, rename_adapters
+from ..recipe import check_model, log_name, read_recipe, rename_before_loading
 from ..registry import build_terms
 from . import chen2017  # noqa: F401  registers the paper's terms
 from .heads import RPN, RoIHead
 from .step import Step
 from .taps import ScaledLosses, Taps
-from .teacher import Teacher
+from .teacher import Seen, Teacher
 
 # Typed as Any: the concrete class chooses the base.
 Detector: Any = object
@@ -45,9 +39,7 @@ class DistillationMixin(Detector):
         L = L_RPN + L_RCN + γ · L_hint                                              (1)
 
     Args:
-        teacher_config: path of the teacher's config, an ``mmdet::...`` name, or a dict.
-        teacher_ckpt: the teacher's checkpoint, a path or URL; ``'random'`` for an untrained one.
-        teacher_sha256: the checkpoint's SHA-256, 64 hex digits; another file is refused.
+        teacher_config, teacher_ckpt, teacher_sha256: see :class:`mmkd.models.teacher.Teacher`.
         eval_teacher: only True; the name is MMDetection's.
         distillation: the recipe, see ``configs/_base_/chen2017.py`` and :mod:`mmkd.recipe`.
         student: the arguments of the detector.
@@ -58,61 +50,41 @@ class DistillationMixin(Detector):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        teacher_config: str | Path | dict,
-        distillation: dict,
-        teacher_ckpt: str | None = None,
-        teacher_sha256: str | None = None,
-        eval_teacher: bool = True,
-        **student: Any,
-    ) -> None:
-        check_model(super().__init__, student)
+        self, *args: Any, teacher_config: str | Path | dict, distillation: dict,
+        teacher_ckpt: str | None = None, teacher_sha256: str | None = None,
+        eval_teacher: bool = True, **student: Any,
+    ) -> None:  # fmt: skip
+        check_model(super().__init__, student, eval_teacher)
         super().__init__(*args, **student)
-        if not eval_teacher:
-            raise ValueError(
-                'eval_teacher=False is refused: a teacher in training mode changes its BatchNorm '
-                'buffers with every batch, so it would not be the network you trained. Remove it'
-            )
         recipe = read_recipe(distillation)
         self.check_teacher, self.resolution = recipe.check_teacher, recipe.resolution
-        self.starts_from_teacher = recipe.starts_from_teacher
-        self.start: Start | None = None
-        self.classes: ClassMap | None = None
+        self.starts_from_teacher, self.start = recipe.starts_from_teacher, None
         self.kd_terms = nn.ModuleDict()
         self.taps, self.hard_losses = Taps(), ScaledLosses()
-        self.sites: dict[str, RPN | RoIHead] = {}
-        # By site the term that takes a share of the site's own classification loss.
-        self.shared_losses: dict[str, str] = {}
-        self.left_out: dict[str, str] = {}
+        self.sites: dict[str, Any] = {}
+        self.shared_losses, self.left_out = dict[str, str](), dict[str, str]()
         self.observers, self.steps, self.dwarfing = list(OBSERVERS), 0, set[str]()
         # The student draws the same initial weights as it does without a teacher.
         with torch.random.fork_rng(devices=[]):
             terms = build_terms(recipe.terms)
+            self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
             # None where nothing is asked of it.
             self.teacher: Teacher = None  # type: ignore[assignment]
             if terms or self.starts_from_teacher:
-                self._map_classes(recipe, terms)
                 self.teacher = Teacher(
                     teacher_config, teacher_ckpt, recipe.acceleration, teacher_sha256
                 )
             if terms:
                 self._connect(terms)
         self.unproven = set(self.kd_terms)
-        self.register_load_state_dict_pre_hook(_read_earlier_names)
+        self.log_names = {key: log_name(key) for key in self.kd_terms}
+        self.register_load_state_dict_pre_hook(rename_before_loading)
 
     # ---------------------------------------------------------------- one step of training
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
-        """MMDetection's losses and the distillation terms, each under its own name.
-
-        Args:
-            batch_inputs: images (N, 3, H, W), normalised as the student expects.
-            batch_data_samples: their ground truth.
-
-        Returns:
-            The losses by name, ``loss_kd_*`` those of the terms.
-        """
+        """MMDetection's losses and the terms (``loss_kd_*``) by name, for a batch of images
+        (N, 3, H, W), normalised as the student expects, and its ground truth."""
         factors = {key: term.schedule() for key, term in self.kd_terms.items()}
         if not any(factors.values()) and not self.unproven:
             # Every term is off, or not in force now: the teacher need not look.
@@ -137,10 +109,13 @@ class DistillationMixin(Detector):
         return self._join(losses, terms, factors)
 
     @torch.no_grad()
-    def _show(self, batch_inputs: Tensor, samples: SampleList) -> Any:
+    def _show(self, batch_inputs: Tensor, samples: SampleList) -> Seen:
         """Let the teacher see the batch, as far as some term needs."""
         self.teacher.follow(next(self.parameters()))
-        return self.teacher.see(*self.teacher_inputs(batch_inputs, samples), *self.depth)
+        pixels, view = batch_inputs, None
+        if not self.teacher_inputs.same:
+            pixels, view = self.teacher_inputs(batch_inputs, samples)
+        return self.teacher.see(pixels, view, *self.depth)
 
     def _nothing(self, key: str) -> dict[str, Tensor]:
         return {'': self.kd_terms[key].nothing(next(self.parameters()).new_zeros(()))}
@@ -150,12 +125,12 @@ class DistillationMixin(Detector):
         for key, term in self.kd_terms.items():
             factor = factors[key]
             if term.share is not None:
-                factor *= term.share.factor(log_name(key))
+                factor *= term.share.factor(self.log_names[key])
             for part, value in terms[key].items():
-                losses[log_name(key, part)] = factor * value
-            if term.varies:
+                losses['_'.join(filter(None, [self.log_names[key], part]))] = factor * value
+            if term.share is not None or term.schedule != WeightSchedule():
                 weight = torch.tensor(factor * term.loss_weight)
-                losses[log_name(key).replace('loss', 'weight')] = weight.to(value)
+                losses[self.log_names[key].replace('loss', 'weight')] = weight.to(value)
         return losses
 
     # ---------------------------------------------------------------- before training
@@ -165,57 +140,36 @@ class DistillationMixin(Detector):
         super().init_weights()
         if self.starts_from_teacher and self.start is None:
             self.start = inherit(self, self.teacher.network, self.classes)
-            for term in self.kd_terms.values():
-                for adapter in getattr(term, 'adapters', nn.ModuleDict()).values():
-                    set_identity(adapter)
+            set_identity(self.kd_terms)
             if not self.kd_terms:
                 self.teacher = None  # type: ignore[assignment]
 
-    def _map_classes(self, recipe: Recipe, terms: dict) -> None:
-        # Hints and the RPN know no classes.
-        by_class = any('rcnn' in dict(term.needs().rows) for term in terms.values())
-        if (by_class or recipe.starts_from_teacher) and 'teacher' in recipe.classes:
-            if 'student' not in recipe.classes:
-                raise ValueError(
-                    'distillation.classes names the classes of the teacher alone: give '
-                    'student=[...] too, in the order of its head'
-                )
-            self.classes = ClassMap(**recipe.classes)
-
     def _connect(self, terms: dict) -> None:
         """Attach to both networks what the terms need, and give each term its layer pairs."""
-        if getattr(self.backbone, 'num_branch', 1) != getattr(self, 'num_branch', 1):
-            raise ValueError(
-                f"the student's {type(self.backbone).__name__} belongs to a TridentFasterRCNN: "
-                "write type='mmkd.KnowledgeDistillationTridentFasterRCNN'"
-            )
         teacher = self.teacher.network
-        if keys := keys_at('rpn', terms):
-            match = match_anchors(self, teacher, self.resolution, keys)
-            if match is not None and not match.share:
-                # A ratio that is no power of two, say: there is no wrong value to mend.
-                self.left_out = leave_out_rpn(terms, match.ratio)
-            if keys_at('rpn', terms):
-                self.sites['rpn'] = RPN(match)
-        if keys := keys_at('rcnn', terms):
-            layouts = head_layouts(self, teacher, self.teacher.name, self.classes, keys)
-            self.sites['rcnn'] = RoIHead(layouts)
+        how = compare_networks(
+            self, teacher, self.teacher.name, terms, self.resolution, self.classes
+        )
+        self.left_out, self.shared_losses = how.left_out, how.shared_losses
+        if 'rpn' in how.sites:
+            self.sites['rpn'] = RPN(how.rpn)
+        if 'rcnn' in how.sites:
+            self.sites['rcnn'] = RoIHead(how.rcnn)
         for site in self.sites.values():
             site.tap(self, self.taps, self.hard_losses)
-        needs = [term.needs() for term in terms.values()]
-        if any(need.anchors for need in needs) and 'rpn' not in self.sites:
+        needs = {key: term.needs() for key, term in terms.items()}
+        if any(need.anchors for need in needs.values()) and 'rpn' not in self.sites:
             self.taps.tap_map_sizes(self.rpn_head)
         self.teacher_inputs = TeacherInputs(
             self.data_preprocessor, teacher.data_preprocessor, self.resolution
         )
-        entries = [entry for need in needs for entry in need.pairs]
+        entries = [entry for need in needs.values() for entry in need.pairs]
         probe = Probe((self, self.taps), (teacher, self.teacher.taps), entries)
         for key, term in terms.items():
-            term.bind(probe.pairs(f'distillation.{key}', term.needs().pairs))
+            term.bind(probe.pairs(f'distillation.{key}', needs[key].pairs))
         self.kd_terms.update(terms)
         # How far the teacher runs before the student: its neck, its RPN.
         self.depth = bool(self.sites) or probe.needs_neck, 'rpn' in self.sites
-        self.shared_losses = hard_losses_shared(terms)
 
     def parse_losses(self, losses: dict) -> tuple[Tensor, dict]:
         """MMEngine's sum; raises NonFiniteLossError before one that is not finite is trained on."""
@@ -232,7 +186,3 @@ class KnowledgeDistillationTwoStageDetector(DistillationMixin, TwoStageDetector)
 @MODELS.register_module()
 class KnowledgeDistillationTridentFasterRCNN(DistillationMixin, TridentFasterRCNN):
     """TridentNet as a student; each of its branches learns from the same answers."""
-
-
-def _read_earlier_names(module: nn.Module, state: dict, *_: Any) -> None:
-    rename_adapters(state)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..options.anchor_match import AnchorMatch
+from ..options.anchor_match import AnchorMatch, as_columns, refuse_sizes
 from ..options.head_layout import HeadLayout
 from .taps import ScaledLosses, Taps
 
@@ -23,12 +23,10 @@ class Rows:
     """What both networks predict for the same anchors or RoIs.
 
     Attributes:
-        student: logits, (n, C) of sigmoids or (n, C + 1) of a softmax, background last; or deltas
-            (n, 4). With the student's graph.
-        teacher: the same of the teacher, detached.
+        student, teacher: logits, (n, C) of sigmoids or (n, C + 1) of a softmax, background last;
+            or deltas (n, 4). The student's with its graph, the teacher's detached.
         target: labels (n,) or target deltas (n, 4).
-        weight: of the rows in the head's own loss, (n,) or (n, 4).
-        avg_factor: what the head divides its own loss by.
+        weight, avg_factor: of the head's own loss: (n,) or (n, 4), and what it divides by.
         sigmoid: whether each column of logits is a class by itself.
         background: whether the last column of logits is the background's.
         rois: (n, 5), image index first, in the student's pixels; None for anchors.
@@ -74,7 +72,8 @@ class RPN:
         head, width = step.student.rpn_head, calls[0].pred.size(1)
 
         def column(levels: list) -> list[Tensor]:
-            return [a[1] if kind == 'bbox' else as_columns(a[0], width) for a in levels]
+            found = [a[kind == 'bbox'] for a in levels]
+            return [a if a.size(1) == width else as_columns(a, width) for a in found]
 
         own = column(cross) if cross is not None else [c.pred for c in calls]
         target, weight = (torch.cat([getattr(c, n) for c in calls]) for n in ('target', 'weight'))
@@ -82,7 +81,8 @@ class RPN:
         sampled = (weight if kind == 'cls' else weight.amax(-1)).nonzero().squeeze(1)
         answers = column(step.rpn_levels)
         if self.match is None:
-            _require_same_rows(own, answers)
+            if [a.shape for a in own] != [a.shape for a in answers]:
+                refuse_sizes(own, answers)
             answer = torch.cat(answers)[sampled]
         else:
             sizes, own_sizes = [size for *_, size in step.rpn_levels], step.record.map_sizes
@@ -162,22 +162,3 @@ class RoIHead:
 def stage_of(heads: Any, stage: int) -> Any:
     """The module of one stage of a RoI head, cascade or not."""
     return heads[stage] if isinstance(heads, nn.ModuleList) else heads
-
-
-def as_columns(logits: Tensor, columns: int) -> Tensor:
-    """An RPN's logits, (n, 1) of a sigmoid or (n, 2) of a softmax, as ``columns`` of them."""
-    if logits.size(1) == columns:
-        return logits
-    # Of a softmax RPN the foreground is column 0; the difference is its sigmoid logit.
-    if columns == 1:
-        return logits[:, :1] - logits[:, 1:]
-    return torch.cat([logits, torch.zeros_like(logits)], 1)
-
-
-def _require_same_rows(own: list[Tensor], theirs: list[Tensor]) -> None:
-    shapes = [[tuple(t.shape) for t in rows] for rows in (own, theirs)]
-    if shapes[0] != shapes[1]:
-        raise RuntimeError(
-            f'the student scored anchors {shapes[0]}, the teacher {shapes[1]} (level by level): '
-            'their feature maps differ in size; turn the terms of the RPN off by loss_weight=0'
-        )

@@ -5,27 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 
 from ..layer_pairs import LayerPair
-from .alignment import resample
-from .heads import Rows, as_columns
+from ..options.resolution import View
+from ..options.step_extras import StepExtras
+from .heads import Rows
 from .taps import Record
 from .teacher import Seen
 
 
-class Step:
-    """One step of a student and its teacher.
-
-    Args:
-        student: the distilling detector.
-        record: of its taps, in this step.
-        teacher_record: of the teacher's.
-        seen: what the teacher made of the batch.
-        samples: the ground truth of the batch.
-    """
+class Step(StepExtras):
+    """One step of a student: the records of its taps and the teacher's, what the teacher made of
+    the batch, and the ground truth."""
 
     def __init__(
         self, student: Any, record: Record, teacher_record: Record, seen: Seen, samples: SampleList
@@ -39,24 +34,20 @@ class Step:
         # Keys of the terms that had nothing to compare, in a batch without boxes, say.
         self.silent: set[str] = set()
         self._cache: dict[Any, Any] = {}
+        self.on_grid = resample
 
     def rows(self, site: str, kind: str) -> list[Rows]:
         """What both networks predict for the same anchors ('rpn') or RoIs ('rcnn').
 
-        Args:
-            site: 'rpn' or 'rcnn'.
-            kind: 'cls' for logits, 'bbox' for deltas.
-
-        Returns:
-            For an RPN one entry, all levels together; for a RoI head one per stage; none where the
-            student was trained on nothing.
+        ``kind`` is 'cls' for logits or 'bbox' for deltas. An RPN has one entry, all levels
+        together, a RoI head one per stage; none where the student was trained on nothing.
         """
-        return self._once((site, kind), lambda: self.student.sites[site].rows(kind, self))
+        return self.once((site, kind), lambda: self.student.sites[site].rows(kind, self))
 
     def features(self, pair: LayerPair) -> tuple[Tensor, Tensor]:
         """The student's map of a layer pair (N, C, H, W), with its graph, and the teacher's on its
         grid (N, C', H, W); or vectors (n, C), (n, C')."""
-        return self._once((pair.student, pair.teacher), lambda: self._features(pair))
+        return self.once((pair.student, pair.teacher), lambda: self._features(pair))
 
     def boxes(self, pair: LayerPair) -> list[Tensor] | None:
         """Ground truth of each image (n, 4), xyxy in cells of the student's map; None where the
@@ -65,36 +56,6 @@ class Step:
             return None
         found = [get_box_tensor(s.gt_instances.bboxes) / pair.strides[0] for s in self.samples]
         return found * (len(self.features(pair)[0]) // len(found))
-
-    def score_maps(self) -> list[Tensor]:
-        """The teacher's objectness: logits (N, A, H, W) of each level, on the student's grid."""
-        return self._once('score maps', self._score_maps)
-
-    def anchors(self) -> list[Tensor]:
-        """The student's anchors of each RPN level, (H, W, A, 4), xyxy in its pixels."""
-        sizes = self.record.map_sizes
-        device = next(self.student.parameters()).device
-        levels = self.student.rpn_head.prior_generator.grid_priors(sizes, device=device)
-        return [a.view(*size, -1, 4) for a, size in zip(levels, sizes, strict=True)]
-
-    def cross(self, site: str, features: list[Tensor], kind: str = 'cls') -> list[Rows]:
-        """As :meth:`rows`, with the teacher's head on the student's features in the place of the
-        student's prediction; a gradient flows through it into the features.
-
-        Args:
-            site: 'rpn' or 'rcnn'.
-            features: of the student, each with the channels of the teacher's; fine to coarse.
-            kind: 'cls' or 'bbox'.
-        """
-        self.rows(site, kind)  # before the teacher's taps are paused
-        with self.teacher.taps.paused():
-            if site == 'rpn':
-                levels = self.teacher.score_anchors(features)
-                return self.student.sites[site].rows(kind, self, levels)
-            inputs = self.teacher.roi_inputs(features)
-            return self.student.sites[site].rows(
-                kind, self, lambda stage: self.teacher.score_rois(inputs, self._rois(stage), stage)
-            )
 
     @property
     def rpn_levels(self) -> list:
@@ -107,12 +68,13 @@ class Step:
     @torch.no_grad()
     def on_rois(self, stage: int) -> tuple[Tensor, Tensor]:
         """The teacher's logits and deltas for the RoIs of one of the student's stages."""
-        inputs = self._once('roi inputs', lambda: self.teacher.roi_inputs(self.seen.features))
+        inputs = self.once('roi inputs', lambda: self.teacher.roi_inputs(self.seen.features))
         view = self.seen.view
-        rois = self._rois(stage) if view is None else view.rois(self._rois(stage))
-        return self._once(('rois', stage), lambda: self.teacher.score_rois(inputs, rois, stage))
+        rois = self.rois(stage) if view is None else view.rois(self.rois(stage))
+        return self.once(('rois', stage), lambda: self.teacher.score_rois(inputs, rois, stage))
 
-    def _rois(self, stage: int) -> Tensor:
+    def rois(self, stage: int) -> Tensor:
+        """The RoIs (n, 5) that a stage of the student was trained on, in its image."""
         rois = self.record.loss_calls['rcnn', stage, 'cls'][0].rois
         if self.branches == 1:
             return rois
@@ -130,18 +92,52 @@ class Step:
             hint, view = hint.repeat(self.branches, *[1] * (hint.dim() - 1)), self.view
         return guided, resample(hint, guided, pair.strides, view)
 
-    def _score_maps(self) -> list[Tensor]:
-        strides = [g.strides for g in (self.student.rpn_head.prior_generator,
-                                       self.teacher.network.rpn_head.prior_generator)]  # fmt: skip
-        maps = []
-        for level, (logits, _, size) in enumerate(self.rpn_levels):
-            images = len(self.samples) * self.branches
-            scores = as_columns(logits, 1).view(images, *size, -1).permute(0, 3, 1, 2)
-            grid = scores.new_empty(1, 1, *self.record.map_sizes[level])
-            maps.append(resample(scores, grid, tuple(s[level][0] for s in strides), self.view))
-        return maps
-
-    def _once(self, key: Any, compute: Any) -> Any:
+    def once(self, key: Any, compute: Any) -> Any:
+        """``compute()``, the first time that ``key`` is asked for in this step."""
         if key not in self._cache:
             self._cache[key] = compute()
         return self._cache[key]
+
+
+def resample(
+    hint: Tensor, guided: Tensor, strides: tuple[float, float] | None = None,
+    view: View | None = None,
+) -> Tensor:  # fmt: skip
+    """Sample the teacher's map at the student's cells, bilinearly. The paper pads instead.
+
+    Cell i of a map of stride s stands for the middle of the pixels [s · i, s · (i + 1)), as
+    RoIAlign reads it, so features pooled from one RoI agree if the maps do; trained necks look
+    there too (``benchmarks/hint_alignment.py``).
+
+    Args:
+        hint: (N, C, H, W).
+        guided: (N, C', H', W').
+        strides: pixels from cell to cell in the student's image and in the teacher's; None
+            stretches maps that lie over a RoI.
+        view: where the teacher's images lie over the student's; None for the same place.
+
+    Returns:
+        (N, C, H', W'); ``hint`` itself where the two grids are one.
+    """
+    if hint.dim() != 4:
+        return hint
+    same_size = hint.shape[2:] == guided.shape[2:]
+    if strides is None:
+        if same_size:
+            return hint
+        return F.interpolate(hint, guided.shape[2:], mode='bilinear', align_corners=False)
+    if view is None and same_size and strides[0] == strides[1]:
+        return hint
+    axes = []
+    for axis, cells in enumerate(guided.shape[:1:-1]):
+        place = (torch.arange(cells, device=hint.device) + 0.5) * strides[0]
+        place = place.expand(len(hint), -1)
+        if view is not None:
+            place = place * view.scale[:, axis, None] + view.offset[:, axis, None]
+        # -1 and 1 are the outer edges of the first and the last cell.
+        axes.append((2 * place / (strides[1] * hint.size(3 - axis)) - 1).float())
+    x, y = axes[0][:, None, :], axes[1][:, :, None]
+    grid = torch.stack(torch.broadcast_tensors(x, y), -1)
+    return F.grid_sample(
+        hint.float(), grid, mode='bilinear', padding_mode='border', align_corners=False
+    )

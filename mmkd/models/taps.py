@@ -1,7 +1,7 @@
 """Forward hooks that record what a network computes, inside a ``with`` block and nowhere else.
 
-A loss module is the one place where a detection head of any kind lays its prediction, target,
-weight and normaliser side by side, so that is where heads are tapped; nothing is replaced.
+Every head lays its prediction, target, weight and normaliser side by side when it calls its loss
+module, so that is where heads are tapped; nothing is replaced.
 """
 
 from __future__ import annotations
@@ -19,15 +19,8 @@ from torch import Tensor, nn
 
 @dataclass
 class LossCall:
-    """One call of a loss module.
-
-    Attributes:
-        pred: the prediction, (n, C), (n, C + 1) or (n, 4); with the network's graph.
-        target: labels (n,) or box targets (n, 4).
-        weight: weights of the rows, (n,) or (n, 4).
-        avg_factor: what the head divides its loss by.
-        rois: (n, 5), image index first, in pixels of the batch; RoI heads only.
-    """
+    """What a loss module was called with: a prediction with its graph, (n, C), (n, C + 1) or
+    (n, 4); labels (n,) or box targets (n, 4); weights (n,) or (n, 4); and the RoIs (n, 5)."""
 
     pred: Tensor
     target: Tensor
@@ -41,11 +34,10 @@ class Record:
     """What was recorded in one step.
 
     Attributes:
-        loss_calls: by site ('rpn' or 'rcnn'), stage (0 but for cascades) and kind ('cls' or
-            'bbox'), in the order of the calls: one per level for an RPN.
+        loss_calls: by site ('rpn' or 'rcnn'), stage and kind ('cls' or 'bbox'), in the order of
+            the calls: one per level for an RPN.
         features: the last output of each tapped layer by its path, with the version of each
-            tensor, which tells a later change in place.
-        runs: how often each tapped layer ran, by its path.
+            tensor, which tells a later change in place; ``runs`` counts how often the layer ran.
         map_sizes: height and width of each map that the RPN scored.
     """
 
@@ -57,17 +49,13 @@ class Record:
     map_sizes: list[tuple[int, int]] = field(default_factory=list)
 
     def feature(self, path: str, index: int) -> Tensor:
-        """Output ``index`` of the layer at ``path``.
-
-        Raises:
-            RuntimeError: if the layer did not run, or its output was changed in place since.
-        """
+        """Output ``index`` of the layer at ``path``; it must have run and not changed since."""
         if path not in self.features:
             raise RuntimeError(f'hint at {path!r}: the module was not run in this step')
         if self.changed(path):
             raise RuntimeError(
-                f'hint at {path!r}: a later layer changed its output in place, so it is no longer '
-                'what the layer said; take the hint at that later layer, or set inplace=False there'
+                f'hint at {path!r}: a later layer changed its output in place; take the hint at '
+                'that later layer, or set inplace=False there'
             )
         return self.features[path][0][index]
 
@@ -90,7 +78,7 @@ class Taps:
 
     def tap_loss(self, site: str, stage: int, kind: str, loss: nn.Module) -> None:
         """Record the calls of a loss module, ``kind`` 'cls' or 'bbox' of a site's stage."""
-        loss.register_forward_hook(partial(self._on_loss, site, stage, kind), with_kwargs=True)
+        loss.register_forward_hook(partial(self._on_loss, (site, stage, kind)), with_kwargs=True)
 
     def tap_rois(self, stage: int, extractor: nn.Module) -> None:
         """Record the RoIs that an extractor is given; they join the stage's loss calls."""
@@ -135,16 +123,16 @@ class Taps:
             self._record.map_sizes = [tuple(level.shape[-2:]) for level in output[0]]
 
     def _on_loss(
-        self, site: str, stage: int, kind: str, module: nn.Module, args: tuple, kwargs: dict,
-        output: Any,
-    ) -> None:  # fmt: skip
+        self, where: tuple, module: nn.Module, args: tuple, kwargs: dict, out: Any
+    ) -> None:
         if self._record is None or not _is_the_loss(kwargs):
             return
-        pred, target = args[:2]
-        weight = args[2] if len(args) > 2 else kwargs.get('weight')
-        avg_factor = args[3] if len(args) > 3 else kwargs.get('avg_factor')
-        call = LossCall(pred, target, weight, avg_factor, self._rois.get(stage))
-        self._record.loss_calls[site, stage, kind].append(call)
+        weight, avg_factor = (
+            args[i] if len(args) > i else kwargs.get(name)
+            for i, name in ((2, 'weight'), (3, 'avg_factor'))
+        )
+        call = LossCall(args[0], args[1], weight, avg_factor, self._rois.get(where[1]))
+        self._record.loss_calls[where].append(call)
 
     def _on_layer(self, path: str, module: nn.Module, args: tuple, output: Any) -> None:
         if self._record is not None:
@@ -156,10 +144,8 @@ class Taps:
 
 
 class ScaledLosses:
-    """Multiplies what loss modules return, inside ``with scaled({'rcnn': 0.5}):``.
-
-    The factor is exact for every head, also for those that log a list, a stage or a dict.
-    """
+    """Multiplies what loss modules return, inside ``with scaled({'rcnn': 0.5}):``; exact for every
+    head, also for one that logs a list, stages or a dict."""
 
     def __init__(self) -> None:
         self._factors: Mapping[str, float] = {}
@@ -170,7 +156,6 @@ class ScaledLosses:
 
     @contextlib.contextmanager
     def __call__(self, factors: Mapping[str, float]) -> Iterator[None]:
-        """Multiply the losses of each site by its factor."""
         self._factors = factors
         try:
             yield

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import MODELS
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..digests import tensor_digests
-from ..io.teacher_weights import load_completely
+from ..io.teacher_weights import load_teacher
 from ..options.acceleration import Acceleration, full
 from ..options.head_layout import roi_context
 from ..options.resolution import View
-from ..recipe import UNTRAINED, TeacherError, plain_student, read_teacher_config
 from .taps import Taps
 
 
@@ -54,27 +51,12 @@ class Teacher:
     """
 
     def __init__(
-        self,
-        config: str | Path | dict,
-        checkpoint: str | None,
-        acceleration: Acceleration | None = None,
-        sha256: str | None = None,
-    ) -> None:
-        if checkpoint is None:
-            raise TeacherError(
-                'teacher_ckpt is missing, so the teacher would be random noise: name its '
-                f'checkpoint (or {UNTRAINED!r}, if noise is what you want, in a test)'
-            )
-        self.config = read_teacher_config(config)
-        self.name, self.source = str(self.config.filename or 'given as a dict'), str(checkpoint)
-        self.network: Any = MODELS.build({**plain_student(self.config.model), 'train_cfg': None})
-        self.loaded, self.passed_over = 0, 0
-        if checkpoint != UNTRAINED:
-            counts = load_completely(self.network, self.source, sha256, self.name)
-            self.loaded, self.passed_over = counts
-        elif isinstance(self.network, BaseModule):
-            _without_pretrained(self.network).init_weights()
-        self.network.eval().requires_grad_(False)
+        self, config: str | Path | dict, checkpoint: str | None,
+        acceleration: Acceleration | None = None, sha256: str | None = None,
+    ) -> None:  # fmt: skip
+        found = load_teacher(config, checkpoint, sha256)
+        self.network, self.config, self.name = found.network, found.config, found.name
+        self.source, self.loaded, self.passed_over = found.source, found.loaded, found.passed_over
         self.taps = Taps()
         self.acceleration, self.prepared = acceleration or Acceleration(), False
         self.digests = tensor_digests(self.network)
@@ -126,10 +108,8 @@ class Teacher:
     def score_rois(self, inputs: tuple, rois: Tensor, stage: int) -> tuple[Tensor, Any]:
         """Logits (n, C + 1) and deltas (n, 4·C) or (n, 4), None where the head regresses none.
 
-        Args:
-            inputs: of :meth:`roi_inputs`.
-            rois: (n, 5), image index first, in the image of the features.
-            stage: the student's; the corresponding stage answers, or the last.
+        ``rois`` (n, 5) lie in the image of the ``inputs`` of :meth:`roi_inputs`; the stage that
+        corresponds to the student's answers, or the last.
         """
         head, (features, context) = self.network.roi_head, inputs
         last = getattr(head, 'num_stages', 1) - 1
@@ -141,11 +121,3 @@ class Teacher:
 
 def _rows(level: Tensor, columns: int) -> Tensor:
     return level.permute(0, 2, 3, 1).reshape(-1, columns)
-
-
-def _without_pretrained(network: Any) -> Any:
-    for module in network.modules():
-        init_cfg = getattr(module, 'init_cfg', None)
-        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            module.init_cfg = None
-    return network

@@ -58,10 +58,12 @@ def build_adapter(guided: Sequence[int], hint: Sequence[int], kind: str | None =
 
 
 @torch.no_grad()
-def set_identity(adapter: nn.Module) -> None:
-    """Let an adaptation layer begin as the identity, on as many channels as both sides have."""
-    if isinstance(adapter, nn.Identity):
-        return
-    start = nn.init.dirac_ if isinstance(adapter, nn.Conv2d) else nn.init.eye_
-    start(adapter.weight)
-    nn.init.zeros_(adapter.bias)
+def set_identity(terms: nn.ModuleDict) -> None:
+    """Let the adaptation layers of all terms begin as the identity, on as many channels as both
+    sides have."""
+    for term in terms.values():
+        for adapter in getattr(term, 'adapters', nn.ModuleDict()).values():
+            if not isinstance(adapter, nn.Identity):
+                start = nn.init.dirac_ if isinstance(adapter, nn.Conv2d) else nn.init.eye_
+                start(adapter.weight)
+                nn.init.zeros_(adapter.bias)

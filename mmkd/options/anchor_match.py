@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -176,3 +176,22 @@ def _iou(own: Tensor, theirs: Tensor) -> Tensor:
     common = torch.minimum(own[:, 2:], theirs[:, 2:]) - torch.maximum(own[:, :2], theirs[:, :2])
     overlap = common.clamp(min=0).prod(1)
     return overlap / (_sides(own).prod(1) + _sides(theirs).prod(1) - overlap)
+
+
+def as_columns(logits: Tensor, columns: int) -> Tensor:
+    """An RPN's logits, (n, 1) of a sigmoid or (n, 2) of a softmax, as ``columns`` of them."""
+    if logits.size(1) == columns:
+        return logits
+    # Of a softmax RPN the foreground is column 0; the difference is its sigmoid logit.
+    if columns == 1:
+        return logits[:, :1] - logits[:, 1:]
+    return torch.cat([logits, torch.zeros_like(logits)], 1)
+
+
+def refuse_sizes(own: list[Tensor], theirs: list[Tensor]) -> NoReturn:
+    """Refuse the rows of two RPNs whose maps differ in size: they are of other places."""
+    shapes = [[tuple(t.shape) for t in rows] for rows in (own, theirs)]
+    raise RuntimeError(
+        f'the student scored anchors {shapes[0]}, the teacher {shapes[1]} (level by level): '
+        'their feature maps differ in size; turn the terms of the RPN off by loss_weight=0'
+    )
