@@ -45,10 +45,7 @@ class ToPlainHook(Hook):
 
 def _drop_adapters(runner: Runner, checkpoint: dict) -> None:
     count = 0
-    for state in (
-        checkpoint.get('state_dict', checkpoint),
-        checkpoint.get('ema_state_dict', {}),
-    ):
+    for state in (checkpoint.get('state_dict', checkpoint), checkpoint.get('ema_state_dict', {})):
         for key in [key for key in state if _ADAPTER_KEY.match(key)]:
             del state[key]
             count += 1
