@@ -299,7 +299,10 @@ def test_an_option_for_the_recipe_that_would_change_nothing(tmp_path, capsys):
         ('modle.distillation.hint.loss_weight=0', 'no config has modle; near it: model'),
         ('optim_wraper.optimizer.lr=1', 'no config has optim_wraper; near it: optim_wrapper'),
         ('teacher_ckpt=x.pth', 'no config has teacher_ckpt'),
-        ('data_root=x/', 'data_root is a variable of the config, which has already been copied'),
+        (
+            'data_root=x/',
+            'data_root is a variable of the config, whose value has already been copied',
+        ),
     ],
 )
 def test_an_option_that_nothing_reads(config, capsys, option, says):

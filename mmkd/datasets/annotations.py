@@ -241,7 +241,7 @@ def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str
             first = annotations[int(mask.argmax())]
             _warn(
                 f'{what}: {mask.sum()} of {len(annotations)} boxes {message}, such as id '
-                f'{first["id"]!r}, bbox {first["bbox"]}, of image {first["image_id"]!r}',
+                f'{first["id"]!r}, bbox {first["bbox"]}, of image {first["image_id"]!r}'
             )
     if (homeless | flat | outside | (areas <= 0)).all():
         raise AnnotationError(
@@ -354,5 +354,5 @@ def _check_images(images: list[dict], folder: str, what: str) -> None:
         if sorted(size) != sorted(said):
             _warn(
                 f'{what}: image {paths[i]} has width and height {size}, the file says {said}: '
-                'boxes may belong to another copy of the image',
+                'boxes may belong to another copy of the image'
             )

@@ -34,11 +34,7 @@ from typing import Any
 
 import mmengine.fileio as fileio
 import torch
-from mmdet.datasets.samplers import (
-    ClassAwareSampler,
-    MultiDataSampler,
-    MultiSourceSampler,
-)
+from mmdet.datasets.samplers import ClassAwareSampler, MultiDataSampler, MultiSourceSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import (
     all_gather_object,

@@ -25,7 +25,6 @@ from ..datasets.two_views import apply_resolution
 from ..io import checkpoint as checkpoints
 from ..observers import NonFiniteLossError
 from .class_names import apply_classes
-from .disk_space import DiskSpaceHook
 from .exact_resume import (
     UNSAVED,
     ResumableCheckpointHook,
@@ -39,6 +38,7 @@ from .resume_compatibility import check_loaded_states
 from .step_dump import StepDumpHook, image_files
 from .summary import SummaryHook
 from .training_checks import InputChecksHook, TrainingChecksHook
+from .work_dir import DiskSpaceHook
 from .wrappers import optimizers, unwrap
 
 

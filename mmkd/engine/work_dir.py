@@ -1,4 +1,6 @@
-"""Checks that the work directory can be written, and a lock against a second run in it."""
+"""The work directory: it can be written, has room for a checkpoint, and is locked by its run."""
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -6,13 +8,20 @@ import fcntl
 import io
 import os
 import os.path as osp
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+from torch import Tensor
 
 from .exit import stop
+from .wrappers import optimizers, unwrap
 
 MIN_FREE = 2**20
 """Bytes that are written on trial before the network is built: the size of log and configs."""
@@ -101,3 +110,52 @@ def _lock(file: io.FileIO, work_dir: str) -> None:
         )
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
+
+
+class DiskSpaceHook(Hook):
+    """Compares the size of one checkpoint with the free space of the work directory.
+
+    Args:
+        save_optimizer: whether checkpoints contain the state of the optimizer.
+
+    Raises:
+        OSError: no room for the weights, before the first step; no room for a whole checkpoint,
+            after the first step.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, save_optimizer: bool = True) -> None:
+        self.save_optimizer = save_optimizer
+        self.complete = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks the size of the weights."""
+        self._require(runner, 'the weights in each checkpoint take', [])
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Adds the state of optimizer and EMA, which the optimizer creates in its first step."""
+        if self.complete:
+            return
+        self.complete = True
+        found: list[Any] = []
+        if self.save_optimizer:
+            states = [s for o in optimizers(runner.optim_wrapper) for s in o.state.values()]
+            found += [v for state in states for v in state.values()]
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                found += hook.ema_model.state_dict().values()
+        self._require(runner, 'each checkpoint takes', found)
+
+    def _require(self, runner: Runner, what: str, more: list[Any]) -> None:
+        if not is_main_process():
+            return
+        tensors = [*unwrap(runner.model).state_dict().values(), *more]
+        size = sum(v.nbytes for v in tensors if isinstance(v, Tensor))
+        disk = shutil.disk_usage(runner.work_dir)
+        if disk.total and disk.free < size:  # some file systems report 0 for both
+            raise OSError(
+                errno.ENOSPC,
+                f'{disk.free / 2**20:.1f} MiB are free, and {what} {size / 2**20:.1f} MiB',
+                runner.work_dir,
+            )

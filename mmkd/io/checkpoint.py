@@ -730,9 +730,9 @@ def _entry(urls: Mapping[str, str], name: str, filename: str) -> str:
 def install() -> None:
     """Puts the reader behind every scheme of MMEngine's loader, and makes its local writes atomic.
 
-    It can be called again. Both registries belong to the process, and there is no narrower place:
-    MMEngine loads by CheckpointLoader in each of its parts, and writes ``last_checkpoint``, best
-    checkpoints and configs without ``backend_args``, so always by the backend named ``local``.
+    It can be called again. Both registries belong to the process, and no narrower place covers
+    everything: all parts of MMEngine load by CheckpointLoader, and its Runner and hooks write by
+    the backend named ``local`` wherever a config gives no ``backend_args``.
     """
     for prefixes, loader in (
         ('', load_from_local),

@@ -79,10 +79,7 @@ class Resolution:
     @property
     def ratios(self) -> tuple[float, float]:
         """Teacher over student, long and short edge."""
-        return (
-            max(self.teacher) / max(self.student),
-            min(self.teacher) / min(self.student),
-        )
+        return (max(self.teacher) / max(self.student), min(self.teacher) / min(self.student))
 
     @property
     def ratio(self) -> float:
