@@ -520,6 +520,7 @@ def test_a_hint_at_a_layer_that_is_replaced_later_is_named():
         losses(model)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_the_step():
     """MMEngine's ``compile=True`` compiles forward; hooks and the teacher are traced with it."""
     grads, values = [], []

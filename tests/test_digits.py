@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import warm
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.fileio import load
@@ -282,7 +283,7 @@ def test_the_ten_class_teacher_is_tested_among_four_classes(monkeypatch, small, 
     run.test_cfg.dump(tmp_path / 'config.py')
     command = ['tools/test.py', tmp_path / 'config.py', run.checkpoint, '--work-dir', tmp_path]
     subprocess.run(
-        [sys.executable, *command, '--out', tmp_path / 'found.pkl'],
+        [warm.python(), *command, '--out', tmp_path / 'found.pkl'],
         check=True, capture_output=True,
     )  # fmt: skip
     found = load(tmp_path / 'found.pkl')
@@ -326,6 +327,7 @@ def test_the_shipped_backbone_is_what_its_config_says():
     assert all(torch.equal(own[key], state[key]) for key in own)
 
 
+@pytest.mark.slow
 def test_pretraining_learns_and_repeats_to_the_bit(small, tmp_path, capfd):
     states = []
     for name in ('a', 'b'):

@@ -155,10 +155,8 @@ class Score(BaseMetric):
 
 
 @pytest.fixture(autouse=True)
-def installed(monkeypatch):
+def installed():
     install()
-    # MMEngine waits for two seconds between the epochs of an iteration-based run.
-    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
 
 
 def last(work_dir) -> dict:
