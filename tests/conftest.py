@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
 from mmengine.config import utils  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
+from mmengine.utils import manager  # noqa: E402
 
 settings.register_profile(
     'mmkd',
@@ -66,3 +67,8 @@ def _quick():
 def _scope():
     # A Runner of an earlier test may have left another one.
     init_default_scope('mmdet')
+    yield
+    # MMEngine keeps the lock of its loggers and scopes where one of them cannot be made (its disk
+    # is full, say); the next test that asks for one in another thread would wait for ever.
+    while manager._lock._is_owned():
+        manager._lock.release()
