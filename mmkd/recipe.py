@@ -117,7 +117,7 @@ def _read_term(key: str, given: Any) -> TermConfig:
             'checkpoint, so it must be an identifier'
         )
     args = dict(given)
-    times = require_dict(f'distillation.{key}.schedule', args.pop('schedule', None) or {})
+    times = require_dict(f'distillation.{key}.schedule', args.pop('schedule', {}))
     require_known(f'distillation.{key}.schedule', times, [f.name for f in fields(WeightSchedule)])
     share = args.pop('share', None)
     if share is not None and not isinstance(share, dict):
@@ -292,8 +292,8 @@ def require_one_of(name: str, value: Any, *known: str) -> str:
 
 def refuse_shapes(**tensors: Any) -> NoReturn:
     """Refuse tensors whose shapes differ and must not."""
-    shapes = ', '.join(f'{n.replace("_", " ")} {tuple(t.shape)}' for n, t in tensors.items())
-    raise ValueError(f'{shapes} must have one shape')
+    shapes = [f'{n.replace("_", " ")} {tuple(t.shape)}' for n, t in tensors.items()]
+    raise ValueError(f'{" and ".join(shapes)} differ in shape')
 
 
 def require_dict(owner: str, given: Any) -> dict:

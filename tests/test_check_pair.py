@@ -183,7 +183,10 @@ PLANTED = {
         hint(pairs=[dict(student='neck', teacher='neck', adapter='linear')]), 'cannot lead'),
     'a misspelt term': (
         lambda f: dict(distillation=dict(recipe(), hints={})), "no entry 'hints'; did you mean"),
-    'a misspelt loss': (hint(type='HintL3Loss'), 'HintL3Loss is not in'),
+    'a misspelt loss': (
+        hint(type='HintL3Loss'),
+        "type='HintL3Loss' is registered neither as a term nor as a loss; near ones: HintL2Loss",
+    ),
     'a negative weight': (hint(loss_weight=-1), 'loss_weight=-1 must be a finite number'),
     'a misspelt option': (
         lambda f: dict(distillation=recipe('rcnn_cls', rcnn_cls=dict(temprature=2))), 'temprature'),

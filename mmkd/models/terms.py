@@ -140,7 +140,8 @@ class FeatureTerm(DistillTerm):
     def bind(self, pairs: Sequence[LayerPair]) -> None:
         self.pairs, self.adapters, self.layers = list(pairs), nn.ModuleDict(), nn.ModuleDict()
         for pair in pairs:
-            self.adapters[pair.name] = build_adapter(*pair.shapes, pair.adapter or self.adapter)
+            kind = self.adapter if pair.adapter is None else pair.adapter
+            self.adapters[pair.name] = build_adapter(*pair.shapes, kind)
             if (layers := self.build(pair)) is not None:
                 self.layers[pair.name] = layers
 
