@@ -168,7 +168,7 @@ ROWS = [
     (STACK, 'is it dead, which versions go together', 'both stacks are known, and checked',
      S + 'test_the_tested_pins_are_in_range[onedl]'),
     (STACK, 'mmcv._ext is missing', 'named, with the command',
-     S + 'test_mmcv_without_ops[versions0-mmcv]'),
+     S + 'test_mmcv_without_ops[given0-mmcv]'),
     (STACK, 'weights_only on resume', "MMEngine's own files are resumed",
      'test_runner.py::test_resume_equals_no_interruption[Runner]'),
     (STACK, 'weights_only on test, without running what is in a file', 'refused at each door',
