@@ -81,6 +81,7 @@ PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --durations=15 --dur
 test: lint
 	$(PYTEST) -m "not slow"
 
-# What is marked slow as well; see pyproject.toml.
+# All of that, and what is marked slow: each kind of hostile file at each door (make test has two
+# at each, and each at the one reader), and a step under torch.compile.
 test-all: lint
 	$(PYTEST)

@@ -327,7 +327,6 @@ def test_the_shipped_backbone_is_what_its_config_says():
     assert all(torch.equal(own[key], state[key]) for key in own)
 
 
-@pytest.mark.slow
 def test_pretraining_learns_and_repeats_to_the_bit(small, tmp_path, capfd):
     states = []
     for name in ('a', 'b'):

@@ -212,7 +212,7 @@ def test_make_sets_up_once_and_again_when_a_pin_changes(checkout):
     assert 'setup.sh' not in checkout('make -n test', **env).stdout
     with (checkout.folder / 'requirements.txt').open('a') as file:
         file.write('left-pad==1.0\n')
-    for target in ('demo', 'demo-full', 'test', 'lint'):
+    for target in ('demo', 'demo-full', 'test', 'test-all', 'lint'):
         assert 'bash tools/setup.sh' in checkout(f'make -n {target}', **env).stdout
 
 

@@ -39,7 +39,8 @@ def python() -> str:
         [sys.executable, __file__, 'serve', f'{folder}/socket'], env=env, cwd=ROOT,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    assert server.stdout.readline() == b'ready\n', 'the stack cannot be imported'
+    if b'ready\n' not in server.stdout:  # reads on until it is there, or to the end
+        raise RuntimeError(f'{__file__} could not import the stack')
 
     def end() -> None:
         server.stdin.close()
