@@ -6,7 +6,7 @@ versions.check()
 
 from .datasets.two_views import TwoViews  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
-from .engine.test_loop import RelabelledTestLoop  # noqa: E402
+from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
 from .models.chen2017 import (  # noqa: E402
     HintL1Loss,

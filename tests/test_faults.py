@@ -14,7 +14,7 @@ from test_check_pair import tool
 
 from mmkd.digests import tensor_digests
 from mmkd.engine import teacher_check
-from mmkd.engine.test_loop import check_complete
+from mmkd.engine.testing import check_complete
 from mmkd.engine.training_checks import digest
 from mmkd.recipe import TeacherError
 

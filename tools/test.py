@@ -18,7 +18,7 @@ from mmkd.datasets.two_views import apply_resolution
 from mmkd.engine.class_names import class_names
 from mmkd.engine.exit import leave, stop
 from mmkd.engine.processes import build_runner
-from mmkd.engine.test_loop import check_complete
+from mmkd.engine.testing import check_complete
 from mmkd.engine.work_dir import reporting_full_disk
 from mmkd.recipe import plain_student
 
