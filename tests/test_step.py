@@ -164,7 +164,11 @@ def close(got, expected, size=1e-4):
 @pytest.mark.parametrize('kind', ['tensor', 'HorizontalBoxes'])
 @pytest.mark.parametrize('resolution', [None, TWICE], ids=['one scale', 'two scales'])
 def test_boxes_are_the_ground_truth_in_cells_of_the_students_map(kind, resolution):
-    entries = ('neck', 'backbone[1]', dict(student='backbone.layer1', teacher='neck[0]'))
+    entries = (
+        'neck',
+        dict(student='backbone[1]', teacher='backbone[0]'),
+        dict(student='backbone.layer1', teacher='neck[0]'),
+    )
     model = asking(pairs.fpn(), pairs.fpn(8), Needs(pairs=entries), resolution=resolution)
     data = two_views(ragged(2, 3))
 
@@ -674,6 +678,15 @@ def test_the_teachers_rpn_answers_crosswise_for_the_students_anchors():
     want = flat([said[:, 1:2] for said in model.teacher.network.rpn_head(own)[0]], 1)[sampled]
     assert len(want) == 128
     assert torch.equal(rows.student, want)
+
+
+def test_across_rpns_without_a_common_anchor_there_is_no_term():
+    """At this ratio no anchor has a counterpart: such a term would stay 0 in silence."""
+    needs = Needs(rows=(('rcnn', 'cls'),)), Needs(pairs=('neck',), cross=('rpn',))
+    resolution = dict(student=(64, 64), teacher=(96, 96))
+    model = asking(pairs.fpn(), pairs.fpn(8), *needs, resolution=resolution)
+    assert list(model.kd_terms) == ['ask0']
+    assert model.left_out == {'ask1': 'no anchor has a counterpart at ratio 1.5'}
 
 
 CHEAP = dict(roi_align=True, channels_last=True, fuse_conv_bn=True)
