@@ -260,35 +260,35 @@ def test_vectors_of_rois_are_those_of_the_students_rois(kind, resolution):
     """Whatever else is asked before or after, also nothing; the teacher's ReLU works in place."""
     make = pairs.cascade if kind == 'cascade' else pairs.fpn
     entry = 'roi_head.bbox_head.1.shared_fcs.1' if kind == 'cascade' else VECTORS
-    data = two_views(batch())
-    found = []
-    for needs, looks in (
-        ([], []),
-        ([Needs(rows=(('rcnn', 'cls'),))], [lambda step: step.rows('rcnn', 'cls')]),
-        (
-            [Needs(pairs=('neck',), cross=('rpn', 'rcnn'))],
-            [lambda step: (step.cross('rcnn', neck(step)), step.cross('rpn', neck(step)))],
-        ),
-    ):
-        for last in (False, True)[: len(needs) + 1]:
-            model = asking(make(), make(), *needs[: not last], Needs(pairs=(entry,)),
-                           *needs[last ^ 1 :], resolution=resolution)  # fmt: skip
+    needs = dict(
+        vectors=Needs(pairs=(entry,)),
+        rows=Needs(rows=(('rcnn', 'cls'),)),
+        crosswise=Needs(pairs=('neck',), cross=('rpn', 'rcnn')),
+    )
+    orders = ['vectors'], ['rows', 'vectors'], ['vectors', 'rows'], ['crosswise', 'vectors'], [
+        'vectors', 'crosswise']  # fmt: skip
 
-            def vectors(step, model=model):
-                (term,) = (t for t in model.kd_terms.values() if entry in t.needed.pairs)
-                return step.features(term.pairs[0])
+    def look_of(name, term):
+        def crosswise(step):
+            maps = [step.features(pair)[0] for pair in term.pairs]
+            return step.cross('rcnn', maps[:4]), step.cross('rpn', maps)
 
-            def neck(step, model=model):
-                return [step.features(p)[0] for t in model.kd_terms.values() for p in t.pairs
-                        if p.student.path == 'neck']  # fmt: skip
+        return dict(
+            vectors=lambda step: step.features(term.pairs[0]),
+            rows=lambda step: step.rows('rcnn', 'cls'),
+            crosswise=crosswise,
+        )[name]
 
-            own, calls = outputs(model, entry), heard(model)
-            theirs = outputs(model.teacher.network, 'neck')
-            got = looking(model, *([*looks, vectors] if not last else [vectors, *looks]), data=data)
-            found.append(got if not needs else got[0 if last else 1])
+    data, found = two_views(batch()), []
+    for order in orders:
+        model = asking(make(), make(), *map(needs.get, order), resolution=resolution)
+        own, calls = outputs(model, entry), heard(model)
+        theirs = outputs(model.teacher.network, 'neck')
+        looking(model, *map(look_of, order, model.kd_terms.values()), data=data)
+        found.append(model.kd_terms[f'ask{order.index("vectors")}'].found)
     (student, teacher), *others = found
     assert all(torch.equal(student, s) and torch.equal(teacher, t) for s, t in others)
-    assert len(found) == 5
+    student, teacher = found[-1]
     assert torch.equal(student, own[entry]) and student.requires_grad
     assert not teacher.requires_grad
     # By hand: the RoIs of that stage, in the teacher's image.
@@ -406,6 +406,12 @@ def seesaw(width=4, classes=3):
     return model
 
 
+def sigmoid(width=4):
+    model = pairs.fpn(width)
+    model.roi_head.bbox_head.loss_cls.use_sigmoid = True
+    return model
+
+
 def giou(width=4):
     """A student that regresses boxes, under GIoU; or else its teacher, which has deltas."""
     return pairs.giou() if width == 4 else pairs.fpn(width)
@@ -466,6 +472,7 @@ def test_rows_of_an_rpn(kind):
 
 ROI_HEADS = {
     'softmax': (pairs.fpn, None),
+    'sigmoid': (sigmoid, None),
     'decoded': (giou, None),
     'cascade': (pairs.cascade, None),
     'classes': (pairs.fpn, FOUND),
@@ -558,13 +565,13 @@ def test_rows_of_a_roi_head(kind):
         assert rows.student.requires_grad and not rows.teacher.requires_grad
         close(rows.student.softmax(1), probabilities(head, pred), 1e-5)
         close(rows.teacher.softmax(1), want, 1e-5)
-        if kind in ('softmax', 'cascade', 'decoded'):
+        if kind in ('softmax', 'sigmoid', 'cascade', 'decoded'):
             assert rows.student is pred
             close(rows.teacher, logits, 1e-5)
         assert torch.equal(rows.target, target) and torch.equal(rows.weight, weight * known)
         assert torch.equal(rows.rois, rois)
         assert rows.avg_factor == rest['avg_factor'] == len(rois)
-        assert (rows.sigmoid, rows.background) == (False, True)
+        assert (rows.sigmoid, rows.background) == (kind == 'sigmoid', True)
         assert rows.stage_weight == (1, 0.5, 0.25)[stage]
         assert rows.loss_weight == (3 if 'seesaw' not in kind else head.loss_cls.loss_weight)
 
@@ -696,7 +703,8 @@ CHEAP = dict(roi_align=True, channels_last=True, fuse_conv_bn=True)
 @pytest.mark.parametrize('kind', ROI_HEADS)
 def test_the_teachers_roi_head_on_the_students_features(kind, accelerate):
     """Prediction and gradient are those of an exact teacher's head, called by hand."""
-    needs = Needs(pairs=('neck', FIRST_VECTORS[kind == 'cascade']), cross=('rcnn',))
+    first = VECTORS.replace('bbox_head', 'bbox_head.0') if kind == 'cascade' else VECTORS
+    needs = Needs(pairs=('neck', first), cross=('rcnn',))
     model = roi_pair(kind, needs, accelerate=accelerate)
     exact = copy.deepcopy(model.teacher.network.roi_head)
     calls, data = heard(model), ragged(4, 4)
@@ -757,9 +765,6 @@ def test_the_teachers_roi_head_on_the_students_features(kind, accelerate):
     assert model.backbone.conv1.weight.grad.any()
     for network in (exact, model.teacher.network):
         assert all(p.grad is None for p in network.parameters())
-
-
-FIRST_VECTORS = {False: VECTORS, True: 'roi_head.bbox_head.0.shared_fcs.1'}
 
 
 # ------------------------------------------------------------------------------ Trident
