@@ -120,7 +120,8 @@ def leave_out_rpn(terms: dict, ratio: float) -> dict[str, str]:
         ValueError: if none is left.
     """
     why = f'no anchor has a counterpart at ratio {ratio:.4g}'
-    keys = [k for k, term in terms.items() if any(site == 'rpn' for site, _ in term.needs().rows)]
+    needs = {key: term.needs() for key, term in terms.items()}
+    keys = [key for key, need in needs.items() if 'rpn' in {*dict(need.rows), *need.cross}]
     for key in keys:
         del terms[key]
     if not terms:

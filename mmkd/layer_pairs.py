@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class LayerPair:
         """Channels of the student's layer and of the teacher's."""
         return self.shapes[0][1], self.shapes[1][1]
 
-    @property
+    @cached_property
     def strides(self) -> tuple[float, float] | None:
         """Pixels from cell to cell in either network's image; None where a map is of a RoI."""
         in_rois = any(layer.path.startswith('roi_head') for layer in (self.student, self.teacher))
