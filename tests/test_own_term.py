@@ -124,13 +124,6 @@ def assert_same_run(one: dict, two: dict) -> None:
     assert one['meta']['iter'] == two['meta']['iter']
 
 
-def detector(folder: Path, **changes: dict) -> nn.Module:
-    """The detector of the page's config, with changes of its terms."""
-    model = Config.fromfile(folder / 'my_pair.py').model
-    model.distillation.update(changes)
-    return pairs.build(model)
-
-
 def distilled(**terms: dict) -> nn.Module:
     """A tiny pair with these terms alone."""
     return pairs.distil(pairs.fpn(), pairs.fpn(8), pairs.off() | terms)
@@ -568,15 +561,15 @@ def test_rows_are_weighted_as_the_heads_own_loss(registered):
     torch.testing.assert_close(value, 0.5 * 3.0 * model.kd_terms['mine'].compare(rows))
 
 
-def test_an_image_of_parts(registered):
-    """Parts are summed over the pairs, weighted, and all of them are trained on."""
+def test_parts_are_summed_over_the_pairs_and_all_are_trained_on(registered):
     model = distilled(mine=dict(type='InParts', loss_weight=0.5, pairs=['neck[0]', 'neck[1]']))
     values = pairs.losses(model)
     parts = {name: value for name, value in values.items() if 'kd' in name}
     assert set(parts) == {'loss_kd_mine_top', 'loss_kd_mine_all'}
-    total, logged = model.parse_losses(values)
     own = pairs.losses(distilled())
-    torch.testing.assert_close(total, sum(parts.values()) + pairs.total(model, own))
+    torch.testing.assert_close(
+        pairs.total(model, values), sum(parts.values()) + pairs.total(model, own)
+    )
     alone = [
         pairs.losses(distilled(mine=dict(type='InParts', loss_weight=0.5, pairs=[pair])))
         for pair in ('neck[0]', 'neck[1]')
@@ -584,7 +577,7 @@ def test_an_image_of_parts(registered):
     assert all(0 < each['loss_kd_mine_top'] < parts['loss_kd_mine_top'] for each in alone)
 
 
-def test_boxes_lie_in_cells_of_the_map(monkeypatch):
+def test_boxes_lie_in_cells_of_the_map():
     seen = []
 
     class Boxes(Distance):
@@ -633,9 +626,7 @@ def test_one_term_alone_takes_a_share_of_a_hard_loss(registered):
     said = refusal(one=dict(half), two=dict(half))
     assert 'distillation.one and distillation.two both take a share of the rcnn head' in said
     said = refusal(one=dict(half), rcnn_cls=dict(type='WeightedSoftCELoss', loss_weight=0.5))
-    assert 'distillation.one and distillation.rcnn_cls' in said or (
-        'distillation.rcnn_cls and distillation.one' in said
-    )
+    assert 'distillation.rcnn_cls and distillation.one both take a share' in said
     plain = pairs.losses(distilled(one=dict(type='Squares')))
     shared = pairs.losses(distilled(one=dict(half), two=dict(type='Squares', site='rpn')))
     torch.testing.assert_close(shared['loss_cls'], 0.5 * plain['loss_cls'])
