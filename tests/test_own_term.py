@@ -307,6 +307,18 @@ BOXES = (2, 0)
 """How many boxes the image of each process has."""
 
 
+class Seldom(FeatureTerm):
+    """Layers that an image without boxes does not pass through."""
+
+    def build(self, pair):
+        return nn.Conv2d(pair.channels[1], 1, 1, bias=False)
+
+    def compare(self, student, teacher, layers, boxes):
+        if not any(map(len, boxes)):
+            return (student - teacher).square().mean()
+        return (layers(student) - layers(teacher)).square().mean()
+
+
 class WithoutWord(DistillTerm):
     """Finds nothing to compare in a batch without boxes, and says so by None."""
 
@@ -331,6 +343,7 @@ CASES = {
         mgd=dict(type='MaskedGeneration', ratio=0.0), kl=dict(type='Divergence', site='rcnn')
     ),
     'none on one rank': dict(mine=dict(type=WithoutWord)),
+    'layers unused on one rank': dict(mine=dict(type=Seldom)),
 }
 
 
@@ -666,6 +679,90 @@ def test_the_students_features_pass_through_the_teachers_head(site, kind):
     reached = {name.split('.')[0] for name in pairs.gradients(model)}
     assert reached == {'backbone', 'neck'}
     assert all(p.grad is None for p in model.teacher.network.parameters())
+
+
+# ---------------------------------------------------------------------------------- slips
+
+
+def test_two_losses_under_one_name_are_refused():
+    """Or one would replace the other, and not be trained on."""
+
+    class Part(Distance):
+        def compare(self, *given):
+            return dict(b=super().compare(*given))
+
+    model = distilled(a=dict(type=Part), a_b=dict(type=Distance))
+    with pytest.raises(ValueError, match=r'distillation\.a_b .*loss_kd_a_b.*rename'):
+        pairs.losses(model)
+
+
+def test_a_share_of_the_hard_loss_is_for_classification(registered):
+    said = refusal(mine=dict(type='Squares', kind='bbox', hard_weight=0.5))
+    assert said.startswith('distillation.mine: ') and "hard_weight=0.5 needs kind='cls'" in said
+
+
+def test_the_start_from_the_teacher_leaves_layers_of_ones_own():
+    class Layers(DistillTerm):
+        def needs(self):
+            return Needs(pairs=('neck[0]',))
+
+        def bind(self, pairs):
+            self.pairs = list(pairs)
+            layer = nn.Sequential(nn.Conv2d(*pairs[0].channels, 1, bias=False))
+            self.adapters = nn.ModuleDict(dict(mine=layer))
+
+    class Both(Layers, Distance):
+        def bind(self, pairs):
+            Distance.bind(self, pairs)
+
+    mine, both = dict(type=Layers), dict(type=Both)
+    model = pairs.distil(pairs.fpn(), distillation=pairs.off('teacher') | dict(a=mine, b=both))
+    without = pairs.distil(pairs.fpn(), distillation=pairs.off() | dict(a=mine, b=both))
+    weight = 'a.adapters.mine.0.weight'
+    own = model.kd_terms.state_dict()
+    assert torch.equal(own[weight], without.kd_terms.state_dict()[weight])
+    assert torch.equal(own['b.adapters.neck_0.weight'].squeeze(), torch.eye(8))
+
+
+@pytest.mark.parametrize(
+    'value', [1.5, torch.ones(2, 3), dict(part=2.0)], ids=['float', 'map', 'part']
+)
+def test_what_is_no_loss_is_named(value):
+    class Wrong(Distance):
+        def compare(self, *given):
+            return value
+
+    model = distilled(mine=dict(type=Wrong, pairs=['neck[0]']))
+    with pytest.raises(TypeError, match=r'Wrong .*must be a scalar tensor'):
+        pairs.losses(model)
+
+
+def test_rows_that_a_term_did_not_say_it_needs_are_named():
+    class Forgot(Squares):
+        def needs(self):
+            return Needs(rows=(('rcnn', 'cls'),))
+
+    model = distilled(mine=dict(type=Forgot, site='rpn'))
+    with pytest.raises(RuntimeError, match=r"rows of 'rpn'.*needs\(\)"):
+        pairs.losses(model)
+
+
+def test_a_pair_with_nothing_to_compare_is_left_out():
+    class Fine(Distance):
+        def compare(self, student, *given):
+            return super().compare(student, *given) if student.shape[-1] > 4 else None
+
+    value = pairs.losses(distilled(mine=dict(type=Fine)))['loss_kd_mine']
+    fine = dict(type=Distance, pairs=['neck[0]', 'neck[1]'])
+    alone = pairs.losses(distilled(mine=fine))['loss_kd_mine']
+    assert torch.equal(value, alone)
+
+    class Never(Distance):
+        def compare(self, *given):
+            return None
+
+    values = pairs.losses(distilled(mine=dict(type=Never)))
+    assert values['loss_kd_mine'] == 0 and values['loss_kd_mine'].requires_grad
 
 
 # ---------------------------------------------------------------------------------- configs
