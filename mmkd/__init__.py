@@ -18,7 +18,7 @@ from .models.detector import (  # noqa: E402
     KnowledgeDistillationTridentFasterRCNN,
     KnowledgeDistillationTwoStageDetector,
 )
-from .models.terms import DistillTerm, FeatureTerm, RowTerm  # noqa: E402
+from .models.terms import DistillTerm, FeatureTerm, Needs, RowTerm  # noqa: E402
 from .recipe import plain_student  # noqa: E402
 from .registry import TERMS  # noqa: E402
 
@@ -37,6 +37,7 @@ __all__ = [
     'HintL2Loss',
     'KnowledgeDistillationTridentFasterRCNN',
     'KnowledgeDistillationTwoStageDetector',
+    'Needs',
     'RelabelledTestLoop',
     'TeacherBoundedL2Loss',
     'TwoViews',

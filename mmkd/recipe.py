@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from mmengine.config import Config
 from mmengine.hub import get_config
+from torch import nn
 
 from .options.acceleration import Acceleration
 from .options.adapters import KINDS
@@ -115,6 +116,11 @@ def _read_term(key: str, given: Any) -> TermConfig:
         raise ValueError(
             f'distillation has a term {key!r}: a key names losses in the log and weights in the '
             'checkpoint, so it must be an identifier'
+        )
+    if hasattr(nn.ModuleDict(), key):
+        raise ValueError(
+            f'distillation has a term {key!r}: PyTorch has an attribute of that name where terms '
+            f'are kept (torch.nn.ModuleDict), so call it another, such as my_{key}'
         )
     args = dict(given)
     times = require_dict(f'distillation.{key}.schedule', args.pop('schedule', {}))
@@ -249,12 +255,13 @@ def terms(distillation: dict) -> list[str]:
 
 
 def terms_on(distillation: dict) -> list[str]:
-    """Keys of the terms whose weight is not the constant 0. Equation (2) weights a soft term with
+    """Keys of the terms whose weight is not the constant 0. Equation (2) weights its soft loss with
     1 - hard_weight where no weight is given."""
     on = []
     for name in terms(distillation):
         term = distillation[name]
-        default = 1 - term['hard_weight'] if 'hard_weight' in term else 1
+        soft = getattr(term['type'], '__name__', str(term['type'])).endswith('WeightedSoftCELoss')
+        default = 1 - term.get('hard_weight', 0.5) if soft else 1
         weight = term.get('loss_weight', default)
         if isinstance(weight, dict) or weight is None or weight != 0:
             on.append(name)
@@ -383,14 +390,20 @@ def without_terms(state: dict) -> dict:
     }
 
 
+_ADAPTERS = re.compile(r'^((?:module\.)?)kd_adapters\b')
+"""How earlier versions named the adaptation layers of the hints, which were the one term to have
+parameters."""
+
+
 def rename_before_loading(module: Any, state: dict, *_: Any) -> None:
     """A ``load_state_dict`` pre-hook: checkpoints of earlier versions load."""
     rename_adapters(state)
 
 
 def rename_adapters(state: dict) -> None:
-    """Give the adaptation layers in an earlier version's state dict today's names, in place."""
-    for key in list(state):
-        if (at := key.find('kd_adapters.')) >= 0 and key[:at] in ('', 'module.'):
-            rest = key[at + len('kd_adapters.') :]
-            state[f'{key[:at]}kd_terms.hint.adapters.{rest}'] = state.pop(key)
+    """Give the adaptation layers in an earlier version's state dict today's names, in place.
+
+    Also the keys of ``paramwise_cfg.custom_keys`` that name them.
+    """
+    for key in [key for key in state if _ADAPTERS.match(key)]:
+        state[_ADAPTERS.sub(r'\1kd_terms.hint.adapters', key)] = state.pop(key)

@@ -70,10 +70,11 @@ def _build_term(key: str, kind: Any, args: dict) -> Any:
     site, of_key = PAPER_TERMS.get(key, (None, None))
     if site and 'site' in options:
         args = {'site': site, 'kind': of_key, **args}
-    taken = dict(inspect.signature(kind.__init__).parameters)
-    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+    parameters = inspect.signature(kind.__init__).parameters
+    taken = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         taken |= options
-    known = [name for name in {**taken, **options} if name not in ('self', 'args', 'kwargs')]
+    known = [name for name in {**taken, **options} if name != 'self']
     require_known(f'distillation.{key}', args, known)
     later = {k: v for k, v in args.items() if k not in taken}
     term = kind(**{k: v for k, v in args.items() if k in taken})

@@ -1,9 +1,9 @@
 """Prepares a checkpoint for publication: the plain student's weights, with a hash in the name.
 
-It removes optimizer, schedulers, message hub and adaptation layers. Weights and ``meta`` stay, the
-latter without the config, which MMDetection's inferencer would run as Python. As in the published
-files of PyTorch and OpenMMLab, the name ends in the first eight digits of the file's SHA-256:
-``student.pth`` becomes ``student-1a2b3c4d.pth``.
+It removes optimizer, schedulers, message hub and the weights of distillation terms. Weights and
+``meta`` stay, the latter without the config, which MMDetection's inferencer would run as Python. As
+in the published files of PyTorch and OpenMMLab, the name ends in the first eight digits of the
+file's SHA-256: ``student.pth`` becomes ``student-1a2b3c4d.pth``.
 """
 
 import argparse
@@ -55,11 +55,12 @@ def publish(in_file: str, out_file: str) -> Path:
             file.write(data)
     except FileExistsError:
         stop(f'{final} exists and is left as it is: remove it, or name another output')
-    adapters = len(weights) - len(published['state_dict'])
+    of_terms = len(weights) - len(published['state_dict'])
     dropped = sorted(set(checkpoint) - {'meta', 'state_dict'})
     print(
         f'{final}: {len(published["state_dict"])} tensors, {len(data) / 2**20:.1f} MiB; '
-        f'left out: {adapters} tensors of adaptation layers, {", ".join(dropped) or "nothing else"}'
+        f'left out: {of_terms} tensors of distillation terms, '
+        + (', '.join(dropped) or 'nothing else')
     )
     return final
 

@@ -28,6 +28,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.utils import import_modules_from_strings
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ from ..engine.teacher_check import CERTAIN, MIN_RECALL, PREPROCESSINGS, SUSPICIO
 from ..observers import DWARFS
 from ..options.class_map import ClassMap
 from ..options.resolution import VIEW, Resolution
+from ..options.schedule import WeightSchedule
 from ..options.share import gradient_norm
 from ..recipe import TERM_PREFIXES, UNTRAINED, log_name, plain_student, term_of, terms, terms_on
 
@@ -246,6 +248,7 @@ def _picture(path: str | None, height: int, width: int, draw: np.random.Generato
 def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
     """Run one step: losses, times, and each term's gradient relative to the hard losses'."""
     costs: dict[str, float] = {}
+    _at_full_weight(model)
     data = model.data_preprocessor(copy.deepcopy(batch), True)
     try:
         model(**copy.deepcopy(data), mode='loss')  # warm-up
@@ -334,13 +337,23 @@ def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
     report.say(f'{processes} processes (DDP, gloo): steps in {time.perf_counter() - start:.0f} s')
 
 
+def _at_full_weight(model: Any) -> None:
+    """Leave schedules out: no iteration is counted here, and a term may begin late."""
+    for term in model.kd_terms.values():
+        term.schedule = WeightSchedule()
+
+
 def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
+    # A new interpreter: it has not read the config file, which imports the user's modules.
+    import_modules_from_strings(**(cfg.get('custom_imports') or dict(imports=[])))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     torch.set_num_threads(1)
     store = dist.FileStore(_store(run), processes)
     dist.init_process_group('gloo', store=store, rank=rank, world_size=processes)
+    detector = _build(cfg.model)
+    _at_full_weight(detector)
     model = MMDistributedDataParallel(
-        _build(cfg.model),
+        detector,
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )

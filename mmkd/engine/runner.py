@@ -24,6 +24,7 @@ from ..datasets.labels import check_num_classes
 from ..datasets.two_views import apply_resolution
 from ..io import checkpoint as checkpoints
 from ..observers import NonFiniteLossError
+from ..recipe import rename_adapters
 from .class_names import apply_classes
 from .exact_resume import (
     UNSAVED,
@@ -244,7 +245,16 @@ class DistillationRunner(Runner):
         return super().build_val_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """Builds it with optimizers that check the state that they load."""
+        """Builds it with optimizers that check the state that they load.
+
+        ``paramwise_cfg.custom_keys`` may name adaptation layers as earlier versions did.
+        """
+        paramwise = isinstance(optim_wrapper, dict) and optim_wrapper.get('paramwise_cfg')
+        if paramwise and paramwise.get('custom_keys'):
+            keys = dict(paramwise['custom_keys'])
+            rename_adapters(keys)
+            paramwise = {**paramwise, 'custom_keys': keys}
+            optim_wrapper = {**optim_wrapper, 'paramwise_cfg': paramwise}
         built = super().build_optim_wrapper(optim_wrapper)
         for optimizer in optimizers(built):
             check_loaded_states(optimizer)
