@@ -82,6 +82,6 @@ test: lint
 	$(PYTEST) -m "not slow"
 
 # All of that, and what is marked slow: each kind of hostile file at each door (make test has two
-# at each, and each at the one reader), and a step under torch.compile.
+# at each, and each at the one reader), a step under torch.compile, a look at 300 images.
 test-all: lint
 	$(PYTEST)

@@ -273,6 +273,7 @@ def test_other_pixels_than_it_was_trained_on_are_found(digits):
         raise AssertionError(report.against)
 
 
+@pytest.mark.slow
 def test_the_channel_order_that_costs_little_is_found_on_more_images(digits, tmp_path):
     tool('make_digits').make(tmp_path / 'data', size=96, train=1, val=300, test=1, seed=5)
     cfg = copy.deepcopy(digits)
