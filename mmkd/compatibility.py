@@ -76,7 +76,8 @@ def map_classes(given: dict, terms: dict[str, Any], starts_from_teacher: bool) -
     Raises:
         ValueError: if the teacher's names are given and the student's are not.
     """
-    by_class = any(site == 'rcnn' for term in terms.values() for site, _ in term.needs().rows)
+    needs = [term.needs() for term in terms.values()]
+    by_class = any('rcnn' in {*dict(need.rows), *need.cross} for need in needs)
     if 'teacher' not in given or not (by_class or starts_from_teacher):
         return None
     if 'student' not in given:

@@ -7,7 +7,7 @@ the factor of a term whose weight is a share of the gradient.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
@@ -39,9 +39,10 @@ def prove_terms(model: Any, step: Any, losses: dict, terms: dict, factors: dict)
         return
     own = own_parameters(model)
     for key in sorted(model.unproven):
+        term = model.kd_terms[key]
         if key not in step.silent:
             # In their sum a dead pair would hide behind a living one.
-            for pair in getattr(model.kd_terms[key], 'pairs', []):
+            for pair in getattr(term, 'pairs', ()) if term.needs().pairs else ():
                 name = f'{log_name(key)} at {pair.student}'
                 for feature in step.features(pair):
                     _require_finite(name, feature.detach().float().mean())
@@ -52,7 +53,7 @@ def prove_terms(model: Any, step: Any, losses: dict, terms: dict, factors: dict)
             model.unproven.remove(key)
             continue
         boxes = sum(len(sample.gt_instances) for sample in step.samples)
-        if boxes and any(kind == 'cls' for _, kind in model.kd_terms[key].needs().rows):
+        if boxes and any(kind == 'cls' for _, kind in term.needs().rows):
             raise DeadTermError(
                 f'{log_name(key)} is dead: the batch has {boxes} boxes, but the student was not '
                 f'heard to classify anything. {turn_off(key).capitalize()}'
@@ -164,18 +165,12 @@ class NonFiniteLossError(RuntimeError):
     """A loss is NaN or infinite; the weights have not been touched by it."""
 
 
-def require_finite(total: Tensor, losses: dict[str, Tensor]) -> None:
-    """Stop before the backward pass where the sum that is trained on is not finite.
-
-    Args:
-        total: that sum, a scalar.
-        losses: what it is made of, by the names in the log.
+def refuse_total(total: Tensor, losses: dict[str, Tensor]) -> NoReturn:
+    """Stop before the backward pass of a sum of losses that is not finite.
 
     Raises:
         NonFiniteLossError: naming the losses at fault.
     """
-    if total.isfinite():
-        return
     wrong = {k: v for k, v in losses.items() if 'loss' in k and k != 'loss' and not v.isfinite()}
     said = ', '.join(f'{name} is {value.item()}' for name, value in wrong.items())
     raise NonFiniteLossError(said or f'the sum of the losses is {total.item()}')

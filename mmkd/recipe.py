@@ -297,6 +297,15 @@ def require_one_of(name: str, value: Any, *known: str) -> str:
     return value
 
 
+def refuse_loss(term: Any, value: Any) -> NoReturn:
+    """Refuse what a term returned, which cannot be trained on."""
+    what = f'a tensor of shape {tuple(value.shape)}' if hasattr(value, 'shape') else repr(value)
+    raise TypeError(
+        f'{type(term).__name__} returned {what}: a loss must be a scalar tensor, a dict of such by '
+        'name, or None'
+    )
+
+
 def refuse_shapes(**tensors: Any) -> NoReturn:
     """Refuse tensors whose shapes differ and must not."""
     shapes = [f'{n.replace("_", " ")} {tuple(t.shape)}' for n, t in tensors.items()]

@@ -21,7 +21,7 @@ FLOORS = (
 
 ``mmkd/__init__.py`` is above all of them. ``tools/`` is no part of the package.
 """
-DOOR = {('mmkd.io.teacher_weights', 'load_completely')}
+DOOR = {('mmkd.io.teacher_weights', 'load_teacher')}
 """All that ``mmkd/models`` takes from ``mmkd/io``: what fills a teacher from its checkpoint."""
 MOST_LINES = 1100
 """Of ``mmkd/models``, docstrings included: the method is read in one sitting."""
@@ -140,7 +140,12 @@ def test_the_method_takes_one_function_from_files(found):
 
 
 def test_the_method_is_read_in_one_sitting():
-    lines = {name: text.count('\n') for name, text in package().items() if room(name) == 'models'}
+    """Docstrings and comments count, blank lines do not."""
+    lines = {
+        name: sum(bool(line.strip()) for line in text.splitlines())
+        for name, text in package().items()
+        if room(name) == 'models'
+    }
     count = sum(lines.values())
     assert lines['mmkd.models.detector'] > 100
     assert count <= MOST_LINES, (

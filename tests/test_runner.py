@@ -29,7 +29,7 @@ class Toy(BaseModel):
         super().__init__()
         self.linear = nn.Linear(2, 1)
         if adapters:
-            self.kd_adapters = nn.ModuleDict({'hint': nn.Linear(1, 1)})
+            self.kd_terms = nn.ModuleDict({'hint': nn.Linear(1, 1)})
 
     def forward(self, x, mode='loss'):
         return {'loss': self.linear(x).pow(2).mean()}
@@ -256,14 +256,14 @@ def test_adapters_are_passed_over_by_a_model_without(tmp_path, ema):
     hooks = {'ema': {'type': 'EMAHook'}} if ema else {}
     run(tmp_path / 'distilled', model=Toy(adapters=True), epochs=1, hooks=hooks).train()
     path = str(tmp_path / 'distilled' / 'epoch_1.pth')
-    assert 'kd_adapters.hint.weight' in torch.load(path)['state_dict']
+    assert 'kd_terms.hint.weight' in torch.load(path)['state_dict']
     plain = run(tmp_path / 'plain', load_from=path, epochs=1, hooks=hooks)
     plain.call_hook('before_run')
     plain.load_or_resume()
     assert same(plain.model.state_dict()['linear.weight'], torch.load(path)['state_dict'][
         'linear.weight'])  # fmt: skip
     log = log_of(plain)
-    assert f"{4 if ema else 2} tensors of a distilled student's adaptation layers" in log
+    assert f"{4 if ema else 2} tensors of a distilled student's terms" in log
     assert 'do not match' not in log
     assert 'unexpected key' not in log
 

@@ -144,7 +144,7 @@ def test_epochs_are_refused_where_the_loop_counts_none():
     term = SimpleNamespace(schedule=WeightSchedule(begin=1, by_epoch=True))
     loop = IterBasedTrainLoop.__new__(IterBasedTrainLoop)
     runner = SimpleNamespace(
-        model=SimpleNamespace(kd_terms=dict(hint=term)),
+        model=SimpleNamespace(kd_terms=dict(hint=term), teacher=None),
         train_loop=loop,
         train_dataloader=SimpleNamespace(dataset=None),
         val_loop=None,

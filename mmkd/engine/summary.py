@@ -12,7 +12,7 @@ from torch import nn
 
 from ..recipe import PAPER_TERMS, TERM_PREFIXES, UNTRAINED, log_name
 from .weight_origins import origins
-from .wrappers import unwrap
+from .wrappers import distils, unwrap
 
 
 class SummaryHook(Hook):
@@ -30,7 +30,7 @@ class SummaryHook(Hook):
         resumed = getattr(runner, 'resumed_from', None)
         load_from = None if resumed else runner._load_from
         # On all ranks: reading a checkpoint by URL is a collective call.
-        if hasattr(model, 'kd_terms'):
+        if distils(model):
             text = startup_table(model, load_from, resumed)
         else:
             text = 'weights: ' + '; '.join(origins(model, load_from, resumed))
@@ -93,7 +93,8 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
             row(log_name(key), f'OFF: {why}' if why else 'off')
             continue
         row(log_name(key), _describe(student.kd_terms[key]))
-        for pair in getattr(student.kd_terms[key], 'pairs', ()):
+        term = student.kd_terms[key]
+        for pair in getattr(term, 'pairs', ()) if term.needs().pairs else ():
             own, theirs = ('×'.join(str(size) for size in shape[1:]) for shape in pair.shapes)
             row('  hint', f'{pair.student} {own} -> {pair.teacher} {theirs}')
     if (match := getattr(student.sites.get('rpn'), 'match', None)) is not None:

@@ -15,7 +15,7 @@ from ..digests import tensor_digests
 from ..models.chen2017 import TeacherBoundedL2Loss
 from ..recipe import TERM_PREFIXES, TeacherError, log_name
 from .teacher_check import check_teacher
-from .wrappers import optimizers, unwrap
+from .wrappers import distils, optimizers, unwrap
 
 SILENT = 50
 """A term that is 0 for so many steps is logged; after so many the teacher is hashed again."""
@@ -39,12 +39,14 @@ class InputChecksHook(Hook):
         """
         model = unwrap(runner.model)
         data = runner.train_dataloader.dataset
-        if hasattr(model, 'kd_terms'):
+        if distils(model):
             check_labels(data)
         check_same_labels(
             data, getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
         )
-        scheduled = [n for n, t in getattr(model, 'kd_terms', {}).items() if t.schedule.by_epoch]
+        scheduled = [
+            n for n, t in (model.kd_terms if distils(model) else {}).items() if t.schedule.by_epoch
+        ]
         if scheduled and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise ValueError(
                 f'distillation.{scheduled[0]}.schedule has by_epoch=True, but '
@@ -89,7 +91,7 @@ class TrainingChecksHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Checks student, schedules and teacher, and hashes the teacher."""
         model = unwrap(runner.model)
-        if not hasattr(model, 'kd_terms'):
+        if not distils(model):
             return
         require_trainable(model, runner.optim_wrapper)
         _require_begun(model, runner)

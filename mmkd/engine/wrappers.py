@@ -19,3 +19,8 @@ def optimizers(wrapper: Any) -> list[Optimizer]:
     """The optimizers inside one OptimWrapper or several."""
     inner = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     return [each.optimizer for each in inner]
+
+
+def distils(model: Any) -> bool:
+    """Whether a detector, without wrapper, is a distilling one."""
+    return hasattr(model, 'kd_terms') and hasattr(model, 'teacher')

@@ -19,7 +19,7 @@ from ..options.acceleration import squared_distance
 from ..recipe import number, refuse_shapes
 from ..registry import TERMS
 from .heads import Rows
-from .terms import FeatureTerm, RowTerm
+from .terms import DistillTerm, FeatureTerm, RowTerm
 
 
 @MODELS.register_module()
@@ -199,7 +199,7 @@ class HintL1Loss(HintL2Loss):
     distance = staticmethod(F.l1_loss)
 
 
-class _LossTerm:
+class _LossTerm(DistillTerm):
     """Applies a tensor loss, which weighs itself by its own ``loss_weight``."""
 
     def __init__(self, loss: nn.Module, **where: Any) -> None:
@@ -207,8 +207,8 @@ class _LossTerm:
         self.loss, self.loss_weight = loss, loss.loss_weight
         self.hard_weight = getattr(loss, 'hard_weight', 1.0)
 
-    def weighed(self, value: Tensor) -> dict[str, Tensor]:
-        return {'': value}
+    def weighed(self, value: Any) -> dict[str, Tensor]:
+        return self.parts_of(value)
 
 
 @TERMS.register_module()

@@ -9,11 +9,12 @@ import torch
 from mmdet.models.detectors import TridentFasterRCNN, TwoStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from ..compatibility import compare_networks, map_classes
 from ..layer_pairs import Probe
-from ..observers import OBSERVERS, require_finite
+from ..observers import OBSERVERS, refuse_total
 from ..options.adapters import set_identity
 from ..options.inherit import inherit
 from ..options.schedule import WeightSchedule
@@ -89,7 +90,8 @@ class DistillationMixin(Detector):
         if not any(factors.values()) and not self.unproven:
             # Every term is off, or not in force now: the teacher need not look.
             losses = super().loss(batch_inputs, batch_data_samples)
-            return self._join(losses, {key: self._nothing(key) for key in factors}, factors)
+            terms = {key: {'': self._nothing(key)} for key in factors}
+            return self._join(losses, terms, factors)
         self.steps += 1
         mu = {
             site: 1 - factors[key] * (1 - self.kd_terms[key].hard_weight)
@@ -101,9 +103,7 @@ class DistillationMixin(Detector):
             with self.hard_losses(mu):  # μ · L_hard of (2)
                 losses = super().loss(batch_inputs, batch_data_samples)  # L_RPN + L_RCN of (1)
             step = Step(self, record, teacher_record, seen, batch_data_samples)
-            terms = {key: term.distil(step) for key, term in self.kd_terms.items()}
-            step.silent = {key for key, parts in terms.items() if not parts}
-            terms |= {key: self._nothing(key) for key in step.silent}
+            terms = {key: self._distil(key, step) for key in self.kd_terms}
             for observe in self.observers:
                 observe(self, step, losses, terms, factors)
         return self._join(losses, terms, factors)
@@ -117,8 +117,18 @@ class DistillationMixin(Detector):
             pixels, view = self.teacher_inputs(batch_inputs, samples)
         return self.teacher.see(pixels, view, *self.depth)
 
-    def _nothing(self, key: str) -> dict[str, Tensor]:
-        return {'': self.kd_terms[key].nothing(next(self.parameters()).new_zeros(()))}
+    def _distil(self, key: str, step: Step) -> dict[str, Tensor]:
+        """The parts of a term's loss; a zero that can be logged where it compared nothing."""
+        parts = self.kd_terms[key].distil(step)
+        if not parts:
+            step.silent.add(key)
+        if not parts or get_world_size() > 1:  # another process may use what this one does not
+            name = next(iter(parts), '')
+            parts[name] = parts.get(name, 0) + self._nothing(key)
+        return parts
+
+    def _nothing(self, key: str) -> Tensor:
+        return self.kd_terms[key].nothing(next(self.parameters()).new_zeros(()))
 
     def _join(self, losses: dict, terms: dict, factors: dict[str, float]) -> dict:
         """The terms, and their weights where these vary, beside the student's losses."""
@@ -127,7 +137,10 @@ class DistillationMixin(Detector):
             if term.share is not None:
                 factor *= term.share.factor(self.log_names[key])
             for part, value in terms[key].items():
-                losses['_'.join(filter(None, [self.log_names[key], part]))] = factor * value
+                name = f'{self.log_names[key]}_{part}' if part else self.log_names[key]
+                if name in losses:
+                    raise ValueError(f'distillation.{key} gives a second {name}: rename one of two')
+                losses[name] = factor * value
             if term.share is not None or term.schedule != WeightSchedule():
                 weight = torch.tensor(factor * term.loss_weight)
                 losses[self.log_names[key].replace('loss', 'weight')] = weight.to(value)
@@ -173,9 +186,10 @@ class DistillationMixin(Detector):
 
     def parse_losses(self, losses: dict) -> tuple[Tensor, dict]:
         """MMEngine's sum; raises NonFiniteLossError before one that is not finite is trained on."""
-        parsed = super().parse_losses(losses)
-        require_finite(*parsed)
-        return parsed
+        total, logged = super().parse_losses(losses)
+        if not total.isfinite():
+            refuse_total(total, logged)
+        return total, logged
 
 
 @MODELS.register_module()

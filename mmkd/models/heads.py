@@ -80,13 +80,15 @@ class RPN:
         # One in a thousand anchors is sampled; the rest have no weight.
         sampled = (weight if kind == 'cls' else weight.amax(-1)).nonzero().squeeze(1)
         answers = column(step.rpn_levels)
+        coders = (head.bbox_coder, step.teacher.network.rpn_head.bbox_coder)
+        if cross is not None and self.match is not None:
+            own = self.match.crossed(own, step, coders if kind == 'bbox' else None)
         if self.match is None:
             if [a.shape for a in own] != [a.shape for a in answers]:
                 refuse_sizes(own, answers)
             answer = torch.cat(answers)[sampled]
         else:
             sizes, own_sizes = [size for *_, size in step.rpn_levels], step.record.map_sizes
-            coders = (head.bbox_coder, step.teacher.network.rpn_head.bbox_coder)
             sampled, answer = self.match.look_up(
                 sampled, torch.cat(answers), own_sizes, sizes, len(step.samples) * step.branches,
                 step.view, coders if kind == 'bbox' else None,

@@ -42,6 +42,8 @@ class Step(StepExtras):
         ``kind`` is 'cls' for logits or 'bbox' for deltas. An RPN has one entry, all levels
         together, a RoI head one per stage; none where the student was trained on nothing.
         """
+        if site not in self.student.sites:
+            raise RuntimeError(f'a term asks for rows of {site!r}, which its needs() does not name')
         return self.once((site, kind), lambda: self.student.sites[site].rows(kind, self))
 
     def features(self, pair: LayerPair) -> tuple[Tensor, Tensor]:
@@ -70,15 +72,16 @@ class Step(StepExtras):
         """The teacher's logits and deltas for the RoIs of one of the student's stages."""
         inputs = self.once('roi inputs', lambda: self.teacher.roi_inputs(self.seen.features))
         view = self.seen.view
-        rois = self.rois(stage) if view is None else view.rois(self.rois(stage))
+        rois = self.rois(stage, len(self.samples))
+        rois = rois if view is None else view.rois(rois)
         return self.once(('rois', stage), lambda: self.teacher.score_rois(inputs, rois, stage))
 
-    def rois(self, stage: int) -> Tensor:
-        """The RoIs (n, 5) that a stage of the student was trained on, in its image."""
+    def rois(self, stage: int, images: int) -> Tensor:
+        """The RoIs (n, 5) that a stage of the student was trained on, in a batch of its images."""
         rois = self.record.loss_calls['rcnn', stage, 'cls'][0].rois
         if self.branches == 1:
             return rois
-        return torch.cat([rois[:, :1] % len(self.samples), rois[:, 1:]], 1)
+        return torch.cat([rois[:, :1] % images, rois[:, 1:]], 1)
 
     def _features(self, pair: LayerPair) -> tuple[Tensor, Tensor]:
         if pair.teacher.path.startswith('roi_head'):

@@ -16,7 +16,7 @@ from ..options.acceleration import laid_out
 from ..options.adapters import build_adapter
 from ..options.schedule import WeightSchedule
 from ..options.share import GradientShare
-from ..recipe import Needs, number, require_one_of
+from ..recipe import Needs, number, refuse_loss, require_one_of
 from .heads import Rows
 from .step import Step
 
@@ -64,12 +64,23 @@ class DistillTerm(nn.Module):
 
     def weighed(self, value: Any) -> dict[str, Tensor]:
         """``value`` times ``loss_weight``, by part."""
+        return {name: self.loss_weight * part for name, part in self.parts_of(value).items()}
+
+    def parts_of(self, value: Any) -> dict[str, Tensor]:
+        """A loss by part: {} for None.
+
+        Raises:
+            TypeError: if a part is no scalar tensor.
+        """
         parts = value if isinstance(value, dict) else {} if value is None else {'': value}
-        return {name: self.loss_weight * part for name, part in parts.items()}
+        for part in parts.values():
+            if not isinstance(part, Tensor) or part.numel() != 1:
+                refuse_loss(self, part)
+        return parts
 
     def nothing(self, zero: Tensor) -> Tensor:
         """A zero that depends on every parameter of the term: DDP waits for each gradient."""
-        return sum((0 * parameter.sum() for parameter in self.parameters()), zero)
+        return sum((0 * p.sum() for p in self.parameters() if p.requires_grad), zero)
 
 
 class RowTerm(DistillTerm):
@@ -94,6 +105,8 @@ class RowTerm(DistillTerm):
         self.kind = require_one_of('kind', kind or self.kind, 'cls', 'bbox')
         if hard_weight is not None:
             self.hard_weight = number(type(self).__name__, 'hard_weight', hard_weight, 0, 1)
+        if self.hard_weight != 1 and self.kind != 'cls':
+            raise ValueError(f"hard_weight={self.hard_weight:g} needs kind='cls'")
 
     def needs(self) -> Needs:
         return Needs(rows=((self.site, self.kind),))
@@ -150,7 +163,7 @@ class FeatureTerm(DistillTerm):
         return None
 
     def compare(self, student: Tensor, teacher: Tensor, layers: Any, boxes: Any) -> Any:
-        """The unweighted loss of one pair, a scalar or a dict of parts.
+        """The unweighted loss of one pair, a scalar or a dict of parts; None for nothing.
 
         Args:
             student, teacher: the adapted feature and the teacher's on the same grid, detached;
@@ -164,10 +177,11 @@ class FeatureTerm(DistillTerm):
         self, student: list, teacher: list, layers: list, boxes: list
     ) -> Any:
         """The unweighted loss of all pairs; each argument is a list, fine to coarse."""
-        values = [self.compare(*each) for each in zip(student, teacher, layers, boxes, strict=True)]
-        if isinstance(values[0], dict):
-            return {name: sum(value[name] for value in values) for name in values[0]}
-        return sum(values)
+        total: dict[str, Tensor] = {}
+        for each in zip(student, teacher, layers, boxes, strict=True):
+            for name, part in self.parts_of(self.compare(*each)).items():
+                total[name] = total.get(name, 0) + part
+        return total
 
     def distil(self, step: Step) -> dict[str, Tensor]:
         student, teacher = [], []

@@ -62,8 +62,9 @@ def set_identity(terms: nn.ModuleDict) -> None:
     """Let the adaptation layers of all terms begin as the identity, on as many channels as both
     sides have."""
     for term in terms.values():
-        for adapter in getattr(term, 'adapters', nn.ModuleDict()).values():
-            if not isinstance(adapter, nn.Identity):
+        for pair in getattr(term, 'pairs', ()) if term.needs().pairs else ():
+            adapter = dict(getattr(term, 'adapters', {})).get(pair.name)
+            if isinstance(adapter, (nn.Conv2d, nn.Linear)):
                 start = nn.init.dirac_ if isinstance(adapter, nn.Conv2d) else nn.init.eye_
                 start(adapter.weight)
                 nn.init.zeros_(adapter.bias)

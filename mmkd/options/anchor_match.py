@@ -135,6 +135,25 @@ class AnchorMatch:
             first += count
         return torch.cat(kept), torch.cat(found_answers)
 
+    def crossed(self, levels: Sequence[Tensor], step: Any, coders: tuple | None) -> list[Tensor]:
+        """The rows of the student's anchors in what the teacher's head says of the student's maps.
+
+        Rows of anchors without a counterpart are another anchor's. Deltas, for which ``coders`` of
+        student and teacher are given, are brought into the student's frame.
+        """
+        own = [
+            rows.view(-1, len(bases), rows.size(1))[:, kinds[:, 1]].flatten(0, 1)
+            for rows, kinds, bases in zip(levels, self.kinds, self.boxes[1], strict=True)
+        ]
+        if coders is None or same_coder(*coders):
+            return own
+        images = len(step.samples) * step.branches
+        anchors = [level.reshape(-1, 4).repeat(images, 1) for level in step.anchors()]
+        return [
+            coders[0].encode(boxes, coders[1].decode(boxes, rows))
+            for boxes, rows in zip(anchors, own, strict=True)
+        ]
+
     def _counterparts(self, level: int) -> Tensor:
         """The teacher's nearest level with an anchor of the same size, for each base anchor."""
         sides = _sides(self.boxes[0][level]) * self.ratio

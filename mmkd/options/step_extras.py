@@ -63,5 +63,7 @@ class StepExtras:
                 return at.rows(kind, self, teacher.score_anchors(features))
             inputs = teacher.roi_inputs(features)
             return at.rows(
-                kind, self, lambda stage: teacher.score_rois(inputs, self.rois(stage), stage)
+                kind,
+                self,
+                lambda stage: teacher.score_rois(inputs, self.rois(stage, len(features[0])), stage),
             )
