@@ -206,7 +206,7 @@ def judged(monkeypatch, looks):
     model = SimpleNamespace(
         teacher=SimpleNamespace(source='a.pth', network=network),
         classes=SimpleNamespace(indices=[0]),
-        terms=['rcnn_cls'],
+        sites=dict(rcnn=None),
     )
     return teacher_check.check_teacher(model, None)
 
