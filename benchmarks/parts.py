@@ -81,9 +81,8 @@ def main() -> None:
     parts.watch(model.teacher, 'extract', 'teacher: backbone and neck')
     parts.watch(model.teacher, 'score_anchors', 'teacher: RPN')
     parts.watch(model.teacher, 'score_rois', 'teacher: RoI head, all stages')
-    parts.watch(model, '_distil_rpn', 'terms of the RPN')
-    parts.watch(model, '_distil_rcnn', 'terms of the RoI head, its teacher with them')
-    parts.watch(model, '_distil_hints', 'hints')
+    for key, term in model.kd_terms.items():
+        parts.watch(term, 'distil', f'term {key}, with what it is the first to ask for')
     backward = torch.Tensor.backward
 
     def timed(self: torch.Tensor, *given: Any, **named: Any) -> None:

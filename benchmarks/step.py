@@ -102,9 +102,7 @@ def bare_teacher(model: Any, data: dict) -> Callable[[], None]:
     teacher = model.teacher
     rois: list[tuple] = []
     score = teacher.score_rois
-    teacher.score_rois = lambda x, r, stage, context: (
-        rois.append((r, stage)) or score(x, r, stage, context)
-    )
+    teacher.score_rois = lambda inputs, r, stage: rois.append((r, stage)) or score(inputs, r, stage)
     torch.manual_seed(0)
     prepared = model.data_preprocessor(copy.deepcopy(data), True)
     model(**prepared, mode='loss')
@@ -117,7 +115,7 @@ def bare_teacher(model: Any, data: dict) -> Callable[[], None]:
         prepared = model.data_preprocessor(copy.deepcopy(data), True)
         with torch.no_grad():
             features = network.extract_feat(prepared['inputs'])
-            if model.asks_rpn:
+            if 'rpn' in model.sites:
                 network.rpn_head(features)
             for where, stage in rois:
                 stages = (
