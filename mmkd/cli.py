@@ -140,11 +140,19 @@ def _require_in_model(path: str, cfg: Config) -> None:
         node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     }
     used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        for name in (each.id for each in targets if isinstance(each, ast.Name)):
-            if name in _MODEL_KEYS and name not in used:
-                stop(
-                    f'{path}: {name} stands beside the model, where nothing uses it; write '
-                    f'model=dict({name}=...)'
-                )
+    assigned = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if '_base_' not in assigned:
+        # A config that a run has dumped inherits nothing: its variables are left of what they were.
+        used |= {keyword.arg for keyword in getattr(assigned.get('model'), 'keywords', [])}
+    for name in assigned:
+        if name in _MODEL_KEYS and name not in used:
+            stop(
+                f'{path}: {name} stands beside the model, where nothing uses it; write '
+                f'model=dict({name}=...)'
+            )

@@ -374,6 +374,15 @@ def read_teacher_config(config: str | Path | dict) -> Config:
         raise TeacherError(f'teacher_config {config!r} cannot be read: {error}') from error
     if 'model' not in resolved:
         raise TeacherError(f'teacher_config {resolved.filename!r} defines no model')
+    old = 'data' in resolved or 'pretrained' in resolved.model
+    if old and 'data_preprocessor' not in resolved.model:
+        raise TeacherError(
+            f'teacher_config {resolved.filename!r} is of MMDetection 2.x: its model has no '
+            'data_preprocessor. In 3.x what Normalize and Pad say in the pipeline stands there, '
+            "data_preprocessor=dict(type='DetDataPreprocessor', mean=[...], std=[...], "
+            'bgr_to_rgb=True, pad_size_divisor=32), and pretrained=... is '
+            "backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
+        )
     return resolved
 
 

@@ -86,6 +86,10 @@ def _wrap_loss(key: str, kind: Any, args: dict) -> Any:
     """A term that applies a tensor loss."""
     where = {k: args[k] for k in _WHERE if k in args}
     args = {k: v for k, v in args.items() if k not in _WHERE}
+    taken = inspect.signature(kind).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        owner = f'distillation.{key}: {getattr(kind, "__name__", kind)}'
+        require_known(owner, args, [*taken, *_WHERE, 'schedule', 'share'])
     loss = MODELS.build(dict(args, type=kind))
     site, of_key = PAPER_TERMS.get(key, (None, None))
     of_loss = getattr(loss, 'kind', None)

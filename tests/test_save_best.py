@@ -9,7 +9,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from tiny import tiny_config
 
 from mmkd import DistillationRunner
-from mmkd.engine.save_best import check_save_best
+from mmkd.engine.save_best import check_metrics
 
 
 def coco(**kwargs):
@@ -45,10 +45,10 @@ class Own(BaseMetric):
 )
 def test_a_name_that_no_metric_gives_is_refused_with_the_nearest(wanted, evaluator, near):
     if near is None:
-        check_save_best([wanted], evaluator)
+        check_metrics([wanted], evaluator)
         return
     with pytest.raises(ValueError, match=f'save_best={wanted} is none of') as error:
-        check_save_best([wanted], evaluator)
+        check_metrics([wanted], evaluator)
     assert f'Nearest: {near}' in str(error.value)
 
 

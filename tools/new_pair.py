@@ -47,7 +47,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def checked(option: str, config: str) -> str:
     """The type of a config's detector; stops if there is no such config."""
     try:
-        return read_teacher_config(config).model.type
+        kind = read_teacher_config(config).model.type
+        if not isinstance(kind, str):
+            stop(
+                f"{option} {config} is in MMEngine's new style (read_base()), and a pair inherits "
+                'by _base_, which cannot read it. Write it in the other style first: python -c '
+                f'"from mmengine import Config; Config.fromfile({config!r}).dump(\'plain.py\')"'
+            )
+        return kind
     except TeacherError as error:
         stop(f'{option} {config}: {str(error).partition(" cannot be read: ")[2] or error}')
 

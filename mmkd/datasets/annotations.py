@@ -344,14 +344,21 @@ def _check_images(images: list[dict], folder: str, what: str) -> None:
     for i in range(0, len(paths), max(1, len(paths) // SAMPLED_IMAGES)):
         try:
             with Image.open(paths[i]) as image:
-                size = image.size
+                size, turn = image.size, image.getexif().get(0x0112, 1)
         except OSError as error:
             raise AnnotationError(
                 f'{what}: image {paths[i]} cannot be read ({error}): copy it again'
             ) from None
         said = (images[i]['width'], images[i]['height'])
-        # The Exif orientation may swap width and height; MMDetection applies it.
-        if sorted(size) != sorted(said):
+        # MMDetection applies the EXIF orientation as it loads; 5 to 8 swap width and height.
+        if turn in (5, 6, 7, 8) and size == said and size[0] != size[1]:
+            _warn(
+                f'{what}: image {paths[i]} is {size[0]}x{size[1]} as the file says, and its EXIF '
+                f'orientation ({turn}) makes it {size[1]}x{size[0]} as MMDetection loads it, so '
+                'boxes lie elsewhere: write the images turned, or load them by '
+                "LoadImageFromFile(color_type='color_ignore_orientation')"
+            )
+        elif sorted(size) != sorted(said):
             _warn(
                 f'{what}: image {paths[i]} has width and height {size}, the file says {said}: '
                 'boxes may belong to another copy of the image'

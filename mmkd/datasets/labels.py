@@ -95,10 +95,10 @@ def check_labels(dataset: Any) -> None:
 
 
 def check_same_labels(train: Any, val: Any) -> None:
-    """Check that training and validation data number the classes in the same way.
+    """Check that all training data, and validation data, number the classes in the same way.
 
     Each COCO data set numbers them in the order of its own file's categories. If the order differs,
-    detections of one class are scored as another's.
+    one class is trained under two labels, or detections of one class are scored as another's.
 
     Args:
         train: the training data set, or a wrapper of one or several.
@@ -107,14 +107,17 @@ def check_same_labels(train: Any, val: Any) -> None:
     Raises:
         ValueError: naming both files and their orders.
     """
-    for path, _, ours in _numbered(train):
-        for other, _, theirs in _numbered(val):
+    parts = list(_numbered(train))
+    others = [(part, 'trained under two labels') for part in parts]
+    others += [(part, 'validated as another') for part in _numbered(val)]
+    for path, _, ours in parts:
+        for (other, _, theirs), wrong in others:
             few, many = sorted((ours, theirs), key=len)
             if set(few) <= set(many) and few != many[: len(few)]:
                 raise ValueError(
                     f'{path} has its categories in the order {first_names(ours)}, and {other} in '
                     f'the order {first_names(theirs)}: MMDetection numbers classes in the order of '
-                    'each file, so what is trained as one class would be validated as another. '
+                    f'each file, so what is trained as one class would be {wrong}. '
                     'Write both files with the same categories in the same order'
                 )
 

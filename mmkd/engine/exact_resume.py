@@ -53,7 +53,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, get_wo
 from ..io.safe_reader import show
 from .random_state import random_state, set_random_state
 from .resume_compatibility import own_file, own_ids
-from .save_best import check_save_best
+from .save_best import check_metrics
 from .wrappers import unwrap
 
 KEY = 'mmkd_resume'
@@ -248,7 +248,7 @@ class ResumableCheckpointHook(CheckpointHook):
                 info['keep_ckpt_ids'] = own_ids(info['keep_ckpt_ids'], here)
         super().before_train(runner)
         if self.save_best:
-            check_save_best(self._chosen_by(), getattr(runner.val_loop, 'evaluator', None))
+            check_metrics(self._chosen_by(), getattr(runner.val_loop, 'evaluator', None))
             if runner.val_loop is None:
                 runner.logger.warning(
                     f'save_best={", ".join(self.save_best)} needs a validation, and this '

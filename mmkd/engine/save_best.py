@@ -1,4 +1,4 @@
-"""Checks before training that the metric named by ``save_best`` exists."""
+"""Checks before training that the metrics that a config names will be reported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ _ITEMS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 """Default ``metric_items`` of MMDetection's CocoMetric, for boxes and masks."""
 
 
-def check_save_best(wanted: list[str], evaluator: Any) -> None:
-    """Check that the validation computes the metrics that choose the best checkpoint.
+def check_metrics(
+    wanted: list[str], evaluator: Any, where: str = 'default_hooks.checkpoint.save_best',
+    else_: str = 'no best checkpoint would be saved',
+) -> None:  # fmt: skip
+    """Check that the validation computes metrics that a config names.
 
     Args:
-        wanted: the names in ``save_best``, without ``auto``.
+        wanted: their names.
         evaluator: of the validation; a custom class is not checked.
+        where: the entry of the config that names them.
+        else_: what would happen without them.
 
     Raises:
         ValueError: a name that no metric of the evaluator reports, with the nearest that one does.
@@ -34,8 +39,8 @@ def check_save_best(wanted: list[str], evaluator: Any) -> None:
         begin = [f'{begins}...' for begins, given in known if given is None]
         near = difflib.get_close_matches(name, names, 3, 0) + begin
         raise ValueError(
-            f'default_hooks.checkpoint.save_best={name} is none of the metrics of val_evaluator: '
-            f'no best checkpoint would be saved. Nearest: {", ".join(near) or "nothing"}'
+            f'{where}={name} is none of the metrics of val_evaluator: {else_}. '
+            f'Nearest: {", ".join(near) or "nothing"}'
         )
 
 

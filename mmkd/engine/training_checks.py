@@ -14,6 +14,7 @@ from ..datasets.labels import check_labels, check_same_labels
 from ..digests import tensor_digests
 from ..models.chen2017 import TeacherBoundedL2Loss
 from ..recipe import TERM_PREFIXES, TeacherError, log_name
+from .save_best import check_metrics
 from .teacher_check import check_teacher
 from .wrappers import distils, optimizers, unwrap
 
@@ -35,7 +36,8 @@ class InputChecksHook(Hook):
 
         Raises:
             ValueError: the training data number their classes in another order than their names,
-                or than the validation data; a schedule in epochs, in a loop that counts none.
+                than each other, or than the validation data; a schedule in epochs, in a loop that
+                counts none; a hook or scheduler that monitors a metric that no validation reports.
         """
         model = unwrap(runner.model)
         data = runner.train_dataloader.dataset
@@ -54,6 +56,8 @@ class InputChecksHook(Hook):
                 'stay where it begins: give begin, warmup and end in iterations, without by_epoch'
             )
 
+        _check_monitors(runner)
+
     def before_test(self, runner: Runner) -> None:
         """Warns if the test data number their classes in another order than their names."""
         try:
@@ -70,6 +74,23 @@ def digest(prints: dict[str, str]) -> str:
     return hashlib.sha256('\n'.join(f'{k} {v}' for k, v in prints.items()).encode()).hexdigest()[
         :16
     ]
+
+
+def _check_monitors(runner: Runner) -> None:
+    """Early stopping, and schedules that follow a metric, wait for one that is reported."""
+    schedulers = getattr(runner, 'param_schedulers', None) or []
+    if isinstance(schedulers, dict):
+        schedulers = [each for group in schedulers.values() for each in group]
+    evaluator = getattr(getattr(runner, 'val_loop', None), 'evaluator', None)
+    for each in [*getattr(runner, 'hooks', []), *schedulers]:
+        name = getattr(each, 'monitor', None)
+        if isinstance(name, str) and name != 'train/loss':
+            kind = type(each).__name__
+            if evaluator is None:
+                raise ValueError(
+                    f'{kind} monitors {name}, and this config has no validation (val_dataloader)'
+                )
+            check_metrics([name], evaluator, f'{kind}.monitor', 'it would wait for it for ever')
 
 
 class TrainingChecksHook(Hook):
