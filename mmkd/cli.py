@@ -15,6 +15,7 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.runner import Runner
 
 from .engine.exit import stop
+from .engine.student_class import keep_detector
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -90,6 +91,7 @@ def load_config(args: argparse.Namespace) -> Config:
     except (TypeError, KeyError) as error:
         stop(f'--cfg-options {" ".join(options)} does not fit {args.config}: {error}')
 
+    keep_detector(cfg)
     cfg.launcher = args.launcher
     cfg.setdefault('runner_type', 'mmkd.DistillationRunner')
     if args.work_dir is not None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from mmdet.models.detectors import TwoStageDetector
+from mmdet.registry import MODELS
 
 from .options.anchor_match import AnchorMatch
 from .options.class_map import ClassMap
@@ -15,6 +20,39 @@ from .recipe import turn_off
 
 SCORED_BY = ('stage', 'x', 'rois')
 """What a RoI head may need to score RoIs."""
+
+
+def distilling_class(cls: type, detector: str | type | None) -> type:
+    """``cls`` and the student's own detector class in one.
+
+    Args:
+        cls: the distilling detector.
+        detector: the student's class or its name in MMDetection's registry; None for ``cls``.
+
+    Raises:
+        ValueError: if there is no such class, or it is no two-stage detector.
+    """
+    if detector is None:
+        return cls
+    own: Any = MODELS.get(detector) if isinstance(detector, str) else detector
+    base: Any = cls
+    if own is None:
+        near = difflib.get_close_matches(str(detector), list(MODELS.module_dict), 3, 0)
+        raise ValueError(
+            f'model.detector={detector!r} is registered nowhere; near ones: {", ".join(near)}. One '
+            'of yours is found if custom_imports names its module'
+        )
+    if not (isinstance(own, type) and issubclass(own, TwoStageDetector)):
+        raise ValueError(
+            f'model.detector={detector!r} is no two-stage detector, and mmkd distils into those; a '
+            'one-stage detector can be the teacher'
+        )
+    return cls if issubclass(cls, own) else _joined(base, own)
+
+
+@functools.cache
+def _joined(cls: Any, own: Any) -> type:
+    return type(cls.__name__, (cls, own), {'__module__': cls.__module__, 'student_class': own})
 
 
 @dataclass(frozen=True)

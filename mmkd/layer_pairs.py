@@ -152,7 +152,8 @@ def _shapes(
 
 def _run(network: Any, parts: set[str]) -> None:
     """Backbone, neck and the heads among ``parts``, on one image and one RoI."""
-    features = network.extract_feat(next(network.parameters()).new_zeros(1, 3, SIZE, SIZE))
+    first = next(p for p in network.backbone.parameters() if p.dim() == 4)
+    features = network.extract_feat(first.new_zeros(1, first.size(1), SIZE, SIZE))
     if 'rpn_head' in parts:
         network.rpn_head(features)
     if 'roi_head' in parts:

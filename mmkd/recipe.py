@@ -350,7 +350,7 @@ def check_model(constructor: Callable, given: dict, eval_teacher: bool) -> None:
             'distils into two-stage ones, such as faster-rcnn_r50_fpn; a one-stage detector can be '
             'the teacher'
         )
-    ours = ['distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256']
+    ours = ['distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256', 'detector']
     require_known('model', given, [*(each.name for each in taken), *ours])
 
 
@@ -397,7 +397,8 @@ def plain_student(model: dict) -> dict:
         for key in keys:
             model.pop(key, None)
         trident = 'Trident' in str(model['type'])
-        model['type'] = 'TridentFasterRCNN' if trident else 'TwoStageDetector'
+        own = model.pop('detector', None)
+        model['type'] = own or ('TridentFasterRCNN' if trident else 'TwoStageDetector')
     return model
 
 

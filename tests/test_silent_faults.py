@@ -1,20 +1,28 @@
 """Faults that went by without a word: each is refused before the first step, or mended."""
 
+import copy
 import json
+import math
+import pickle
 import re
+import sys
 
 import pairs
 import pytest
-from mmdet.registry import DATASETS
+import torch
+import zoo
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from PIL import Image
 from test_check_pair import tool
 from tiny import tiny_config
 
-from mmkd import cli
+from mmkd import KnowledgeDistillationTwoStageDetector, cli, plain_student
 from mmkd.datasets.annotations import check_annotations
 from mmkd.datasets.labels import check_same_labels
+from mmkd.datasets.two_views import apply_resolution
+from mmkd.engine.summary import startup_table
 
 train, new_pair = tool('train'), tool('new_pair')
 
@@ -168,3 +176,155 @@ def test_a_student_in_the_new_style_is_told_another_way(config, tmp_path):
     with pytest.raises(SystemExit, match=r'new_style.py is in MMEngine.s new style'):
         new_pair.main([*arguments, str(student), '--out', str(out)])
     assert not out.exists()
+
+
+# ------------------------------------------------------------------------------- the student
+
+
+OWN = """
+from mmdet.models.detectors import FasterRCNN
+from mmdet.registry import MODELS
+
+
+@MODELS.register_module()
+class DarkFasterRCNN(FasterRCNN):
+    def __init__(self, *args, light=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.light = light
+
+    def extract_feat(self, batch_inputs):
+        return super().extract_feat(batch_inputs * self.light)
+
+    def loss(self, batch_inputs, batch_data_samples):
+        losses = super().loss(batch_inputs, batch_data_samples)
+        losses['loss_of_mine'] = batch_inputs.mean() * 0 + 1.0
+        return losses
+"""
+
+
+@pytest.fixture
+def own_student(config, tmp_path, monkeypatch):
+    """A student of a detector class of one's own, and a pair that replaces its type."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / 'dark_detector.py').write_text(OWN)
+    student, recipe, written = (tmp_path / f'{n}.py' for n in ('student', 'recipe', 'own_pair'))
+    student.write_text(
+        f"_base_ = [{config.filename!r}]\ncustom_imports = dict(imports=['dark_detector'])\n"
+        "model = dict(type='DarkFasterRCNN', light=0.5)\n"
+    )
+    recipe.write_text(f'distillation = {pairs.recipe()!r}\n')
+    written.write_text(
+        f'_base_ = [{str(student)!r}, {str(recipe)!r}]\n'
+        "model = dict(type='mmkd.KnowledgeDistillationTwoStageDetector', teacher_ckpt='random',\n"
+        f'    teacher_config={config.filename!r}, distillation=_base_.distillation)\n'
+    )
+    yield student, written
+    MODELS.module_dict.pop('DarkFasterRCNN', None)
+    sys.modules.pop('dark_detector', None)
+
+
+def test_the_students_own_detector_class_is_kept(own_student, tmp_path):
+    student, written = own_student
+    cfg = cli.load_config(train.parse_args([str(written)]))
+    assert cfg.model.detector == 'DarkFasterRCNN'
+    assert plain_student(cfg.model)['type'] == 'DarkFasterRCNN'
+    model = pairs.build(cfg.model)
+    own = MODELS.get('DarkFasterRCNN')
+    assert isinstance(model, KnowledgeDistillationTwoStageDetector) and isinstance(model, own)
+    assert model.light == 0.5 and 'student  ' in (table := startup_table(model))
+    assert 'DarkFasterRCNN, ResNet' in table
+    values = pairs.losses(model)
+    assert values['loss_of_mine'] == 1 and values['loss_kd_hint'] > 0
+    plain = pairs.build(Config.fromfile(student).model)
+    hard = pairs.losses(plain)
+    assert torch.equal(values['loss_bbox'], hard['loss_bbox'])
+
+
+def test_a_copy_and_a_pickle_are_of_the_students_class(own_student):
+    model = pairs.build(cli.load_config(train.parse_args([str(own_student[1])])).model)
+    total = float(pairs.total(model, pairs.losses(model.eval())))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(twin) is type(model) and twin is not model
+        assert float(pairs.total(twin, pairs.losses(twin))) == total
+    assert copy.deepcopy(model).teacher is model.teacher
+
+
+def test_a_new_pair_names_the_students_class(own_student, config, tmp_path):
+    student, _ = own_student
+    out = tmp_path / 'new.py'
+    checkpoint = tmp_path / 'teacher.pth'
+    checkpoint.touch()
+    for base, named in ((student, True), (config.filename, False)):
+        arguments = ['--teacher', config.filename, '--teacher-ckpt', str(checkpoint)]
+        new_pair.main([*arguments, '--student', str(base), '--out', str(out)])
+        cfg = Config.fromfile(out)
+        assert cfg.model.get('detector') == ('DarkFasterRCNN' if named else None)
+        out.unlink()
+
+
+@pytest.mark.parametrize(
+    ('detector', 'says'),
+    [
+        ('FastRCNNN', 'registered nowhere; near ones: .*FastRCNN'),
+        ('RetinaNet', 'is no two-stage detector'),
+        (dict, 'is no two-stage detector'),
+    ],
+)
+def test_a_detector_class_that_cannot_be_is_refused(detector, says):
+    model = pairs.distilled(pairs.fpn(), pairs.fpn(), pairs.recipe())
+    with pytest.raises(ValueError, match=says):
+        pairs.build(dict(model, detector=detector))
+
+
+def test_trident_is_a_detector_class_like_any(config):
+    named = dict(zoo.config('Trident', 'Trident'))
+    kind = named.pop('type')
+    other = dict(
+        named, type='mmkd.KnowledgeDistillationTwoStageDetector', detector='TridentFasterRCNN'
+    )
+    values = []
+    for model in (dict(named, type=kind), other):
+        built = pairs.build(model)
+        zoo.settle(built), zoo.settle(built.teacher.network)
+        values.append(float(pairs.total(built, pairs.losses(built, zoo.batch()))))
+    assert built.student_class.__name__ == 'TridentFasterRCNN' and built.num_branch == 3
+    assert all(math.isfinite(value) for value in values)
+
+
+# ------------------------------------------------------------------------------- the pixels
+
+
+def one_channel(model):
+    model.data_preprocessor.update(mean=[114.0], std=[58.0], bgr_to_rgb=False)
+    model.backbone.in_channels = 1
+    return model
+
+
+def grey(data):
+    data['inputs'] = [image[:1] for image in data['inputs']]
+    return data
+
+
+def test_images_of_one_channel():
+    model = pairs.distil(one_channel(pairs.fpn()), one_channel(pairs.fpn(8)))
+    values = pairs.losses(model, grey(pairs.batch()))
+    assert values['loss_kd_hint'] > 0 and values['loss_kd_cls'] > 0
+    for student, teacher in ((1, 3), (3, 1)):
+        networks = [one_channel(pairs.fpn()) if n == 1 else pairs.fpn() for n in (student, teacher)]
+        said = rf'have {student} channel\(s\) .* the teacher.s {teacher}'
+        with pytest.raises(ValueError, match=said):
+            pairs.distil(*networks)
+
+
+@pytest.mark.parametrize('terms', [True, False], ids=['distilled', 'baseline'])
+def test_both_scales_reach_the_pipeline_of_a_hook(config, terms):
+    resolution = dict(student=(48, 48), teacher=(96, 96))
+    recipe = pairs.recipe() if terms else pairs.off()
+    config.model = pairs.distilled(config.model, config.model, {**recipe, 'resolution': resolution})
+    last = [dict(t) for t in config.train_dataloader.dataset.pipeline if t.type != 'RandomFlip']
+    config.custom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=last)]
+    found = apply_resolution(config).custom_hooks[0].switch_pipeline
+    resizes = found[-1].transforms if terms else found
+    assert (found[-1].type == 'mmkd.TwoViews') == terms
+    assert [t.scale for t in resizes if t.type == 'Resize'] == [(48, 48)]
+    assert apply_resolution(apply_resolution(config)).custom_hooks[0].switch_pipeline == found

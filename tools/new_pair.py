@@ -16,6 +16,7 @@ from pathlib import Path
 from mmengine.hub import get_config
 
 from mmkd.engine.exit import stop
+from mmkd.engine.student_class import ADD_NOTHING
 from mmkd.recipe import TeacherError, read_teacher_config
 
 BASES = Path(__file__).resolve().parents[1] / 'configs/_base_'
@@ -24,8 +25,8 @@ PAIR = """\
 _base_ = [{student!r}, {recipe!r}]
 
 model = dict(
-    type='mmkd.{detector}',
-    teacher_config={teacher!r},
+    type='mmkd.KnowledgeDistillationTwoStageDetector',
+{detector}    teacher_config={teacher!r},
     teacher_ckpt={checkpoint!r},
     distillation=_base_.distillation,
 )
@@ -82,17 +83,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not out.parent.is_dir():
         stop(f'--out {args.out}: there is no folder {out.parent}')
     checked('--teacher', args.teacher)
-    trident = checked('--student', args.student) == 'TridentFasterRCNN'
+    own = checked('--student', args.student) not in ADD_NOTHING
     checkpoint = args.teacher_ckpt or published(args.teacher)
     if '://' not in checkpoint and not Path(checkpoint).is_file():
         stop(f'--teacher-ckpt {checkpoint}: no such file')
-    own = '{{ fileDirname }}/'
+    folder = '{{ fileDirname }}/'
     teacher, checkpoint = (
-        path if '::' in path or '://' in path else own + beside(path, out.parent)
+        path if '::' in path or '://' in path else folder + beside(path, out.parent)
         for path in (args.teacher, checkpoint)
     )
     text = PAIR.format(
-        detector=f'KnowledgeDistillation{"TridentFasterRCNN" if trident else "TwoStageDetector"}',
+        detector='    detector=_base_.model.type,\n' if own else '',
         student=beside(args.student, out.parent),
         recipe=beside(str(RECIPES[args.recipe]), out.parent),
         teacher=teacher,

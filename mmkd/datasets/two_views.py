@@ -155,31 +155,44 @@ def apply_resolution(cfg: Config) -> Config:
     if resolution is None:
         return cfg
     cfg = copy.deepcopy(cfg)
-    for split in ('train', 'val', 'test'):
-        for holder in _pipelines(cfg.get(f'{split}_dataloader')):
-            pipeline = holder['pipeline']
-            views = [t for t in pipeline if _name(t) == 'TwoViews']
-            for transform in views:
-                own = Resolution(transform['student'], transform['teacher'], resolution.reason)
-                if (own.student, own.teacher) != (resolution.student, resolution.teacher):
-                    raise ValueError(
-                        f'the {split} pipeline has TwoViews of {own.student} and {own.teacher}, '
-                        f'distillation.resolution says {resolution.student} and '
-                        f'{resolution.teacher}: remove one of the two'
-                    )
-            if views:
-                continue
-            pipeline = [rescale(t, resolution.student) for t in pipeline]
-            if not any(_scales(t) for t in pipeline):
-                raise ValueError(
-                    f'the {split} pipeline has no transform that resizes '
-                    f'({", ".join(map(_name, pipeline))}), so distillation.resolution cannot set '
-                    'its scale: add Resize, RandomResize or RandomChoiceResize'
-                )
-            if split == 'train' and needs_view(distillation):
-                pipeline = _wrap(pipeline, resolution)
-            holder['pipeline'] = pipeline
+    holders = [
+        (split, holder, 'pipeline')
+        for split in ('train', 'val', 'test')
+        for holder in _pipelines(cfg.get(f'{split}_dataloader'))
+    ]
+    # Such as PipelineSwitchHook, by which RTMDet trains its last epochs.
+    hooks = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
+    holders += [
+        ('train', hook, 'switch_pipeline')
+        for hook in hooks
+        if isinstance(hook, dict) and hook.get('switch_pipeline')
+    ]
+    for split, holder, key in holders:
+        holder[key] = _at_scales(holder[key], split, resolution, needs_view(distillation))
     return cfg
+
+
+def _at_scales(pipeline: list, split: str, resolution: Resolution, two: bool) -> list:
+    """A pipeline at the student's scale; for training with ``two`` views, if asked."""
+    views = [t for t in pipeline if _name(t) == 'TwoViews']
+    for transform in views:
+        own = Resolution(transform['student'], transform['teacher'], resolution.reason)
+        if (own.student, own.teacher) != (resolution.student, resolution.teacher):
+            raise ValueError(
+                f'the {split} pipeline has TwoViews of {own.student} and {own.teacher}, '
+                f'distillation.resolution says {resolution.student} and '
+                f'{resolution.teacher}: remove one of the two'
+            )
+    if views:
+        return pipeline
+    pipeline = [rescale(t, resolution.student) for t in pipeline]
+    if not any(_scales(t) for t in pipeline):
+        raise ValueError(
+            f'the {split} pipeline has no transform that resizes '
+            f'({", ".join(map(_name, pipeline))}), so distillation.resolution cannot set '
+            'its scale: add Resize, RandomResize or RandomChoiceResize'
+        )
+    return _wrap(pipeline, resolution) if split == 'train' and two else pipeline
 
 
 def at_teachers_scale(cfg: Config) -> Config:

@@ -37,6 +37,7 @@ from .plain_checkpoints import FromPlainHook, ToPlainHook
 from .processes import LostProcessError, end_workers, lost_process, track_iterators
 from .resume_compatibility import check_loaded_states
 from .step_dump import StepDumpHook, image_files
+from .student_class import keep_detector
 from .summary import SummaryHook
 from .training_checks import InputChecksHook, TrainingChecksHook
 from .work_dir import DiskSpaceHook
@@ -75,7 +76,7 @@ class DistillationRunner(Runner):
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillationRunner:
         """Builds a Runner after :func:`apply_resolution` and :func:`apply_classes`."""
-        return super().from_cfg(apply_classes(apply_resolution(cfg)))
+        return super().from_cfg(apply_classes(apply_resolution(keep_detector(cfg))))
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:

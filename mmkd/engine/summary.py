@@ -49,7 +49,9 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
     Raises:
         ValueError: a checkpoint that the config names holds none of the weights.
     """
-    rows = [['student', f'{type(student.backbone).__name__}, {_size(student)}']]
+    own = getattr(student, 'student_class', None)
+    kind = f'{own.__name__}, ' if own else ''
+    rows = [['student', f'{kind}{type(student.backbone).__name__}, {_size(student)}']]
 
     def row(label: str, text: str) -> None:
         rows.append([label, text])

@@ -386,6 +386,8 @@ def _candidates(preprocessor: Any) -> dict[str, Any]:
 
         return call
 
+    if len(mean) != 3:
+        return {}  # the common ones are of three channels
     ways = {
         'the other channel order': (not swapped, mean, std),
         **{

@@ -12,7 +12,7 @@ from mmdet.structures import SampleList
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
-from ..compatibility import compare_networks, map_classes
+from ..compatibility import compare_networks, distilling_class, map_classes
 from ..layer_pairs import Probe
 from ..observers import OBSERVERS, refuse_total
 from ..options.adapters import set_identity
@@ -194,7 +194,29 @@ class DistillationMixin(Detector):
 
 @MODELS.register_module()
 class KnowledgeDistillationTwoStageDetector(DistillationMixin, TwoStageDetector):
-    """A two-stage detector that learns from a teacher, see :class:`DistillationMixin`."""
+    """A two-stage detector that learns from a teacher, see :class:`DistillationMixin`.
+
+    ``detector`` names the student's own class, such as 'TridentFasterRCNN' or one of a user: the
+    object is then of both classes.
+    """
+
+    def __new__(cls, *args: Any, detector: str | type | None = None, **kwargs: Any) -> Any:
+        return super().__new__(distilling_class(cls, detector))
+
+    def __init__(self, *args: Any, detector: str | type | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        """A copy, or a pickle in another process, makes the class again from the student's own."""
+        own = getattr(self, 'student_class', None)
+        if own is None:
+            return super().__reduce_ex__(protocol)
+        return _blank, (own,), self.__dict__
+
+
+def _blank(own: type) -> Any:
+    cls = KnowledgeDistillationTwoStageDetector
+    return cls.__new__(cls, detector=own)
 
 
 @MODELS.register_module()

@@ -124,7 +124,8 @@ def _gather(network: nn.Module) -> None:
 def _fuse(network: nn.Module) -> None:
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, 128, 128, generator=generator).to(parameter)
+    channels = next(p.size(1) for p in network.backbone.parameters() if p.dim() == 4)
+    image = torch.randn(1, channels, 128, 128, generator=generator).to(parameter)
     before = [f.clone() for f in network.extract_feat(image)]
     hooks = {name: module._forward_hooks for name, module in network.named_modules()}
     fuse_conv_bn(network)

@@ -27,6 +27,13 @@ class TeacherInputs:
     def __init__(self, student: Any, teacher: Any, resolution: Resolution | None = None) -> None:
         self.swapped = student._channel_conversion != teacher._channel_conversion
         self.normalised = [_normalisation(student), _normalisation(teacher)]
+        channels = [len(mean) for mean, _ in self.normalised]
+        if channels[0] != channels[1]:
+            raise ValueError(
+                f"the student's images have {channels[0]} channel(s) by its data_preprocessor, the "
+                f"teacher's {channels[1]}: mmkd converts normalisation and channel order, not the "
+                'number of channels. Distil from a teacher trained on the same images'
+            )
         same = all(torch.equal(a, b) for a, b in zip(*self.normalised, strict=True))
         self.same = same and not self.swapped and resolution is None
         self.second_view = resolution is not None

@@ -20,6 +20,7 @@ from ... import recipe
 from ...datasets.annotations import leaves
 from ...datasets.two_views import apply_resolution, at_teachers_scale
 from ...engine.class_names import apply_classes
+from ...engine.student_class import keep_detector
 from ...options.class_map import ClassMap
 from ...recipe import plain_student, read_teacher_config
 
@@ -213,7 +214,7 @@ def config_with_options(path: str, options: Sequence[str] = ()) -> Config:
         parser = argparse.ArgumentParser()
         parser.add_argument('--cfg-options', nargs='+', action=DictAction)
         cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
-    return cfg
+    return keep_detector(cfg)
 
 
 def _config_of(config: str | dict) -> Config:
