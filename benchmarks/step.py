@@ -77,6 +77,7 @@ def built(model: dict, device: str) -> Any:
     torch.manual_seed(0)
     network = MODELS.build(copy.deepcopy(dict(model)))
     network.init_weights()
+    network.guarded = True  # as if a runner had taken charge
     return network.to(device).train()
 
 

@@ -5,6 +5,7 @@ from . import versions
 versions.check()
 
 from .datasets.two_views import TwoViews  # noqa: E402
+from .engine.guard import guard  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
 from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
@@ -42,5 +43,6 @@ __all__ = [
     'TeacherBoundedL2Loss',
     'TwoViews',
     'WeightedSoftCELoss',
+    'guard',
     'plain_student',
 ]

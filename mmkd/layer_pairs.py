@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .options.acceleration import input_channels
 from .options.head_layout import roi_context
 from .recipe import parse_layer, parse_pair
 
@@ -152,8 +153,9 @@ def _shapes(
 
 def _run(network: Any, parts: set[str]) -> None:
     """Backbone, neck and the heads among ``parts``, on one image and one RoI."""
-    first = next(p for p in network.backbone.parameters() if p.dim() == 4)
-    features = network.extract_feat(first.new_zeros(1, first.size(1), SIZE, SIZE))
+    parameter = next(network.parameters())
+    image = parameter.new_zeros(1, input_channels(network), SIZE, SIZE)
+    features = network.extract_feat(image)
     if 'rpn_head' in parts:
         network.rpn_head(features)
     if 'roi_head' in parts:

@@ -174,3 +174,22 @@ def refuse_total(total: Tensor, losses: dict[str, Tensor]) -> NoReturn:
     wrong = {k: v for k, v in losses.items() if 'loss' in k and k != 'loss' and not v.isfinite()}
     said = ', '.join(f'{name} is {value.item()}' for name, value in wrong.items())
     raise NonFiniteLossError(said or f'the sum of the losses is {total.item()}')
+
+
+class UnguardedError(RuntimeError):
+    """A distilling detector is trained, and nothing has checked the run."""
+
+
+def refuse_unguarded() -> NoReturn:
+    """Stop a training of which nobody has taken charge.
+
+    Raises:
+        UnguardedError: with the lines to write.
+    """
+    raise UnguardedError(
+        'this detector distils, and nothing has checked its teacher, classes and data. Write '
+        "runner_type = 'mmkd.DistillationRunner' into the config (it stands in mmkd's recipes) and "
+        'build the runner by RUNNERS.build(cfg), as tools/train.py does, not by '
+        'Runner.from_cfg(cfg); or, for a training loop of your own, call '
+        'mmkd.guard(model, train_dataloader) before it'
+    )

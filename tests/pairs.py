@@ -143,6 +143,7 @@ def build(model: dict, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     network = MODELS.build(copy.deepcopy(model))
     network.init_weights()
+    network.guarded = True  # as if a runner had taken charge
     return network.train()
 
 

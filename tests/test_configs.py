@@ -42,6 +42,7 @@ def test_a_config_is_built_and_steps_once(path):
     model = MODELS.build(config.model)
     model.init_weights()
     model.train()
+    model.guarded = True
     on = {
         name
         for name, term in config.model.get('distillation', {}).items()

@@ -14,14 +14,17 @@ import zoo
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 from PIL import Image
 from test_check_pair import tool
 from tiny import tiny_config
 
+import mmkd
 from mmkd import KnowledgeDistillationTwoStageDetector, cli, plain_student
 from mmkd.datasets.annotations import check_annotations
 from mmkd.datasets.labels import check_same_labels
 from mmkd.datasets.two_views import apply_resolution
+from mmkd.engine.class_names import class_names
 from mmkd.engine.summary import startup_table
 
 train, new_pair = tool('train'), tool('new_pair')
@@ -54,6 +57,19 @@ def test_parts_of_one_training_set_number_the_classes_alike(config, tmp_path, ar
     said = r'train.json .* order red, green, blue, and .*other.json .* trained under two labels'
     with pytest.raises(ValueError, match=said):
         check_same_labels(DATASETS.build(around(joined)), None)
+
+
+@pytest.mark.parametrize(
+    'kind', ['ConcatDataset', 'RepeatDataset', 'ClassBalancedDataset', 'MultiImageMixDataset']
+)
+def test_class_names_are_found_inside_wrappers(config, kind):
+    own = config.train_dataloader.dataset
+    inner = dict(datasets=[own, own]) if kind == 'ConcatDataset' else dict(dataset=own)
+    # The last one has a pipeline of its own, which loads nothing.
+    more = dict(pipeline=[]) if kind == 'MultiImageMixDataset' else {}
+    config.train_dataloader.dataset = dict(type=kind, **inner, **more)
+    config.val_dataloader = config.test_dataloader = None
+    assert class_names(config) == list(config.classes)
 
 
 @pytest.mark.parametrize('turn', [1, 3, 5, 6, 8])
@@ -328,3 +344,72 @@ def test_both_scales_reach_the_pipeline_of_a_hook(config, terms):
     assert (found[-1].type == 'mmkd.TwoViews') == terms
     assert [t.scale for t in resizes if t.type == 'Resize'] == [(48, 48)]
     assert apply_resolution(apply_resolution(config)).custom_hooks[0].switch_pipeline == found
+
+
+# ------------------------------------------------------------------------------- nobody in charge
+
+
+def notebook(config, **changes):
+    """MMEngine's own Runner, which knows nothing of mmkd."""
+    made = copy.deepcopy(config)
+    made.model = pairs.distilled(made.model, made.model, pairs.recipe() | changes)
+    made.pop('runner_type')
+    return Runner.from_cfg(made)
+
+
+def test_a_runner_that_checks_nothing_is_stopped_with_the_lines_to_write(config):
+    runner = notebook(config)
+    with pytest.raises(
+        RuntimeError, match=r'RUNNERS\.build\(cfg\).*mmkd\.guard\(model, train_data'
+    ):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_with_every_term_off_nobody_need_be_in_charge(config):
+    made = copy.deepcopy(config)
+    made.model = pairs.distilled(made.model, made.model, pairs.off())
+    made.pop('runner_type')
+    Runner.from_cfg(made).train()
+
+
+def test_a_loop_of_ones_own_is_guarded(config):
+    """And then trains; nothing is asked of a detector that is only evaluated."""
+    runner = notebook(config)
+    model, loader = runner.model, runner.build_dataloader(config.train_dataloader)
+    model.init_weights()
+    data = model.data_preprocessor(next(iter(loader)), True)
+    with pytest.raises(RuntimeError, match='nothing has checked'):
+        model.train()(**copy.deepcopy(data), mode='loss')
+    assert model.eval()(**copy.deepcopy(data), mode='loss')['loss_kd_hint'] > 0
+    mmkd.guard(model, loader)
+    assert model.train()(**data, mode='loss')['loss_kd_hint'] > 0
+
+
+def test_a_guard_sees_classes_in_another_order(config, tmp_path):
+    teacher = tmp_path / 'reversed.py'
+    names = repr(tuple(config.classes[::-1]))
+    teacher.write_text(
+        f'_base_ = [{config.filename!r}]\n'
+        + ''.join(
+            f'{part}_dataloader = dict(dataset=dict(metainfo=dict(classes={names})))\n'
+            for part in ('train', 'val', 'test')
+        )
+    )
+    made = copy.deepcopy(config)
+    made.model = pairs.distilled(made.model, str(teacher), pairs.recipe())
+    made.pop('runner_type')
+    runner = Runner.from_cfg(made)
+    loader = runner.build_dataloader(config.train_dataloader)
+    with pytest.raises(RuntimeError, match=r'another order, .*classes=dict\(student=\[.red'):
+        mmkd.guard(runner.model, loader)
+
+
+def test_a_guard_tries_the_teacher(config):
+    runner = notebook(config)
+    loader = runner.build_dataloader(config.train_dataloader)
+    network = runner.model.teacher.network
+    network.backbone.conv1.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match='requires a gradient, so it is not frozen'):
+        mmkd.guard(runner.model, loader)
+    assert not runner.model.guarded

@@ -111,6 +111,7 @@ def test_a_step_taken_again_is_the_step(config):
     model.load_state_dict(step['state_dict'])
     model.teacher.network.load_state_dict(runner.model.teacher.network.state_dict())
     model.train()
+    model.guarded = True
     step_dump.restore_step(step)
     values = model(**model.data_preprocessor(batch, True), mode='loss')
     total, logs = model.parse_losses(values)

@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         stop(f'{args.step} was left by a run of another config than {args.config}: {error}')
     model.to('cuda' if torch.cuda.is_available() else 'cpu').train()
+    model.guarded = True  # nothing is trained on this step
     networks: dict[str, nn.Module] = {'': model}
     if getattr(model, 'teacher', None) is not None:
         networks['teacher '] = model.teacher.network

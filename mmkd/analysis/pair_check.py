@@ -164,6 +164,7 @@ def _build(config: dict) -> Any:
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(config))
     model.init_weights()
+    model.guarded = True  # nothing is trained on these steps
     return model.train()
 
 

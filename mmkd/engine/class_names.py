@@ -9,6 +9,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..datasets.annotations import leaves
 from ..datasets.labels import check_num_classes
 from ..recipe import UNTRAINED, read_teacher_config
 
@@ -37,10 +38,7 @@ def apply_classes(cfg: Config) -> Config:
     teacher = given.get('teacher')
     if teacher is None:
         teacher_cfg = read_teacher_config(model['teacher_config'])
-        count = head_classes(teacher_cfg.model)
-        teacher = _fitting(class_names(teacher_cfg), count)
-        if teacher is None:
-            teacher = _fitting(_names_in(model.get('teacher_ckpt')), count)
+        teacher = teacher_names(teacher_cfg, model.get('teacher_ckpt'))
     if teacher is None or list(teacher) == list(student):
         return cfg
     cfg = copy.deepcopy(cfg)
@@ -48,20 +46,23 @@ def apply_classes(cfg: Config) -> Config:
     return cfg
 
 
+def teacher_names(cfg: Config, checkpoint: str | None) -> list[str] | None:
+    """The teacher's class names: of the data in its config, or of its checkpoint; else None."""
+    count = head_classes(cfg.model)
+    names = _fitting(class_names(cfg), count)
+    return names if names is not None else _fitting(_names_in(checkpoint), count)
+
+
 def class_names(cfg: Config) -> list[str] | None:
     """The class names of a config's training data, else validation or test data; else None."""
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        dataset = (cfg.get(key) or {}).get('dataset')
-        while isinstance(dataset, dict) and 'pipeline' not in dataset and 'dataset' in dataset:
-            dataset = dataset['dataset']
-        if not isinstance(dataset, dict):
-            continue
-        if 'classes' in (dataset.get('metainfo') or {}):
-            return _list(dataset['metainfo']['classes'])
-        kind = dataset.get('type')
-        known = DATASETS.get(kind) if isinstance(kind, str) else kind
-        if known is not None and 'classes' in getattr(known, 'METAINFO', {}):
-            return _list(known.METAINFO['classes'])
+        for dataset in leaves((cfg.get(key) or {}).get('dataset')):
+            if 'classes' in (dataset.get('metainfo') or {}):
+                return _list(dataset['metainfo']['classes'])
+            kind = dataset.get('type')
+            known = DATASETS.get(kind) if isinstance(kind, str) else kind
+            if known is not None and 'classes' in getattr(known, 'METAINFO', {}):
+                return _list(known.METAINFO['classes'])
     return None
 
 

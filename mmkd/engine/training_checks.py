@@ -76,6 +76,35 @@ def digest(prints: dict[str, str]) -> str:
     ]
 
 
+def check_teaching(
+    model: Any, loader: Any, logger: Any, optim_wrapper: Any = None
+) -> dict[str, str]:
+    """Check that the teacher is frozen, unchanged and detects; the detector may then train.
+
+    Args:
+        model: the distilling detector, unwrapped.
+        loader: of the training data, whose first images it is tested on; None leaves that out.
+        logger: for what was found.
+        optim_wrapper: of the run, if there is one.
+
+    Returns:
+        The digests of the teacher's tensors.
+    """
+    teacher = model.teacher
+    require_frozen(model, optim_wrapper)
+    if not teacher.prepared:
+        require_same(teacher.digests, teacher.network, 'since it was loaded')
+    teacher.follow(next(model.parameters()))
+    if model.check_teacher and loader is not None and not teacher.prepared:
+        # Before acceleration: the detection path of its RoI head misreads channels_last maps.
+        logger.info(check_teacher(model, loader))
+    teacher.prepare()
+    model.guarded = True
+    found = tensor_digests(teacher.network)
+    logger.info(f'teacher: {len(found)} tensors, sha256 {digest(found)} before training')
+    return found
+
+
 def _check_monitors(runner: Runner) -> None:
     """Early stopping, and schedules that follow a metric, wait for one that is reported."""
     schedulers = getattr(runner, 'param_schedulers', None) or []
@@ -119,19 +148,8 @@ class TrainingChecksHook(Hook):
         teacher = model.teacher
         if teacher is None or not model.kd_terms:
             return
-        require_frozen(model, runner.optim_wrapper)
-        if not teacher.prepared:
-            require_same(teacher.digests, teacher.network, 'since it was loaded')
-        teacher.follow(next(model.parameters()))
-        resumed = getattr(runner, 'resumed_from', None)
-        if model.check_teacher and not resumed and not teacher.prepared:
-            # Before acceleration: the detection path of its RoI head misreads channels_last maps.
-            runner.logger.info(check_teacher(model, runner.train_dataloader))
-        teacher.prepare()
-        self.digests = tensor_digests(teacher.network)
-        runner.logger.info(
-            f'teacher: {len(self.digests)} tensors, sha256 {digest(self.digests)} before training'
-        )
+        loader = None if getattr(runner, 'resumed_from', None) else runner.train_dataloader
+        self.digests = check_teaching(model, loader, runner.logger, runner.optim_wrapper)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None

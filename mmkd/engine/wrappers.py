@@ -16,7 +16,9 @@ def unwrap(model: nn.Module) -> Any:
 
 
 def optimizers(wrapper: Any) -> list[Optimizer]:
-    """The optimizers inside one OptimWrapper or several."""
+    """The optimizers inside one OptimWrapper or several; none of None."""
+    if wrapper is None:
+        return []
     inner = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     return [each.optimizer for each in inner]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..compatibility import compare_networks, distilling_class, map_classes
 from ..layer_pairs import Probe
-from ..observers import OBSERVERS, refuse_total
+from ..observers import OBSERVERS, refuse_total, refuse_unguarded
 from ..options.adapters import set_identity
 from ..options.inherit import inherit
 from ..options.schedule import WeightSchedule
@@ -78,6 +78,8 @@ class DistillationMixin(Detector):
             if terms:
                 self._connect(terms)
         self.unproven = set(self.kd_terms)
+        # Whether a runner, or mmkd.guard, has checked what this would be trained on.
+        self.guarded = False
         self.log_names = {key: log_name(key) for key in self.kd_terms}
         self.register_load_state_dict_pre_hook(rename_before_loading)
 
@@ -86,6 +88,8 @@ class DistillationMixin(Detector):
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
         """MMDetection's losses and the terms (``loss_kd_*``) by name, for a batch of images
         (N, 3, H, W), normalised as the student expects, and its ground truth."""
+        if self.kd_terms and self.training and not self.guarded:
+            refuse_unguarded()
         factors = {key: term.schedule() for key, term in self.kd_terms.items()}
         if not any(factors.values()) and not self.unproven:
             # Every term is off, or not in force now: the teacher need not look.

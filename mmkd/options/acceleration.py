@@ -96,6 +96,12 @@ class Acceleration:
         return torch.autocast(device.type, dtype=DTYPES[self.dtype])
 
 
+def input_channels(network: nn.Module) -> int:
+    """Channels of a detector's images: those of its first convolution."""
+    backbone = getattr(network, 'backbone', network)
+    return next((p.size(1) for p in backbone.parameters() if p.dim() == 4), 3)
+
+
 def full(answer: Any) -> Any:
     """A tensor of half precision in float32; anything else as it is."""
     return _full(answer) if isinstance(answer, Tensor) else answer
@@ -124,8 +130,8 @@ def _gather(network: nn.Module) -> None:
 def _fuse(network: nn.Module) -> None:
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
-    channels = next(p.size(1) for p in network.backbone.parameters() if p.dim() == 4)
-    image = torch.randn(1, channels, 128, 128, generator=generator).to(parameter)
+    size = (1, input_channels(network), 128, 128)
+    image = torch.randn(size, generator=generator).to(parameter)
     before = [f.clone() for f in network.extract_feat(image)]
     hooks = {name: module._forward_hooks for name, module in network.named_modules()}
     fuse_conv_bn(network)
