@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from mmengine.config import Config
@@ -28,6 +29,7 @@ def keep_detector(cfg: Config) -> Config:
     return cfg
 
 
+@functools.lru_cache  # the command line and the runner both ask
 def _inherited(path: str) -> str | None:
     """The type of the detector in the nearest base of a config that distils nothing."""
     for base in Config._get_base_files(path):
