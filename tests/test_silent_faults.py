@@ -13,6 +13,7 @@ import torch
 import zoo
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from PIL import Image
@@ -116,6 +117,19 @@ def test_a_metric_of_no_validation_is_not_waited_for(config):
     config.val_dataloader = config.val_cfg = config.val_evaluator = None
     with pytest.raises(ValueError, match='EarlyStoppingHook monitors coco/bbox_mAP.*no validation'):
         RUNNERS.build(config).train()
+
+
+class Watching(Hook):
+    """Of a user, who calls something else a monitor."""
+
+    monitor = 'temperature of the room'
+
+
+def test_a_hook_of_ones_own_may_call_anything_a_monitor(config):
+    config.custom_hooks = [dict(type=Watching)]
+    runner = RUNNERS.build(config)
+    runner.train()
+    assert runner.iter == 4
 
 
 def test_a_metric_that_is_reported_trains(config):

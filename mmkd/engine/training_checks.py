@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -111,7 +111,9 @@ def _check_monitors(runner: Runner) -> None:
     if isinstance(schedulers, dict):
         schedulers = [each for group in schedulers.values() for each in group]
     evaluator = getattr(getattr(runner, 'val_loop', None), 'evaluator', None)
-    for each in [*getattr(runner, 'hooks', []), *schedulers]:
+    # A user's hook may call something else its monitor.
+    hooks = [h for h in getattr(runner, 'hooks', []) if isinstance(h, EarlyStoppingHook)]
+    for each in [*hooks, *schedulers]:
         name = getattr(each, 'monitor', None)
         if isinstance(name, str) and name != 'train/loss':
             kind = type(each).__name__

@@ -33,14 +33,13 @@ class DistillTerm(nn.Module):
 
     loss_weight: float = 1.0
     hard_weight: float = 1.0
+    schedule: WeightSchedule
+    share: GradientShare | None
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         self.schedule, self.share = WeightSchedule(), None
         self.configure(**options)
-
-    schedule: WeightSchedule
-    share: GradientShare | None
 
     def configure(self, loss_weight: float | None = None) -> None:
         """Set options of the base class; None leaves one as the class has it."""
