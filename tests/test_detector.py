@@ -593,8 +593,9 @@ def test_pixels_are_those_of_the_teachers_own_preprocessor(size):
         mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
         pad_size_divisor=32,
     )  # fmt: skip
+    # Not the same means in another order: the student's padding would be 0 in the teacher's, too.
     bgr = DetDataPreprocessor(
-        mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False, pad_size_divisor=32
+        mean=[90.0, 110.0, 130.0], std=[1.0, 1.0, 1.0], bgr_to_rgb=False, pad_size_divisor=32
     )
     data = batch((2,), (50, 70))
     for key, value in batch((1,), size, seed=1).items():

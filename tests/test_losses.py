@@ -253,6 +253,17 @@ def test_the_margin_asks_the_student_to_be_better_by_it():
         assert value.item() == pytest.approx(0.64 * pushed)
 
 
+def test_a_student_as_good_as_its_teacher_is_not_pushed():
+    """Equation (4) has >, not >=: on the other side of the target the two errors are equal."""
+    targets, teacher = torch.zeros(1, 4), torch.tensor([[0.5, 0, 0, 0]])
+    for student, margin in ((-teacher, 0.0), (0.0 * teacher, 0.25)):
+        student.requires_grad_()
+        value = TeacherBoundedL2Loss(loss_weight=1.0, margin=margin)(student, teacher, targets)
+        value.backward()
+        assert value.item() == 0
+        assert not student.grad.any()
+
+
 # ---------------------------------------------------------------- equation (6)
 
 

@@ -104,6 +104,24 @@ def test_both_views_show_one_place(name, ratio, seed):
     assert error.abs().mean() < 0.6
 
 
+@pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
+@pytest.mark.parametrize('seed', range(4))
+def test_a_flip_behind_a_crop_mirrors_the_place(direction, seed):
+    """The crop leaves a fraction of a pixel, which the flip moves to the other side."""
+    image = picture(144, 240)
+    flip = dict(type='RandomFlip', prob=1.0, direction=direction)
+    packed, straight = two_views([RESIZE, CROP], image, 1.3, seed)
+    _, mirrored = two_views([RESIZE, CROP, flip], image, 1.3, seed)
+    small, large = (np.array(t.shape[:0:-1]) for t in (packed['inputs'], straight.img))
+    assert np.any(straight.offset)
+    place = np.array([3.0, 5.0])
+    turned = np.array([direction != 'vertical', direction != 'horizontal'])
+    there = np.array(straight.scale) * place + straight.offset
+    want = np.where(turned, large - there, there)
+    place = np.where(turned, small - place, place)
+    np.testing.assert_allclose(np.array(mirrored.scale) * place + mirrored.offset, want)
+
+
 def test_the_teachers_view_is_made_of_the_decoded_image():
     """Not of the student's: at the scale of the file it is the file."""
     image = np.random.default_rng(0).integers(0, 256, (144, 240, 3), dtype=np.uint8)
