@@ -259,6 +259,40 @@ MACHINE = [
 ]  # fmt: skip
 
 
+Q = 'test_silent_faults.py::'
+# a set-up or a run that went by without a word elsewhere, what mmkd does, the test
+SILENT = [
+    ("a distilling detector under MMDetection's own runner, or in a notebook",
+     'stops at the first loss, with the lines to write',
+     Q + 'test_a_runner_that_checks_nothing_is_stopped_with_the_lines_to_write'),
+    ("a training loop of one's own", 'mmkd.guard checks it as the runner does',
+     Q + 'test_a_loop_of_ones_own_is_guarded'),
+    ("the student is of a detector class of the user's own", 'kept, with its loss and its layers',
+     Q + 'test_the_students_own_detector_class_is_kept'),
+    ('parts of one training set number their classes in two orders',
+     'stops before the first step',
+     Q + 'test_parts_of_one_training_set_number_the_classes_alike[<lambda>0]'),
+    ('class names only inside a wrapper of data sets', 'found, and matched',
+     Q + 'test_class_names_are_found_inside_wrappers[MultiImageMixDataset]'),
+    ('photographs with an EXIF turn, annotated unturned', 'warned about, with both ways out',
+     Q + 'test_annotations_of_unturned_photographs_are_warned_about[unturned-6]'),
+    ('a hook switches the pipeline of a pair with two scales', 'switched at both scales',
+     Q + 'test_both_scales_reach_the_pipeline_of_a_hook[distilled]'),
+    ('early stopping or a schedule waits for a metric that nobody reports',
+     'stops before the first step',
+     Q + 'test_a_metric_that_is_waited_for_is_reported[EarlyStoppingHook-bbox_mAP]'),
+    ('the config that a run leaves in its folder', 'trains, tests, resumes like the first',
+     Q + 'test_the_config_that_a_run_leaves_is_read_again'),
+    ('images of one channel', 'trained on', Q + 'test_images_of_one_channel'),
+    ('a teacher config of MMDetection 2.x', 'refused, with what to write',
+     Q + 'test_a_teacher_config_of_2x_is_told_how_to_become_one_of_3x'),
+    ("a student config in MMEngine's new style", 'refused, with another way',
+     Q + 'test_a_student_in_the_new_style_is_told_another_way'),
+    ('an argument of a loss is misspelt', 'refused, with the nearest name',
+     Q + 'test_an_argument_of_a_loss_that_there_is_not_gets_the_nearest[hint]'),
+]  # fmt: skip
+
+
 def threads(text: str) -> list[str]:
     """``'A #1, #2; B #3'`` as ``['A #1', 'A #2', 'B #3']``."""
     found, owner = [], ''
@@ -270,8 +304,8 @@ def threads(text: str) -> list[str]:
 
 
 def nodes() -> list[str]:
-    """The tests that the two tables name."""
-    return [row[-1] for row in (*ROWS, *MACHINE) if row[-1] is not OPEN]
+    """The tests that the tables name."""
+    return [row[-1] for row in (*ROWS, *SILENT, *MACHINE) if row[-1] is not OPEN]
 
 
 def text() -> str:
@@ -285,6 +319,9 @@ def text() -> str:
         'stands there.', '',
         '| threads | asked | mmkd | test |', '| --- | --- | --- | --- |',
         *(line(*row) for row in ROWS), '',
+        '# What went by without a word', '',
+        '| set-up or run | mmkd | test |', '| --- | --- | --- |',
+        *(line(*row) for row in SILENT), '',
         '# Machine faults', '',
         '| what happens | mmkd | test |', '| --- | --- | --- |',
         *(line(*row) for row in MACHINE),
