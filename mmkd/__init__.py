@@ -4,6 +4,9 @@ from . import versions
 
 versions.check()
 
+from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
+
+from .config_files import base  # noqa: E402
 from .datasets.two_views import TwoViews  # noqa: E402
 from .engine.guard import guard  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
@@ -22,11 +25,14 @@ from .models.detector import (  # noqa: E402
 from .models.terms import DistillTerm, FeatureTerm, Needs, RowTerm  # noqa: E402
 from .recipe import plain_student  # noqa: E402
 from .registry import TERMS  # noqa: E402
+from .version import __version__  # noqa: E402
 
 # For the whole process, on import: a config names a teacher or a pretrained backbone, and MMEngine
 # loads them by CheckpointLoader, which unpickles anything, from many places (init_cfg, inferencers,
 # other hooks). Registering its schemes is the documented way to change that, and it is global.
 checkpoint.install()
+# `mmkd::kd/...` names a config of mmkd, as `mmdet::...` one of MMDetection's, once mmkd is imported.
+MODULE2PACKAGE['mmkd'] = 'mmkd'
 
 __all__ = [
     'TERMS',
@@ -43,6 +49,8 @@ __all__ = [
     'TeacherBoundedL2Loss',
     'TwoViews',
     'WeightedSoftCELoss',
+    '__version__',
+    'base',
     'guard',
     'plain_student',
 ]

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd'
 
 FLOORS = (
-    ('versions', 'digests', 'options'),
+    ('version', 'versions', 'config_files', 'digests', 'options'),
     ('recipe',),
     ('registry', 'layer_pairs', 'observers', 'compatibility', 'io'),
     ('models', 'datasets'),
