@@ -31,7 +31,7 @@ from .version import __version__  # noqa: E402
 # loads them by CheckpointLoader, which unpickles anything, from many places (init_cfg, inferencers,
 # other hooks). Registering its schemes is the documented way to change that, and it is global.
 checkpoint.install()
-# `mmkd::kd/...` names a config of mmkd, as `mmdet::...` one of MMDetection's, once mmkd is imported.
+# Once mmkd is imported, `mmkd::kd/...` names a config of mmkd, as `mmdet::...` MMDetection's.
 MODULE2PACKAGE['mmkd'] = 'mmkd'
 
 __all__ = [

@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.config.utils import ConfigParsingError
 from mmengine.runner import Runner
 
+from .config_files import base
 from .engine.exit import stop
 from .engine.student_class import keep_detector
 
@@ -61,6 +62,21 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
+def read_config(path: str) -> Config:
+    """Reads a config file, or one of mmkd's own: ``mmkd::kd/faster_rcnn_r101_to_r50.py``.
+
+    Raises:
+        SystemExit: The config, or one that it inherits, cannot be read.
+    """
+    try:
+        if path.startswith('mmkd::'):
+            return Config.fromfile(base(path.removeprefix('mmkd::')))
+        return Config.fromfile(path)
+    except (OSError, ConfigParsingError) as error:
+        missing = not osp.isfile(path) and '::' not in path
+        stop(f'config {path} cannot be read: {"no such file" if missing else error}')
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Reads the config and applies ``--cfg-options``, ``--launcher`` and ``--work-dir``.
 
@@ -71,12 +87,7 @@ def load_config(args: argparse.Namespace) -> Config:
         SystemExit: The config, or one that it inherits, cannot be read; an option would have no
             effect.
     """
-    try:
-        cfg = Config.fromfile(args.config)
-    except (OSError, ConfigParsingError) as error:
-        reason = 'no such file' if not osp.isfile(args.config) else str(error)
-        stop(f'config {args.config} cannot be read: {reason}')
-
+    cfg = read_config(args.config)
     options = args.cfg_options or {}
     for key in options:
         if key.split('.')[0] == 'distillation' and 'distillation' in cfg.get('model', {}):

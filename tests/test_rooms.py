@@ -16,6 +16,7 @@ FLOORS = (
     ('engine',),
     ('analysis',),
     ('cli',),
+    ('commands',),
 )
 """The rooms from the bottom to the top: a file imports from its own room and from lower floors.
 

@@ -66,6 +66,7 @@ def read_checkpoint(
     map_location: MapLocation = 'cpu',
     sha256: str | None = None,
     finite: bool = True,
+    config_text: bool = False,
 ) -> dict:
     """Reads a checkpoint file without running anything in it, see :mod:`mmkd.io.safe_reader`.
 
@@ -81,6 +82,7 @@ def read_checkpoint(
         map_location: as for ``torch.load``.
         sha256: the file's SHA-256, 64 hex digits.
         finite: whether weights that are NaN or infinite are refused.
+        config_text: whether the text of the config stays, for who reads it as data.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -93,7 +95,7 @@ def read_checkpoint(
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
         checkpoint = _read(path, map_location, sha256, osp.basename(path), finite)
-        config_left_out = _drop_config_text(checkpoint)
+        config_left_out = not config_text and _drop_config_text(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(readable(f'checkpoint {path} {error}')) from None
     if config_left_out:
