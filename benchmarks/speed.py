@@ -1,4 +1,4 @@
-"""Images per second of two detectors on the images of their own test sets, in turn, in one process.
+"""Images per second of detectors on the images of their own test sets, in turn, in one process.
 
     python tools/make_digits.py --out data/digits_large --size 192 --train 2000 --val 250 --test 500 --digits 4 10 --heights 14 60
     python benchmarks/speed.py configs/digits/large.py checkpoints/digits_large_teacher.pth \\
@@ -19,46 +19,49 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from mmkd.io.checkpoint import read_checkpoint
+from mmkd.recipe import plain_student, without_terms
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('pairs', nargs=4, metavar=('CONFIG', 'CHECKPOINT') * 2)
+    parser.add_argument('networks', nargs='+', metavar='CONFIG CHECKPOINT')
     parser.add_argument('--images', type=int, default=200, help='of each, in all')
     parser.add_argument('--batch', type=int, default=1, help='images at a time')
     args = parser.parse_args()
+    if len(args.networks) % 2:
+        parser.error('each network is a config and a checkpoint')
     register_all_modules()
     torch.set_num_threads(1)
-    networks, batches = [], []
-    for config, checkpoint in (args.pairs[:2], args.pairs[2:]):
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    names, networks, batches = args.networks[::2], [], []
+    for config, checkpoint in zip(names, args.networks[1::2], strict=True):
         cfg = Config.fromfile(config)
-        network = MODELS.build(cfg.model).eval()
-        state = read_checkpoint(checkpoint)['state_dict']
-        own = {k: v for k, v in state.items() if not k.startswith(('kd_terms.', 'kd_adapters.'))}
-        network.load_state_dict(own)
+        network = MODELS.build(plain_student(cfg.model)).to(device).eval()
+        network.load_state_dict(without_terms(read_checkpoint(checkpoint)['state_dict']))
         networks.append(network)
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         batches.append(
             [
                 pseudo_collate([dataset[i] for i in range(first, first + args.batch)])
-                for first in range(0, args.images, args.batch)
+                for first in range(0, min(args.images, len(dataset)) - args.batch + 1, args.batch)
             ]
         )
-    times: list[list[float]] = [[], []]
+    times: list[list[float]] = [[] for _ in networks]
     with torch.no_grad():
-        for i in range(-5, len(batches[0])):  # five to warm up
+        for i in range(-5, min(map(len, batches))):  # five to warm up
             for network, own, seen in zip(networks, batches, times, strict=True):
                 batch = copy.deepcopy(own[i])
                 start = time.perf_counter()
                 network.test_step(batch)
+                if device == 'cuda':
+                    torch.cuda.synchronize()
                 if i >= 0:
                     seen.append(time.perf_counter() - start)
     speeds = [args.batch / statistics.median(seen) for seen in times]
-    for config, speed in zip(args.pairs[::2], speeds, strict=True):
-        print(f'{config}: {speed:.0f} images/s')
-    print(f'the second is {speeds[1] / speeds[0]:.2f} times as fast')
+    for name, speed in zip(names, speeds, strict=True):
+        print(f'{name}: {speed:.0f} images/s, {speed / speeds[0]:.2f} times {names[0]}')
 
 
 if __name__ == '__main__':
