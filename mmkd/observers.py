@@ -187,7 +187,8 @@ def refuse_unguarded() -> NoReturn:
         UnguardedError: with the lines to write.
     """
     raise UnguardedError(
-        'this detector distils, and nothing has checked its teacher, classes and data. Write '
+        'this detector distils, and nothing has checked its teacher, classes, scales and data. '
+        'Write '
         "runner_type = 'mmkd.DistillationRunner' into the config (it stands in mmkd's recipes) and "
         'build the runner by RUNNERS.build(cfg), as tools/train.py does, not by '
         'Runner.from_cfg(cfg); or, for a training loop of your own, call '

@@ -22,6 +22,7 @@ from ..datasets.annotations import check_annotations, check_evaluator, leaves
 from ..datasets.intact_images import IntactImagesHook, require_intact_images
 from ..datasets.labels import check_num_classes
 from ..datasets.two_views import apply_resolution
+from ..inference import require_teacher
 from ..io import checkpoint as checkpoints
 from ..observers import NonFiniteLossError
 from ..recipe import rename_adapters
@@ -140,6 +141,7 @@ class DistillationRunner(Runner):
         signal's number; ``--resume`` continues from there.
 
         Raises:
+            TeacherError: before the first step, the teacher's files are missing.
             AnnotationError: before the first step, an annotation file that cannot be used.
             ValueError: before the first step, a head with another number of classes than the data.
             NonFiniteLossError: with the losses, the iteration, the images, and the file in which
@@ -148,6 +150,7 @@ class DistillationRunner(Runner):
             LostProcessError: a data-loader worker, or another process of the job, has ended.
             OSError: before or after the first step, no room for a checkpoint in the work directory.
         """
+        require_teacher(unwrap(self.model))
         check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')

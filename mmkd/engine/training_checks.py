@@ -149,6 +149,7 @@ class TrainingChecksHook(Hook):
         _require_begun(model, runner)
         teacher = model.teacher
         if teacher is None or not model.kd_terms:
+            model.guarded = True
             return
         loader = None if getattr(runner, 'resumed_from', None) else runner.train_dataloader
         self.digests = check_teaching(model, loader, runner.logger, runner.optim_wrapper)
