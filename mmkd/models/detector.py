@@ -67,6 +67,7 @@ class DistillationMixin(Detector):
         self.sites: dict[str, Any] = {}
         self.shared_losses, self.left_out = dict[str, str](), dict[str, str]()
         self.observers, self.steps, self.dwarfing = list(OBSERVERS), 0, set[str]()
+        self.first_hard = 0.0
         # The student draws the same initial weights as it does without a teacher.
         with torch.random.fork_rng(devices=[]):
             terms = build_terms(recipe.terms)
