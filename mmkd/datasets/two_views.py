@@ -31,7 +31,7 @@ from ..options.resolution import (
     scales_key,
     transform_name,
 )
-from ..recipe import terms_on
+from ..recipe import require_dict, terms_on
 
 # They change pixels without moving them, by draws that mmcv's cache_random_params can repeat.
 _COLOURS = {
@@ -157,7 +157,7 @@ def apply_resolution(cfg: Config) -> Config:
         ValueError: if a pipeline has no resize, or a transform whose draws cannot be shared.
     """
     model = cfg.get('model') or {}
-    distillation = model.get('distillation') or {}
+    distillation = require_dict('distillation', model.get('distillation') or {})
     resolution = Resolution.of(distillation.get('resolution'))
     if resolution is None:
         return cfg
@@ -205,9 +205,10 @@ def _at_scales(pipeline: list, split: str, resolution: Resolution, two: bool) ->
 def at_teachers_scale(cfg: Config) -> Config:
     """A copy of the config with its pipelines at the teacher's scale, to test the teacher."""
     cfg = copy.deepcopy(cfg)
-    resolution = (cfg.model.get('distillation') or {}).get('resolution')
+    distillation = cfg.model.get('distillation') or {}
+    resolution = Resolution.of(distillation.get('resolution'))
     if resolution is not None:
-        resolution['student'] = resolution['teacher']
+        distillation['resolution']['student'] = resolution.teacher
     return apply_resolution(cfg)
 
 

@@ -14,11 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from ... import recipe
 from ...datasets.annotations import leaves
 from ...datasets.two_views import apply_resolution, at_teachers_scale
+from ...engine.cfg_options import CfgOptions
 from ...engine.class_names import apply_classes
 from ...engine.student_class import keep_detector
 from ...options.class_map import ClassMap
@@ -212,7 +213,7 @@ def config_with_options(path: str, options: Sequence[str] = ()) -> Config:
     cfg = _config_of(path)
     if options:
         parser = argparse.ArgumentParser()
-        parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+        parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
         cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
     return keep_detector(cfg)
 
