@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from urllib.error import URLError
 
@@ -9,7 +10,7 @@ from mmdet.structures import SampleList
 from mmengine.logging import MMLogger
 
 from .options.resolution import Resolution, pipelines, rescale
-from .recipe import TERM_PREFIXES
+from .recipe import TERM_PREFIXES, own_detector
 
 
 def is_missing(error: BaseException | None) -> bool:
@@ -52,6 +53,26 @@ def drop_terms(module: Any, state: dict, *_: Any) -> None:
     if module.missing_teacher is not None:
         for key in [key for key in state if key.startswith(TERM_PREFIXES)]:
             del state[key]
+
+
+def require_own_class(cfg: Any, model: Any) -> None:
+    """Refuse a config whose student has a detector class of its own, for a model that has not.
+
+    mmkd's tools find the class in what the config inherits; an inferencer builds what is written.
+
+    Raises:
+        ValueError: naming the class and the line to write.
+    """
+    given = (cfg.get('model') if hasattr(cfg, 'get') else None) or {}
+    path = str(getattr(cfg, 'filename', None) or '')
+    if 'teacher_config' not in given or 'detector' in given or not os.path.isfile(path):
+        return
+    own = own_detector(path)
+    if own is not None and own.rpartition('.')[2] not in [c.__name__ for c in type(model).__mro__]:
+        raise ValueError(
+            f'{path} inherits a student of class {own}, and builds it as the plain two-stage '
+            "detector: write detector=_base_.model.type beside model's type"
+        )
 
 
 def at_own_scale(cfg: Any) -> Any:

@@ -13,7 +13,14 @@ from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from ..compatibility import compare_networks, distilling_class, map_classes
-from ..inference import at_own_scale, check_scale, drop_terms, require_teacher, without_teacher
+from ..inference import (
+    at_own_scale,
+    check_scale,
+    drop_terms,
+    require_own_class,
+    require_teacher,
+    without_teacher,
+)
 from ..layer_pairs import Probe
 from ..observers import OBSERVERS, refuse_total, refuse_unguarded
 from ..options.adapters import set_identity
@@ -175,6 +182,7 @@ class DistillationMixin(Detector):
 
     @cfg.setter
     def cfg(self, config: Any) -> None:
+        require_own_class(config, self)
         self._cfg = at_own_scale(config)
 
     # ---------------------------------------------------------------- before training

@@ -266,6 +266,7 @@ def _teacher_row(
     teacher_config = model['teacher_config']
     teacher = _config_of(teacher_config)
     test_cfg = _test_config(at_teachers_scale(cfg), teacher.model, split, path)
+    test_cfg.custom_imports = _imports_of_both(cfg, teacher)
     identity = _teacher_identity(model)
     settings = _test_settings(test_cfg)
     if labels := _teacher_labels(cfg):
@@ -284,6 +285,17 @@ def _teacher_row(
         by_key[key] = Row(label, 'teacher', [run])
         plan.rows.append(by_key[key])
     return by_key[key]
+
+
+def _imports_of_both(student: Config, teacher: Config) -> dict | None:
+    """The modules that a test needs of a network from one config and data from the other."""
+    given = [cfg.get('custom_imports') or {} for cfg in (student, teacher)]
+    names = [each.get('imports') or [] for each in given]
+    both = [m for part in names for m in ([part] if isinstance(part, str) else part)]
+    if not both:
+        return None
+    allowed = all(each.get('allow_failed_imports') for each in given if each)
+    return dict(imports=list(dict.fromkeys(both)), allow_failed_imports=allowed)
 
 
 def plain_network(model: dict) -> dict:
