@@ -8,35 +8,16 @@ import os
 import os.path as osp
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.runner import Runner
 
+from .engine.cfg_options import CfgOptions
 from .engine.exit import stop
 from .engine.student_class import keep_detector
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-
-
-class CfgOptions(DictAction):
-    """MMEngine's ``DictAction`` with a message instead of a traceback for a malformed pair."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError):
-            stop(
-                f'--cfg-options {" ".join(values or ())}: '
-                'each must read key=value, with closed brackets and no spaces'
-            )
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +28,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         action=CfgOptions,
         metavar='KEY=VALUE',
         help='values of the config to override, e.g. model.distillation.hint.loss_weight=0; '
-        'lists as key="[a,b]" or key=a,b',
+        'lists as key="[a,b]" or key=a,b, dicts as key="dict(a=1,b=2)"',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
     # torch.distributed.launch passes the second spelling since PyTorch 2.0.

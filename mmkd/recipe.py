@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -351,7 +352,11 @@ def check_model(constructor: Callable, given: dict, eval_teacher: bool) -> None:
             'the teacher'
         )
     ours = ['distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256', 'detector']
-    require_known('model', given, [*(each.name for each in taken), *ours])
+    require_known(
+        'model', given, [*(each.name for each in taken), *ours],
+        '; an argument of a detector class of your own needs its name beside it, '
+        'detector=_base_.model.type',
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- the two configs
@@ -400,6 +405,29 @@ def plain_student(model: dict) -> dict:
         own = model.pop('detector', None)
         model['type'] = own or ('TridentFasterRCNN' if trident else 'TwoStageDetector')
     return model
+
+
+ADD_NOTHING = ('TwoStageDetector', 'FasterRCNN', 'CascadeRCNN', 'MaskRCNN')
+"""Names that MMDetection has for one and the same detector."""
+
+
+@functools.lru_cache  # the command line and the runner both ask
+def own_detector(path: str) -> str | None:
+    """The detector class that the config at ``path`` inherits and replaces by the distilling one.
+
+    None where it inherits none, or one that is MMDetection's plain two-stage detector.
+    """
+    for base in Config._get_base_files(path):
+        # No public function of MMEngine says what a config inherits.
+        where, _ = Config._get_cfg_path(base, path)
+        model = Config.fromfile(where, import_custom_modules=False).get('model') or {}
+        if model.get('type') is None:
+            continue
+        kind = str(model['type'])
+        if 'teacher_config' in model:
+            return own_detector(where)
+        return None if kind.rpartition('.')[2] in ADD_NOTHING else kind
+    return None
 
 
 def without_terms(state: dict) -> dict:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd'
 FLOORS = (
     ('versions', 'digests', 'options'),
     ('recipe',),
-    ('registry', 'layer_pairs', 'observers', 'compatibility', 'io'),
+    ('registry', 'layer_pairs', 'observers', 'compatibility', 'inference', 'io'),
     ('models', 'datasets'),
     ('engine',),
     ('analysis',),

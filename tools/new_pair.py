@@ -16,8 +16,7 @@ from pathlib import Path
 from mmengine.hub import get_config
 
 from mmkd.engine.exit import stop
-from mmkd.engine.student_class import ADD_NOTHING
-from mmkd.recipe import TeacherError, read_teacher_config
+from mmkd.recipe import ADD_NOTHING, TeacherError, read_teacher_config
 
 BASES = Path(__file__).resolve().parents[1] / 'configs/_base_'
 RECIPES = {'paper': BASES / 'chen2017.py', 'mmkd': BASES / 'mmkd.py'}

@@ -21,6 +21,7 @@ from mmkd.datasets.two_views import apply_resolution
 from mmkd.engine import step_dump
 from mmkd.engine.class_names import apply_classes
 from mmkd.engine.exit import stop
+from mmkd.inference import require_teacher
 from mmkd.io.checkpoint import CheckpointError
 
 
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CheckpointError, OSError) as error:
         stop(str(error))
     model = MODELS.build(copy.deepcopy(cfg.model))
+    require_teacher(model)
     try:
         model.load_state_dict(step['state_dict'])
     except RuntimeError as error:

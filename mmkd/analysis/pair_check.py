@@ -39,6 +39,7 @@ from ..engine.class_names import apply_classes, class_names, head_classes
 from ..engine.exit import leave
 from ..engine.summary import startup_table
 from ..engine.teacher_check import CERTAIN, MIN_RECALL, PREPROCESSINGS, SUSPICIOUS, means
+from ..inference import require_teacher
 from ..observers import DWARFS
 from ..options.class_map import ClassMap
 from ..options.resolution import VIEW, Resolution
@@ -163,6 +164,7 @@ def _build(config: dict) -> Any:
     MMLogger.get_instance('mmkd check', logger_name='mmengine', log_level='ERROR')
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(config))
+    require_teacher(model)
     model.init_weights()
     model.guarded = True  # nothing is trained on these steps
     return model.train()

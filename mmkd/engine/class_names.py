@@ -11,6 +11,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..datasets.annotations import leaves
 from ..datasets.labels import check_num_classes
+from ..inference import is_missing
 from ..recipe import UNTRAINED, read_teacher_config
 
 
@@ -18,7 +19,8 @@ def apply_classes(cfg: Config) -> Config:
     """Write the class names of both networks to ``model.distillation.classes``, if they differ.
 
     The student's names are those of its training data, the teacher's those of the data in its
-    config or of its checkpoint's meta. If either is unknown, the numbers of classes must agree.
+    config or of its checkpoint's meta. If either is unknown, the numbers of classes must agree;
+    where the teacher's files are missing they are.
 
     Returns:
         The config itself, or a copy with the names.
@@ -37,8 +39,13 @@ def apply_classes(cfg: Config) -> Config:
         return cfg
     teacher = given.get('teacher')
     if teacher is None:
-        teacher_cfg = read_teacher_config(model['teacher_config'])
-        teacher = teacher_names(teacher_cfg, model.get('teacher_ckpt'))
+        try:
+            teacher_cfg = read_teacher_config(model['teacher_config'])
+            teacher = teacher_names(teacher_cfg, model.get('teacher_ckpt'))
+        except Exception as error:
+            if not is_missing(error):
+                raise
+            return cfg  # the detector says so as it is built
     if teacher is None or list(teacher) == list(student):
         return cfg
     cfg = copy.deepcopy(cfg)

@@ -22,10 +22,12 @@ from ..datasets.annotations import check_annotations, check_evaluator, leaves
 from ..datasets.intact_images import IntactImagesHook, require_intact_images
 from ..datasets.labels import check_num_classes
 from ..datasets.two_views import apply_resolution
+from ..inference import require_teacher
 from ..io import checkpoint as checkpoints
 from ..observers import NonFiniteLossError
 from ..recipe import rename_adapters
 from .class_names import apply_classes
+from .divergence import DivergedError, DivergenceHook
 from .exact_resume import (
     UNSAVED,
     ResumableCheckpointHook,
@@ -112,8 +114,9 @@ class DistillationRunner(Runner):
         """
         super().register_hooks(default_hooks, custom_hooks)
         self._checkpoints: ResumableCheckpointHook | None = None
-        self._steps = StepDumpHook()
+        self._steps, self._divergence = StepDumpHook(), DivergenceHook()
         self.register_hook(self._steps, priority='LOWEST')
+        self.register_hook(self._divergence)
         for hook in (FromPlainHook(), InputChecksHook(), SummaryHook()):
             self.register_hook(hook, priority='HIGHEST')
         for hook in (TrainingChecksHook(), IntactImagesHook(), ToPlainHook()):
@@ -140,14 +143,17 @@ class DistillationRunner(Runner):
         signal's number; ``--resume`` continues from there.
 
         Raises:
+            TeacherError: before the first step, the teacher's files are missing.
             AnnotationError: before the first step, an annotation file that cannot be used.
             ValueError: before the first step, a head with another number of classes than the data.
             NonFiniteLossError: with the losses, the iteration, the images, and the file in which
                 the step was saved.
+            DivergedError: the losses have grown beyond all bounds.
             ImageError: an image that is missing, truncated or no image.
             LostProcessError: a data-loader worker, or another process of the job, has ended.
             OSError: before or after the first step, no room for a checkpoint in the work directory.
         """
+        require_teacher(unwrap(self.model))
         check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
@@ -189,12 +195,16 @@ class DistillationRunner(Runner):
             yield
         except NonFiniteLossError as error:
             path = self._steps.save(self, unwrap(self.model))
-            raise NonFiniteLossError(
+            where = (
                 f'{error} at iteration {self.iter + 1} (epoch {self.epoch + 1}), on '
                 f'{image_files(self._steps.batch)}. No weight was changed by it. The step was '
                 f'saved: python tools/replay.py CONFIG {path} finds the first module with such '
-                'values. Common causes are the learning rate, an empty box, and fp16'
-            ) from None
+                'values'
+            )
+            cause = self._divergence.cause(self)
+            if self._divergence.grown:
+                raise DivergedError(f'training has diverged. {cause}. Then {where}') from None
+            raise NonFiniteLossError(f'{where}. {cause}') from None
         except RuntimeError as error:
             if lost := lost_process(str(error)):
                 raise LostProcessError(lost) from None
@@ -213,6 +223,11 @@ class DistillationRunner(Runner):
             if last
             else f'No checkpoint is in {self.work_dir}: fix the cause and repeat the command'
         )
+        if last and (self._divergence.grown or isinstance(error, DivergedError)):
+            on = (
+                f'The last checkpoint {last} is complete: begin anew, or from its weights by '
+                f'load_from={last} (--resume would keep its learning rate)'
+            )
         return (
             f'stopped in iteration {self.iter + 1} (epoch {self.epoch + 1}) by '
             f'{type(error).__name__}: {said}. {on}'

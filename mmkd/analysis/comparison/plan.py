@@ -14,11 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from ... import recipe
 from ...datasets.annotations import leaves
 from ...datasets.two_views import apply_resolution, at_teachers_scale
+from ...engine.cfg_options import CfgOptions
 from ...engine.class_names import apply_classes
 from ...engine.student_class import keep_detector
 from ...options.class_map import ClassMap
@@ -212,7 +213,7 @@ def config_with_options(path: str, options: Sequence[str] = ()) -> Config:
     cfg = _config_of(path)
     if options:
         parser = argparse.ArgumentParser()
-        parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+        parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
         cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
     return keep_detector(cfg)
 
@@ -265,6 +266,7 @@ def _teacher_row(
     teacher_config = model['teacher_config']
     teacher = _config_of(teacher_config)
     test_cfg = _test_config(at_teachers_scale(cfg), teacher.model, split, path)
+    test_cfg.custom_imports = _imports_of_both(cfg, teacher)
     identity = _teacher_identity(model)
     settings = _test_settings(test_cfg)
     if labels := _teacher_labels(cfg):
@@ -283,6 +285,17 @@ def _teacher_row(
         by_key[key] = Row(label, 'teacher', [run])
         plan.rows.append(by_key[key])
     return by_key[key]
+
+
+def _imports_of_both(student: Config, teacher: Config) -> dict | None:
+    """The modules that a test needs of a network from one config and data from the other."""
+    given = [cfg.get('custom_imports') or {} for cfg in (student, teacher)]
+    names = [each.get('imports') or [] for each in given]
+    both = [m for part in names for m in ([part] if isinstance(part, str) else part)]
+    if not both:
+        return None
+    allowed = all(each.get('allow_failed_imports') for each in given if each)
+    return dict(imports=list(dict.fromkeys(both)), allow_failed_imports=allowed)
 
 
 def plain_network(model: dict) -> dict:
