@@ -33,6 +33,7 @@ from .exact_resume import (
     latest_checkpoint,
     prepare_workers,
 )
+from .memory import OutOfMemoryError, explain, is_out_of_memory
 from .plain_checkpoints import FromPlainHook, ToPlainHook
 from .processes import LostProcessError, end_workers, lost_process, track_iterators
 from .resume_compatibility import check_loaded_states
@@ -40,7 +41,7 @@ from .step_dump import StepDumpHook, image_files
 from .student_class import keep_detector
 from .summary import SummaryHook
 from .training_checks import InputChecksHook, TrainingChecksHook
-from .work_dir import DiskSpaceHook
+from .work_dir import DiskSpaceHook, WorkDirError, WorkDirHook
 from .wrappers import optimizers, unwrap
 
 
@@ -114,7 +115,8 @@ class DistillationRunner(Runner):
         self._checkpoints: ResumableCheckpointHook | None = None
         self._steps = StepDumpHook()
         self.register_hook(self._steps, priority='LOWEST')
-        for hook in (FromPlainHook(), InputChecksHook(), SummaryHook()):
+        self._folders = WorkDirHook()
+        for hook in (self._folders, FromPlainHook(), InputChecksHook(), SummaryHook()):
             self.register_hook(hook, priority='HIGHEST')
         for hook in (TrainingChecksHook(), IntactImagesHook(), ToPlainHook()):
             self.register_hook(hook, priority='LOWEST')
@@ -124,6 +126,7 @@ class DistillationRunner(Runner):
                 if not hook.out_dir:
                     self.register_hook(DiskSpaceHook(hook.save_optimizer), priority='LOWEST')
                 self._checkpoints = hook
+                self._folders.when_lost = hook.work_dir_is_lost
                 break
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
@@ -146,6 +149,8 @@ class DistillationRunner(Runner):
                 the step was saved.
             ImageError: an image that is missing, truncated or no image.
             LostProcessError: a data-loader worker, or another process of the job, has ended.
+            OutOfMemoryError: with the batch, and what to change.
+            WorkDirError: the work directory was deleted; the training was saved to a new one.
             OSError: before or after the first step, no room for a checkpoint in the work directory.
         """
         check_num_classes(self.cfg)
@@ -166,6 +171,9 @@ class DistillationRunner(Runner):
         try:
             with self._explaining_errors(), signals:
                 return super().train()
+        except WorkDirError as error:
+            self.logger.error(error)
+            raise
         except Exception as error:
             if self.iter:
                 self.logger.error(self._stopped(error))
@@ -179,12 +187,14 @@ class DistillationRunner(Runner):
 
         Raises:
             AnnotationError: the evaluator has the annotations of other images.
+            OutOfMemoryError: with what to change.
         """
         check_evaluator(self._test_evaluator, self._test_dataloader, 'test')
-        return super().test()
+        with self._explaining_errors('test_dataloader'):
+            return super().test()
 
     @contextlib.contextmanager
-    def _explaining_errors(self) -> Iterator[None]:
+    def _explaining_errors(self, dataloader: str = 'train_dataloader') -> Iterator[None]:
         try:
             yield
         except NonFiniteLossError as error:
@@ -195,9 +205,16 @@ class DistillationRunner(Runner):
                 f'saved: python tools/replay.py CONFIG {path} finds the first module with such '
                 'values. Common causes are the learning rate, an empty box, and fp16'
             ) from None
-        except RuntimeError as error:
-            if lost := lost_process(str(error)):
+        except Exception as error:
+            if isinstance(error, RuntimeError) and (lost := lost_process(str(error))):
                 raise LostProcessError(lost) from None
+            if is_out_of_memory(error):
+                if dataloader == 'train_dataloader' and self.iter and not self.model.training:
+                    dataloader = 'val_dataloader'
+                last = latest_checkpoint(self.work_dir) or self.resumed_from
+                batch = self._steps.batch if dataloader == 'train_dataloader' else None
+                said = explain(error, self, batch, dataloader, last)
+                raise OutOfMemoryError(said) from error
             raise
 
     def _stopped(self, error: Exception) -> str:
