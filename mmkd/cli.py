@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.config.utils import ConfigParsingError
 from mmengine.runner import Runner
 
+from .engine.config_files import locate_files
 from .engine.exit import stop
 from .engine.student_class import keep_detector
 
@@ -77,6 +78,7 @@ def load_config(args: argparse.Namespace) -> Config:
         reason = 'no such file' if not osp.isfile(args.config) else str(error)
         stop(f'config {args.config} cannot be read: {reason}')
 
+    locate_files(cfg)
     options = args.cfg_options or {}
     for key in options:
         if key.split('.')[0] == 'distillation' and 'distillation' in cfg.get('model', {}):
@@ -91,6 +93,7 @@ def load_config(args: argparse.Namespace) -> Config:
     except (TypeError, KeyError) as error:
         stop(f'--cfg-options {" ".join(options)} does not fit {args.config}: {error}')
 
+    locate_files(cfg, from_shell=True)
     keep_detector(cfg)
     cfg.launcher = args.launcher
     cfg.setdefault('runner_type', 'mmkd.DistillationRunner')

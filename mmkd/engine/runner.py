@@ -21,11 +21,13 @@ from torch.utils.data import DataLoader
 from ..datasets.annotations import check_annotations, check_evaluator, leaves
 from ..datasets.intact_images import IntactImagesHook, require_intact_images
 from ..datasets.labels import check_num_classes
+from ..datasets.old_spellings import refuse_old_spellings
 from ..datasets.two_views import apply_resolution
 from ..io import checkpoint as checkpoints
 from ..observers import NonFiniteLossError
-from ..recipe import rename_adapters
+from ..recipe import MissingFileError, rename_adapters
 from .class_names import apply_classes
+from .config_files import locate_files, places
 from .exact_resume import (
     UNSAVED,
     ResumableCheckpointHook,
@@ -66,7 +68,9 @@ class DistillationRunner(Runner):
         if load_from is not None and '://' not in load_from:
             path = osp.expanduser(load_from)
             if not osp.isfile(path):
-                what = 'is a directory: name a file' if osp.isdir(path) else 'does not exist'
+                tried = ' and '.join(places(kwargs.get('cfg'), load_from))
+                what = f'does not exist (looked for {tried})'
+                what = 'is a directory: name a file' if osp.isdir(path) else what
                 raise FileNotFoundError(
                     f'{"resume" if resume else "load_from"}: checkpoint {load_from} {what}'
                 )
@@ -76,8 +80,12 @@ class DistillationRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillationRunner:
-        """Builds a Runner after :func:`apply_resolution` and :func:`apply_classes`."""
-        return super().from_cfg(apply_classes(apply_resolution(keep_detector(cfg))))
+        """Builds a Runner after :func:`locate_files`, :func:`keep_detector`,
+        :func:`apply_resolution` and :func:`apply_classes`."""
+        refuse_old_spellings(cfg)
+        cfg = keep_detector(locate_files(cfg))
+        with _naming_both_places(cfg):
+            return super().from_cfg(apply_classes(apply_resolution(cfg)))
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
@@ -327,6 +335,15 @@ class DistillationRunner(Runner):
         if is_main_process() and filename == latest_checkpoint(self.work_dir):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(osp.join(self.work_dir, UNSAVED))
+
+
+@contextlib.contextmanager
+def _naming_both_places(cfg: Config) -> Iterator[None]:
+    """Adds to the error of a missing teacher that it was looked for beside the config too."""
+    try:
+        yield
+    except MissingFileError as error:
+        raise MissingFileError(error.key, error.path, places(cfg, error.path)) from None
 
 
 def _is_empty(dataset: dict) -> bool:
