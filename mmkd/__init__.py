@@ -1,8 +1,13 @@
 """mmkd: knowledge distillation for object detectors in MMDetection 3."""
 
+import warnings
+
 from . import versions
 
 versions.check()
+# MMEngine still looks packages up by this module, and is told so several times before the first
+# line of a run; whoever uses mmkd cannot mend that.
+warnings.filterwarnings('ignore', '(pkg_resources is deprecated|Deprecated call to `pkg_resources)')
 
 from .datasets.two_views import TwoViews  # noqa: E402
 from .engine.guard import guard  # noqa: E402

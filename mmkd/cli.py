@@ -14,6 +14,7 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.runner import Runner
 
 from .engine.cfg_options import CfgOptions
+from .engine.config_files import locate_files
 from .engine.exit import stop
 from .engine.student_class import keep_detector
 
@@ -58,6 +59,7 @@ def load_config(args: argparse.Namespace) -> Config:
         reason = 'no such file' if not osp.isfile(args.config) else str(error)
         stop(f'config {args.config} cannot be read: {reason}')
 
+    locate_files(cfg)
     options = args.cfg_options or {}
     for key in options:
         if key.split('.')[0] == 'distillation' and 'distillation' in cfg.get('model', {}):
@@ -72,6 +74,7 @@ def load_config(args: argparse.Namespace) -> Config:
     except (TypeError, KeyError) as error:
         stop(f'--cfg-options {" ".join(options)} does not fit {args.config}: {error}')
 
+    locate_files(cfg, from_shell=True)
     keep_detector(cfg)
     cfg.launcher = args.launcher
     cfg.setdefault('runner_type', 'mmkd.DistillationRunner')

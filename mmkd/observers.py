@@ -106,7 +106,8 @@ def warn_of_dwarfing(model: Any, step: Any, losses: dict, terms: dict, factors: 
             MMLogger.get_current_instance().warning(
                 f'{log_name(key)} dwarfs the hard losses: at step {model.steps} its gradient is '
                 f'{share:.0f} times theirs ({norm:.3g}). Try '
-                f'distillation.{key}.loss_weight={weight / share:.1g} (now {weight:g})'
+                f'--cfg-options model.distillation.{key}.loss_weight={weight / share:.1g} (now '
+                f'{weight:g})'
             )
 
 

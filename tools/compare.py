@@ -14,6 +14,7 @@ import argparse
 import sys
 
 from mmkd.analysis.comparison import MARGIN, compare, measure
+from mmkd.engine.exit import run
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,23 +69,25 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-if __name__ == '__main__':
+def main() -> int:
     if sys.argv[1:2] in (['score'], ['measure']):
-        sys.exit(measure.main(sys.argv[1:]))
+        return measure.main(sys.argv[1:])
     args = parse_args()
-    sys.exit(
-        compare(
-            args.configs,
-            seeds=args.seeds,
-            plain=args.plain,
-            options=args.cfg_options,
-            work_dir=args.work_dir,
-            results_path=args.results,
-            split=args.split,
-            jobs=args.jobs,
-            gpus=args.gpus,
-            margin=args.margin,
-            images=args.images,
-            table_only=args.table_only,
-        )
+    return compare(
+        args.configs,
+        seeds=args.seeds,
+        plain=args.plain,
+        options=args.cfg_options,
+        work_dir=args.work_dir,
+        results_path=args.results,
+        split=args.split,
+        jobs=args.jobs,
+        gpus=args.gpus,
+        margin=args.margin,
+        images=args.images,
+        table_only=args.table_only,
     )
+
+
+if __name__ == '__main__':
+    run(main)

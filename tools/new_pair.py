@@ -9,13 +9,12 @@ each. The new config is not run: `python tools/check_pair.py my_pair.py` does th
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.hub import get_config
 
-from mmkd.engine.exit import stop
+from mmkd.engine.exit import run, stop
 from mmkd.recipe import ADD_NOTHING, TeacherError, read_teacher_config
 
 BASES = Path(__file__).resolve().parents[1] / 'configs/_base_'
@@ -46,6 +45,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def checked(option: str, config: str) -> str:
     """The type of a config's detector; stops if there is no such config."""
+    if '::' not in config and not Path(config).is_file():
+        stop(f'{option} {config}: there is no such file')
     try:
         kind = read_teacher_config(config).model.type
         if not isinstance(kind, str):
@@ -104,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mmkd.engine.exit import stop
+from mmkd.engine.exit import run, stop
 from mmkd.io.checkpoint import CheckpointError, read_checkpoint, to_plain
 from mmkd.recipe import without_terms
 
@@ -74,4 +74,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

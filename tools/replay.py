@@ -8,7 +8,6 @@ The file has the weights, the batch and the random state of that step; CONFIG is
 
 import argparse
 import copy
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +19,7 @@ from mmkd import cli
 from mmkd.datasets.two_views import apply_resolution
 from mmkd.engine import step_dump
 from mmkd.engine.class_names import apply_classes
-from mmkd.engine.exit import stop
+from mmkd.engine.exit import run, stop
 from mmkd.inference import require_teacher
 from mmkd.io.checkpoint import CheckpointError
 
@@ -108,4 +107,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

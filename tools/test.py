@@ -16,7 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmkd import cli
 from mmkd.datasets.two_views import apply_resolution
 from mmkd.engine.class_names import class_names
-from mmkd.engine.exit import leave, stop
+from mmkd.engine.exit import leave, run, stop
 from mmkd.engine.processes import build_runner
 from mmkd.engine.testing import check_complete
 from mmkd.engine.work_dir import reporting_full_disk
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         stop(f'no such checkpoint: {args.checkpoint}')
     setup_cache_size_limit_of_dynamo()
     cfg = cli.load_config(args)
-    cfg.load_from = args.checkpoint
+    cfg.load_from = args.checkpoint if '://' in args.checkpoint else osp.abspath(args.checkpoint)
     if 'teacher_config' in cfg.model:
         # Before plain_student() removes the scale, which the test needs.
         cfg = apply_resolution(cfg)
@@ -99,4 +99,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmkd import cli
-from mmkd.engine.exit import leave, stop
+from mmkd.engine.exit import leave, run, stop
 from mmkd.engine.processes import build_runner
 from mmkd.engine.work_dir import locked, reporting_full_disk
 
@@ -65,9 +65,13 @@ def apply_resume(cfg: Config, resume: str | None) -> None:
     if resume is None:
         return
     cfg.resume = True
-    cfg.load_from = None if resume == 'auto' else resume
-    if cfg.load_from and '://' not in resume and not osp.isfile(resume):
+    cfg.load_from = None
+    if resume == 'auto':
+        return
+    if '://' not in resume and not osp.isfile(osp.expanduser(resume)):
         stop(f'--resume {resume}: no such checkpoint')
+    # From the shell's folder, whatever lies beside the config.
+    cfg.load_from = resume if '://' in resume else osp.abspath(osp.expanduser(resume))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,4 +90,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

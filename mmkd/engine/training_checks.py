@@ -15,7 +15,7 @@ from ..digests import tensor_digests
 from ..models.chen2017 import TeacherBoundedL2Loss
 from ..recipe import TERM_PREFIXES, TeacherError, log_name
 from .save_best import check_metrics, check_predictions
-from .teacher_check import check_teacher
+from .teacher_check import check_teacher, require_channels
 from .wrappers import distils, optimizers, unwrap
 
 SILENT = 50
@@ -97,12 +97,17 @@ def check_teaching(
 
     Returns:
         The digests of the teacher's tensors.
+
+    Raises:
+        ValueError: the images have another number of channels than the student takes.
     """
     teacher = model.teacher
     require_frozen(model, optim_wrapper)
     if not teacher.prepared:
         require_same(teacher.digests, teacher.network, 'since it was loaded')
     teacher.follow(next(model.parameters()))
+    if loader is not None:
+        require_channels(model, loader)
     if model.check_teacher and loader is not None and not teacher.prepared:
         # Before acceleration: the detection path of its RoI head misreads channels_last maps.
         logger.info(check_teacher(model, loader))

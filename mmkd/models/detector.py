@@ -23,6 +23,7 @@ from ..inference import (
 )
 from ..layer_pairs import Probe
 from ..observers import OBSERVERS, refuse_total, refuse_unguarded
+from ..options.acceleration import input_channels
 from ..options.adapters import set_identity
 from ..options.inherit import inherit
 from ..options.schedule import WeightSchedule
@@ -60,7 +61,7 @@ class DistillationMixin(Detector):
     """
 
     def __init__(
-        self, *args: Any, teacher_config: str | Path | dict, distillation: dict,
+        self, *args: Any, distillation: dict, teacher_config: str | Path | dict | None = None,
         teacher_ckpt: str | None = None, teacher_sha256: str | None = None,
         eval_teacher: bool = True, **student: Any,
     ) -> None:  # fmt: skip
@@ -78,7 +79,6 @@ class DistillationMixin(Detector):
         # The student draws the same initial weights as it does without a teacher.
         with torch.random.fork_rng(devices=[]):
             terms = build_terms(recipe.terms)
-            self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
             # None where nothing is asked of it.
             self.teacher: Teacher = None  # type: ignore[assignment]
             self.missing_teacher: Exception | None = None
@@ -89,6 +89,8 @@ class DistillationMixin(Detector):
                     )
                 except Exception as error:
                     self.missing_teacher = without_teacher(error)
+            # Weights first: those of another config would be blamed on its class names.
+            self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
             if terms and self.teacher is not None:
                 self._connect(terms)
         self.unproven = set(self.kd_terms)
@@ -213,8 +215,9 @@ class DistillationMixin(Detector):
         if any(need.anchors for need in needs.values()) and 'rpn' not in self.sites:
             self.taps.tap_map_sizes(self.rpn_head)
         self.teacher_inputs = TeacherInputs(
-            self.data_preprocessor, teacher.data_preprocessor, self.resolution
-        )
+            self.data_preprocessor, teacher.data_preprocessor,
+            (input_channels(self), input_channels(teacher)), self.resolution,
+        )  # fmt: skip
         entries = [entry for need in needs.values() for entry in need.pairs]
         probe = Probe((self, self.taps), (teacher, self.teacher.taps), entries)
         for key, term in terms.items():

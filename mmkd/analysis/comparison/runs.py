@@ -98,11 +98,12 @@ class RunContext:
             env.setdefault('PORT', str(_free_port()))
             if self.devices:
                 env['CUDA_VISIBLE_DEVICES'] = ','.join(self.devices)
-        if not self.devices:
+        names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
+        # Either one that the user has set holds for both.
+        if not self.devices and not any(env.get(name) for name in names):
             # Runs side by side on one machine share its cores instead of fighting for them.
             threads = max(1, cpu_cores() // (self.jobs * self.processes))
-            for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
-                env.setdefault(name, str(threads))
+            env.update(dict.fromkeys(names, str(threads)))
         return env
 
     def directory(self, run: Run) -> Path:
