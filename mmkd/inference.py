@@ -10,15 +10,15 @@ from mmdet.structures import SampleList
 from mmengine.logging import MMLogger
 
 from .options.resolution import Resolution, pipelines, rescale
-from .recipe import TERM_PREFIXES, own_detector
+from .recipe import TERM_PREFIXES, MissingFileError, own_detector
 
 
 def is_missing(error: BaseException | None) -> bool:
     """Whether an error comes from a file, a module or an address that is not there."""
     if error is None:
         return False
-    missing = isinstance(error, (FileNotFoundError, ModuleNotFoundError, URLError))
-    return missing or is_missing(error.__cause__)
+    kinds = (MissingFileError, FileNotFoundError, ModuleNotFoundError, URLError)
+    return isinstance(error, kinds) or is_missing(error.__cause__)
 
 
 def without_teacher(error: Exception) -> Exception:

@@ -57,7 +57,7 @@ class MissingFileError(TeacherError):
     """
 
     def __init__(self, key: str, path: str, places: Sequence[str] = ()) -> None:
-        self.key, self.path = key, path
+        self.key, self.path, self.places = key, path, tuple(places)
         where = list(places) or [os.path.abspath(os.path.expanduser(path))]
         what = 'is a directory' if any(map(os.path.isdir, where)) else 'does not exist'
         tried = '' if where == [path] else f' (looked for {" and ".join(where)})'
@@ -66,6 +66,9 @@ class MissingFileError(TeacherError):
             f"the teacher's {kind}, model.{key}={path!r}, {what}{tried}: set model.{key} to its "
             + ('path' if key == 'teacher_config' else 'path or URL')
         )
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.key, self.path, self.places)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from tiny import tiny_config
 
 import mmkd
+from mmkd.io.checkpoint import CheckpointError
 from mmkd.recipe import TeacherError, plain_student
 
 
@@ -81,6 +82,7 @@ def same(one, two):
 
 MISSING = {
     'checkpoint': dict(teacher_ckpt='/nowhere/teacher.pth'),
+    'address': dict(teacher_ckpt='http://127.0.0.1:9/teacher.pth'),
     'config': dict(teacher='/nowhere/teacher.py', teacher_ckpt='/nowhere/teacher.pth'),
 }
 
@@ -111,21 +113,21 @@ def test_without_the_teachers_files_a_student_predicts(
 @pytest.mark.parametrize('what', MISSING)
 def test_training_without_the_teachers_files_raises_the_teachers_error(config, what):
     cfg = pair(config, **MISSING[what])
-    error = {'checkpoint': FileNotFoundError, 'config': TeacherError}[what]
+    error = CheckpointError if what == 'address' else TeacherError
     model = MODELS.build(copy.deepcopy(cfg.model))
     model.init_weights()
     twin = copy.deepcopy(model)
     for each in (model, twin):
-        with pytest.raises(error, match=r'nowhere/teacher'):
+        with pytest.raises(error, match='/teacher.p'):
             pairs.losses(each.train())
     loader = Runner.build_dataloader(cfg.train_dataloader)
-    with pytest.raises(error, match=r'nowhere/teacher'):
+    with pytest.raises(error, match='/teacher.p'):
         mmkd.guard(model, loader)
     for runner_type in ('mmkd.DistillationRunner', 'Runner'):
         cfg.runner_type = runner_type
         cfg.experiment_name += '_'
         runner = RUNNERS.build(cfg)
-        with pytest.raises(error, match=r'nowhere/teacher'):
+        with pytest.raises(error, match='/teacher.p'):
             runner.train()
         assert runner.iter == 0
 

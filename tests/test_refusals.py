@@ -29,6 +29,7 @@ from mmkd.engine.config_files import locate_files
 from mmkd.engine.runner import DistillationRunner
 from mmkd.engine.summary import startup_table
 from mmkd.engine.weight_origins import origins
+from mmkd.inference import require_teacher
 from mmkd.io.checkpoint import CheckpointError
 from mmkd.options.acceleration import input_channels
 from mmkd.options.class_map import ClassMap
@@ -167,7 +168,7 @@ def test_a_missing_file_of_the_teachers_names_both_places(folder, tmp_path, monk
     said = rf'the teacher.s \w+, model\.{key}=.gone.x., does not exist .*{folder}/gone.x and '
     said += rf'{tmp_path}/gone.x\): set model\.{key}'
     with pytest.raises(MissingFileError, match=said):
-        RUNNERS.build(cfg)
+        RUNNERS.build(cfg).train()
     report = check_pair(cfg, size=(64, 64), processes=1)
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(report.against)
@@ -195,7 +196,7 @@ def test_what_is_missing_is_said_to_be_the_teachers(change, said, tmp_path, monk
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     model = pairs.distilled(pairs.fpn(), pairs.fpn(), pairs.recipe())
     with pytest.raises((TeacherError, CheckpointError), match=said):
-        pairs.build(dict(model, **change))
+        require_teacher(pairs.build(dict(model, **change)))
 
 
 def test_a_teacher_config_that_is_no_python(tmp_path):
@@ -205,7 +206,7 @@ def test_a_teacher_config_that_is_no_python(tmp_path):
         path = tmp_path / f'teacher{len(text)}.py'
         path.write_text(text)
         with pytest.raises(TeacherError, match=rf'model\.teacher_config .*{path.name}.*cannot be'):
-            pairs.build(dict(model, teacher_config=str(path)))
+            require_teacher(pairs.build(dict(model, teacher_config=str(path))))
 
 
 # ---------------------------------------------------------------------- a teacher of another config

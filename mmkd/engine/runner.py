@@ -166,7 +166,8 @@ class DistillationRunner(Runner):
             WorkDirError: the work directory was deleted; the training was saved to a new one.
             OSError: before or after the first step, no room for a checkpoint in the work directory.
         """
-        require_teacher(unwrap(self.model))
+        with _naming_both_places(self.cfg):
+            require_teacher(unwrap(self.model))
         check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')

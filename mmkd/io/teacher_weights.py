@@ -101,7 +101,8 @@ def load_completely(
     except FileNotFoundError:
         raise MissingFileError('teacher_ckpt', checkpoint) from None
     except CheckpointError as error:
-        raise CheckpointError(f"the teacher's checkpoint, model.teacher_ckpt: {error}") from None
+        said = f"the teacher's checkpoint, model.teacher_ckpt: {error}"
+        raise CheckpointError(said) from error.__cause__
     state = state.get('state_dict', state)
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     own = without_terms(state)
