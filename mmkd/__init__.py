@@ -1,12 +1,16 @@
 """mmkd: knowledge distillation for object detectors in MMDetection 3."""
 
+import warnings
+
 from . import versions
 
 versions.check()
+# MMEngine still looks packages up by this module, and is told so several times before the first
+# line of a run; whoever uses mmkd cannot mend that.
+warnings.filterwarnings('ignore', '(pkg_resources is deprecated|Deprecated call to `pkg_resources)')
 
 from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
 
-from .config_files import base  # noqa: E402
 from .datasets.two_views import TwoViews  # noqa: E402
 from .engine.guard import guard  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
@@ -25,6 +29,7 @@ from .models.detector import (  # noqa: E402
 from .models.terms import DistillTerm, FeatureTerm, Needs, RowTerm  # noqa: E402
 from .recipe import plain_student  # noqa: E402
 from .registry import TERMS  # noqa: E402
+from .shipped import base  # noqa: E402
 from .version import __version__  # noqa: E402
 
 # For the whole process, on import: a config names a teacher or a pretrained backbone, and MMEngine

@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch(arguments)
     sys.argv = [f'mmkd {command}', *arguments[1:]]  # what argparse says of itself
     module = importlib.import_module(f'mmkd.commands.{command.replace("-", "_")}')
-    return module.main(arguments[1:]) or 0
+    from .engine.exit import run
+
+    run(lambda: module.main(arguments[1:]))
 
 
 def launch(arguments: list[str]) -> None:

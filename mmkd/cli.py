@@ -8,36 +8,18 @@ import os
 import os.path as osp
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.runner import Runner
 
-from .config_files import base
+from .engine.cfg_options import CfgOptions
+from .engine.config_files import locate_files
 from .engine.exit import stop
 from .engine.student_class import keep_detector
+from .shipped import base
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-
-
-class CfgOptions(DictAction):
-    """MMEngine's ``DictAction`` with a message instead of a traceback for a malformed pair."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError):
-            stop(
-                f'--cfg-options {" ".join(values or ())}: '
-                'each must read key=value, with closed brackets and no spaces'
-            )
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +30,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         action=CfgOptions,
         metavar='KEY=VALUE',
         help='values of the config to override, e.g. model.distillation.hint.loss_weight=0; '
-        'lists as key="[a,b]" or key=a,b',
+        'lists as key="[a,b]" or key=a,b, dicts as key="dict(a=1,b=2)"',
     )
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
     # torch.distributed.launch passes the second spelling since PyTorch 2.0.
@@ -62,7 +44,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
-def read_config(path: str) -> Config:
+def read_config_file(path: str) -> Config:
     """Reads a config file, or one of mmkd's own: ``mmkd::kd/faster_rcnn_r101_to_r50.py``.
 
     Raises:
@@ -87,7 +69,8 @@ def load_config(args: argparse.Namespace) -> Config:
         SystemExit: The config, or one that it inherits, cannot be read; an option would have no
             effect.
     """
-    cfg = read_config(args.config)
+    cfg = read_config_file(args.config)
+    locate_files(cfg)
     options = args.cfg_options or {}
     for key in options:
         if key.split('.')[0] == 'distillation' and 'distillation' in cfg.get('model', {}):
@@ -102,6 +85,7 @@ def load_config(args: argparse.Namespace) -> Config:
     except (TypeError, KeyError) as error:
         stop(f'--cfg-options {" ".join(options)} does not fit {args.config}: {error}')
 
+    locate_files(cfg, from_shell=True)
     keep_detector(cfg)
     cfg.launcher = args.launcher
     cfg.setdefault('runner_type', 'mmkd.DistillationRunner')

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from .options.share import gradient_norm
 from .recipe import TERM_PREFIXES, UNTRAINED, log_name, turn_off
+from .shipped import command
 
 DWARFS = 10.0
 """Share of the hard losses' gradient above which a term is warned about."""
+GROWN = 10.0
+"""Times its first value: above it the hard loss has grown, which is no term's fault."""
 COMPARED = (1, 50, 500)
 """The steps at which it is measured."""
 
@@ -38,6 +41,8 @@ def prove_terms(model: Any, step: Any, losses: dict, terms: dict, factors: dict)
     if not model.unproven:
         return
     own = own_parameters(model)
+    if not total(losses).isfinite():
+        return  # refuse_total names all of them
     for key in sorted(model.unproven):
         term = model.kd_terms[key]
         if key not in step.silent:
@@ -87,6 +92,9 @@ def warn_of_dwarfing(model: Any, step: Any, losses: dict, terms: dict, factors: 
         if term.share is None and key not in model.dwarfing and factors[key] > 0
     }
     hard, own = total(losses), own_parameters(model)
+    model.first_hard = model.first_hard or float(hard.detach())
+    if float(hard.detach()) > GROWN * max(model.first_hard, 1):
+        return  # the student itself diverges, which is no term's fault
     # A reentrant checkpoint cannot be asked for a part of the gradient.
     if not own or has_checkpoints(hard):
         return
@@ -99,7 +107,8 @@ def warn_of_dwarfing(model: Any, step: Any, losses: dict, terms: dict, factors: 
             MMLogger.get_current_instance().warning(
                 f'{log_name(key)} dwarfs the hard losses: at step {model.steps} its gradient is '
                 f'{share:.0f} times theirs ({norm:.3g}). Try '
-                f'distillation.{key}.loss_weight={weight / share:.1g} (now {weight:g})'
+                f'--cfg-options model.distillation.{key}.loss_weight={weight / share:.1g} (now '
+                f'{weight:g})'
             )
 
 
@@ -187,9 +196,10 @@ def refuse_unguarded() -> NoReturn:
         UnguardedError: with the lines to write.
     """
     raise UnguardedError(
-        'this detector distils, and nothing has checked its teacher, classes and data. Write '
+        'this detector distils, and nothing has checked its teacher, classes, scales and data. '
+        'Write '
         "runner_type = 'mmkd.DistillationRunner' into the config (it stands in mmkd's recipes) and "
-        'build the runner by RUNNERS.build(cfg), as tools/train.py does, not by '
+        f'build the runner by RUNNERS.build(cfg), as `{command("train")}` does, not by '
         'Runner.from_cfg(cfg); or, for a training loop of your own, call '
         'mmkd.guard(model, train_dataloader) before it'
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -42,6 +44,31 @@ _LAYER = re.compile(r'(?P<path>[\w.]+?)(\[(?P<index>\d+)\])?')
 
 class TeacherError(ValueError):
     """The teacher's config or checkpoint is not what it has to be."""
+
+
+class MissingFileError(TeacherError):
+    """No file is at a path of the teacher's.
+
+    Args:
+        key: of ``model``, that names it.
+        path: its value.
+        places: where it was looked for; a relative path without the config's file is looked for in
+            the working directory alone.
+    """
+
+    def __init__(self, key: str, path: str, places: Sequence[str] = ()) -> None:
+        self.key, self.path, self.places = key, path, tuple(places)
+        where = list(places) or [os.path.abspath(os.path.expanduser(path))]
+        what = 'is a directory' if any(map(os.path.isdir, where)) else 'does not exist'
+        tried = '' if where == [path] else f' (looked for {" and ".join(where)})'
+        kind = 'config' if key == 'teacher_config' else 'checkpoint'
+        super().__init__(
+            f"the teacher's {kind}, model.{key}={path!r}, {what}{tried}: set model.{key} to its "
+            + ('path' if key == 'teacher_config' else 'path or URL')
+        )
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.key, self.path, self.places)
 
 
 @dataclass(frozen=True)
@@ -270,7 +297,7 @@ def terms_on(distillation: dict) -> list[str]:
 
 def turn_off(*keys: str) -> str:
     """The way out of a term that cannot be."""
-    return 'turn it off by ' + ' and '.join(f'distillation.{k}.loss_weight=0' for k in keys)
+    return 'turn it off by ' + ' and '.join(f'model.distillation.{k}.loss_weight=0' for k in keys)
 
 
 # ------------------------------------------------------------------------ small checks of values
@@ -351,27 +378,43 @@ def check_model(constructor: Callable, given: dict, eval_teacher: bool) -> None:
             'the teacher'
         )
     ours = ['distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256', 'detector']
-    require_known('model', given, [*(each.name for each in taken), *ours])
+    require_known(
+        'model', given, [*(each.name for each in taken), *ours],
+        '; an argument of a detector class of your own needs its name beside it, '
+        'detector=_base_.model.type',
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- the two configs
 
 
-def read_teacher_config(config: str | Path | dict) -> Config:
+def read_config(config: str | Path | dict) -> Config:
+    """Resolve a config: a path, an ``mmdet::...`` name of the installed package, a dict."""
+    if isinstance(config, dict):
+        return Config(copy.deepcopy(dict(config)))
+    return get_config(str(config)) if '::' in str(config) else Config.fromfile(config)
+
+
+def read_teacher_config(config: str | Path | dict | None) -> Config:
     """Resolve ``teacher_config``: a path, an ``mmdet::...`` name of the installed package, a dict.
 
     Raises:
         TeacherError: if there is no such config, or it has no ``model``.
     """
+    if config is None or config == '':
+        raise TeacherError(
+            'model.teacher_config is missing: name the config that teacher_ckpt was trained with, '
+            'a path or an mmdet:: name'
+        )
+    path = str(config)
+    if not isinstance(config, dict) and '::' not in path and not os.path.isfile(path):
+        raise MissingFileError('teacher_config', path)
     try:
-        if isinstance(config, dict):
-            resolved = Config(copy.deepcopy(dict(config)))
-        elif '::' in str(config):
-            resolved = get_config(str(config))
-        else:
-            resolved = Config.fromfile(config)
-    except (OSError, ImportError, KeyError, ValueError) as error:
-        raise TeacherError(f'teacher_config {config!r} cannot be read: {error}') from error
+        resolved = read_config(config)
+    except Exception as error:  # a config is a program
+        raise TeacherError(
+            f'model.teacher_config {config!r} cannot be read: {type(error).__name__}: {error}'
+        ) from error
     if 'model' not in resolved:
         raise TeacherError(f'teacher_config {resolved.filename!r} defines no model')
     old = 'data' in resolved or 'pretrained' in resolved.model
@@ -400,6 +443,29 @@ def plain_student(model: dict) -> dict:
         own = model.pop('detector', None)
         model['type'] = own or ('TridentFasterRCNN' if trident else 'TwoStageDetector')
     return model
+
+
+ADD_NOTHING = ('TwoStageDetector', 'FasterRCNN', 'CascadeRCNN', 'MaskRCNN')
+"""Names that MMDetection has for one and the same detector."""
+
+
+@functools.lru_cache  # the command line and the runner both ask
+def own_detector(path: str) -> str | None:
+    """The detector class that the config at ``path`` inherits and replaces by the distilling one.
+
+    None where it inherits none, or one that is MMDetection's plain two-stage detector.
+    """
+    for base in Config._get_base_files(path):
+        # No public function of MMEngine says what a config inherits.
+        where, _ = Config._get_cfg_path(base, path)
+        model = Config.fromfile(where, import_custom_modules=False).get('model') or {}
+        if model.get('type') is None:
+            continue
+        kind = str(model['type'])
+        if 'teacher_config' in model:
+            return own_detector(where)
+        return None if kind.rpartition('.')[2] in ADD_NOTHING else kind
+    return None
 
 
 def without_terms(state: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 
 import numpy as np
 import pairs
@@ -14,6 +15,7 @@ from mmengine.structures import InstanceData
 from pairs import ROOT, recipe
 from tiny import CLASSES, tiny_config
 
+from mmkd import cli
 from mmkd.analysis.pair_check import _other_preprocessings, check_pair, match_batches
 
 PAIR = """\
@@ -173,7 +175,8 @@ PLANTED = {
     'a checkpoint that is not there': (lambda f: dict(checkpoint='/none.pth'), '/none.pth'),
     'a teacher that gives NaN': (not_finite, 'NaN or infinite, first in backbone.conv1.weight'),
     'other classes': (other_classes, 'have no class in common'),
-    'a teacher config that is not there': (lambda f: dict(teacher='none.py'), 'cannot be read'),
+    'a teacher config that is not there': (
+        lambda f: dict(teacher='none.py'), 'model.teacher_config='),
     'every weight 0': (off, 'every distillation term has weight 0'),
     'a path that does not exist': (
         hint(pairs=['nek']), "the student has no such submodule; near ones: neck"),
@@ -343,6 +346,61 @@ def test_a_teacher_that_finds_nothing_is_a_no_go(digits, tmp_path):
     cfg.model.teacher_ckpt = str(tmp_path / 'untrained.pth')
     report = on_data(cfg)
     assert 'usually means a wrong checkpoint' in report.against[0]
+
+
+# ------------------------------------------------------------------------- advice and numbers
+
+
+def test_advice_is_typed_as_it_stands(folder):
+    report = check(pair(folder, recipe(hint=dict(loss_weight=1e6))))
+    (text,) = [w for w in report.warnings if 'dwarfs' in w]
+    assert '(on an invented picture)' in text
+    advice = text.partition('Try ')[2].split()
+    config = str(folder / 'pair.py')
+    again = check(cli.load_config(tool('check_pair').parse_args([config, *advice])))
+    assert not [w for w in again.warnings if 'hint' in w]
+
+
+def test_with_data_the_step_is_made_with_images_of_ones_own(folder, capsys):
+    cfg = pair(folder)
+    check(cfg, size=(96, 128))
+    assert 'AN INVENTED PICTURE at 128x96' in capsys.readouterr().out
+    seen = check(cfg, size=(96, 128), data=4)
+    said = capsys.readouterr().out
+    assert 'two training images, at 64x64' in said and 'INVENTED' not in said
+    assert seen.found['picture'] == dict(kind='training images', width=64, height=64)
+    assert seen.found['networks']['student']['width'] == 64
+    cfg.train_dataloader.dataset.ann_file = 'gone.json'
+    report = check(cfg, size=(96, 128), data=4)
+    assert report.against[0].startswith('--data: the training data cannot be loaded')
+
+
+@pytest.mark.parametrize('good', [True, False])
+def test_json_has_everything(folder, tmp_path, capsys, good):
+    path = tmp_path / 'found.json'
+    pair(folder)
+    call = [str(folder / 'pair.py'), '--size', '64', '64', '--processes', '1']
+    call += [] if good else ['--cfg-options', 'model.distillation.start=nobody']
+    assert tool('check_pair').main([*call, '--json', str(path)]) == (0 if good else 1)
+    found = json.loads(path.read_text())
+    assert found['go'] == good and bool(found['against']) != good
+    if good:
+        losses = {each['loss']: each for each in found['losses']}
+        assert losses['loss_kd_hint']['key'] == 'model.distillation.hint.loss_weight'
+        assert losses['loss_kd_hint']['share'] > 0 and found['epoch'] == dict(images=16, steps=4)
+        assert found['networks']['teacher']['parameters'] > 0
+    capsys.readouterr()
+    tool('check_pair').main([*call, '--json'])
+    out, err = capsys.readouterr()
+    assert json.loads(out)['go'] == good and ('GO\n' if good else 'NO-GO\n') in err
+
+
+def test_json_does_not_take_the_config_for_its_file(folder):
+    pair(folder)
+    config = folder / 'pair.py'
+    with pytest.raises(SystemExit, match=r'--json .*pair.py: the name must end in .json'):
+        tool('check_pair').main(['x.py', '--json', str(config)])
+    assert 'teacher_ckpt' in config.read_text()
 
 
 # ------------------------------------------------------------------------------- command lines

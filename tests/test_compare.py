@@ -745,3 +745,40 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'bad.pth')
     with pytest.raises((ValueError, RuntimeError), match='size mismatch|does not fit'):
         score(str(config), str(tmp_path / 'bad.pth'), str(tmp_path / 'detections.pkl'))
+
+
+@pytest.mark.parametrize(
+    ('given', 'found'),
+    [
+        (dict(OMP_NUM_THREADS='3'), ('3', None)),
+        (dict(MKL_NUM_THREADS='2'), (None, '2')),
+        (dict(OMP_NUM_THREADS='3', MKL_NUM_THREADS='2'), ('3', '2')),
+        ({}, ('1', '1')),
+    ],
+)
+def test_threads_that_are_set_are_left_alone(tmp_path, monkeypatch, given, found):
+    names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr('mmkd.analysis.comparison.runs.cpu_cores', lambda: 2)
+    screen = cmp.Progress([], io.StringIO())
+    context = cmp.RunContext(tmp_path, tmp_path / 'r', 2, 1, [], screen, cmp.run_command)
+    assert tuple(context.environment(None).get(name) for name in names) == found
+
+
+@pytest.mark.parametrize('seeds', [(0,), (0, 1, 2)])
+@pytest.mark.parametrize(('points', 'too_early'), [(1.0, True), (30.0, False)])
+def test_networks_that_have_learned_nothing_are_to_be_trained_longer(
+    configs, tmp_path, seeds, points, too_early
+):
+    def maps(name):
+        # Differences from seed to seed, so that nothing is proven.
+        return 0.4 if 'teacher' in name else (points + 0.6 * (len(name) % 2)) / 100
+
+    fake = Fake(maps)
+    call(configs, ['paper'], fake, tmp_path, seeds=seeds)
+    for text in ((tmp_path / 'work' / name).read_text() for name in ('table.md', 'report.html')):
+        assert ('train longer (train_cfg.max_epochs)' in text) == too_early
+        assert ('this proves nothing' in text) == (len(seeds) < 3 and not too_early)

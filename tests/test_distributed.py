@@ -1,8 +1,10 @@
 """Two processes over gloo: the gradient of one with the doubled batch, and nothing that hangs.
 
-Run as a script, this file is one of the two processes: ``RANK PORT CASE OUT``.
+Run as a script, this file is one of the two processes: ``RANK PORT CASE OUT``, where CASE is one of
+``CASES``, or the config that a training loop of one's own trains.
 """
 
+import copy
 import faulthandler
 import os
 import socket
@@ -16,10 +18,16 @@ import pytest
 import torch
 import warm
 from mmdet.models.task_modules.samplers import RandomSampler
+from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
+from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
+from mmengine.runner import Runner
+from tiny import tiny_config
+from torch.nn.parallel import DistributedDataParallel
 
+import mmkd
 from mmkd.engine.exit import leave
 from mmkd.options.share import GradientShare
 
@@ -49,11 +57,47 @@ def image(case, rank):
 
 
 def work(rank, port, case, out):
-    RandomSampler.random_choice = first_of
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     torch.distributed.init_process_group(
         'gloo', rank=rank, world_size=WORLD, timeout=timedelta(seconds=300)
     )
+    if case in CASES:
+        gradients(rank, case, out)
+    else:
+        own_loop(rank, case, out)
+    leave()
+
+
+def own_loop(rank, path, out):
+    """A training loop of one's own, around PyTorch's own wrapper."""
+    cfg = Config.fromfile(path)
+    torch.manual_seed(rank)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    wrapped = DistributedDataParallel(model.train())
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    optimizer = torch.optim.SGD(wrapped.parameters(), 1e-3)
+    result = {}
+    for _ in range(2):
+        for data in loader:
+            data = model.data_preprocessor(data, True)
+            if not model.guarded:
+                try:
+                    wrapped(**copy.deepcopy(data), mode='loss')
+                except RuntimeError as error:
+                    result['refused'] = str(error)
+                mmkd.guard(wrapped, loader)
+            total, _ = model.parse_losses(wrapped(**data, mode='loss'))
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+    seen = sorted(loader.batch_sampler.sampler)
+    result.update(weights=model.state_dict(), unproven=sorted(model.unproven), seen=seen)
+    torch.save(result, out)
+
+
+def gradients(rank, case, out):
+    RandomSampler.random_choice = first_of
     model = student(case)
     wrapped = MMDistributedDataParallel(
         model, find_unused_parameters=False, broadcast_buffers=False
@@ -65,7 +109,6 @@ def work(rank, port, case, out):
         pairs.total(model, values).backward()
     torch.save(GradientShare(1).measured('loss_kd_hint'), ratio_of(Path(out).parent, rank))
     torch.save(pairs.gradients(model), out)
-    leave()
 
 
 def run(tmp_path, case):
@@ -137,6 +180,19 @@ def test_two_processes_give_the_mean_of_their_gradients(tmp_path, monkeypatch, c
         both[key] += value
     for name, gradient in single(both, case).items():
         torch.testing.assert_close(got[0][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_loop_of_ones_own_is_guarded_in_two_processes(tmp_path):
+    cfg = Config.fromfile(tiny_config(tmp_path))
+    cfg.model = pairs.distilled(cfg.model, cfg.model, pairs.recipe())
+    cfg.dump(tmp_path / 'pair.py')
+    one, two = run(tmp_path, str(tmp_path / 'pair.py'))
+    for each in (one, two):
+        assert 'nothing has checked' in each['refused'] and each['unproven'] == []
+        assert all(value.isfinite().all() for value in each['weights'].values())
+    assert not {*one['seen']} & {*two['seen']}  # each process has its own half of the images
+    trained = [k for k in one['weights'] if k.endswith(('weight', 'bias'))]
+    assert all(torch.equal(one['weights'][key], two['weights'][key]) for key in trained)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 import mmkd
-from mmkd import config_files
+from mmkd import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,7 +52,7 @@ def test_the_wheel_has_all_that_a_clone_has(wheel):
 
 
 def test_every_name_is_found_and_another_gets_the_nearest():
-    names = config_files.names()
+    names = shipped.names()
     assert {'chen2017', 'mmkd', 'kd/faster_rcnn_r101_to_r50'} <= set(names)
     for name in names:
         assert Path(mmkd.base(name)).samefile(mmkd.base(f'{name}.py'))

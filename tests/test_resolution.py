@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmkd.analysis.comparison import plan_runs
-from mmkd.datasets.two_views import apply_resolution, rescale
+from mmkd.datasets.two_views import apply_resolution, at_teachers_scale, rescale
 from mmkd.engine.summary import startup_table
 from mmkd.engine.training_checks import TrainingChecksHook
 from mmkd.models.step import resample
@@ -172,14 +172,28 @@ def test_choices_that_cannot_be_shared_are_refused(transform):
         (dict(student=8, teacher=(8, 8)), 'resolution.student=8 must be a pair'),
         (dict(student=(8, 8), teachers=(8, 8)), "no entry 'teachers'; did you mean teacher"),
         ((8, 8), r'must be dict\(student'),
+        ('dict(student=(8, 8), teacher=(16, 16))', r'must be dict\(student'),
+        (8, r'must be dict\(student'),
     ],
 )
 def test_a_resolution_that_cannot_be_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Resolution.of(given)
     model = pairs.distilled(pairs.fpn(), pairs.fpn(), dict(recipe(), resolution=given))
-    with pytest.raises(ValueError, match=message):
-        MODELS.build(model)
+    for build in (MODELS.build, as_config(apply_resolution), as_config(at_teachers_scale)):
+        with pytest.raises(ValueError, match=message):
+            build(model)
+
+
+def as_config(function):
+    return lambda model: function(Config(dict(model=model)))
+
+
+def test_a_recipe_that_is_no_dict_is_refused_in_words():
+    model = pairs.distilled(pairs.fpn(), pairs.fpn(), 'none')
+    for build in (MODELS.build, as_config(apply_resolution)):
+        with pytest.raises(ValueError, match="distillation='none' must be a dict"):
+            build(model)
 
 
 def test_a_scale_keeps_its_order_of_edges():

@@ -9,9 +9,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd'
 
 FLOORS = (
-    ('version', 'versions', 'config_files', 'digests', 'options'),
+    ('version', 'versions', 'shipped', 'digests', 'options'),
     ('recipe',),
-    ('registry', 'layer_pairs', 'observers', 'compatibility', 'io'),
+    ('registry', 'layer_pairs', 'observers', 'compatibility', 'inference', 'io'),
     ('models', 'datasets'),
     ('engine',),
     ('analysis',),

@@ -11,6 +11,7 @@ import pairs
 import pytest
 import torch
 import zoo
+from mmdet.apis import init_detector
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -22,13 +23,14 @@ from tiny import tiny_config
 
 import mmkd
 from mmkd import KnowledgeDistillationTwoStageDetector, cli, plain_student
+from mmkd.analysis.comparison.plan import plan_runs
 from mmkd.datasets.annotations import check_annotations
 from mmkd.datasets.labels import check_same_labels
 from mmkd.datasets.two_views import apply_resolution
 from mmkd.engine.class_names import class_names
 from mmkd.engine.summary import startup_table
 
-train, new_pair = tool('train'), tool('new_pair')
+train, new_pair, test, publish_model = map(tool, ('train', 'new_pair', 'test', 'publish_model'))
 
 
 @pytest.fixture
@@ -249,8 +251,9 @@ def own_student(config, tmp_path, monkeypatch):
         f'    teacher_config={config.filename!r}, distillation=_base_.distillation)\n'
     )
     yield student, written
-    MODELS.module_dict.pop('DarkFasterRCNN', None)
-    sys.modules.pop('dark_detector', None)
+    for name in ('Dark', 'Light'):
+        MODELS.module_dict.pop(f'{name}FasterRCNN', None)
+        sys.modules.pop(f'{name.lower()}_detector', None)
 
 
 def test_the_students_own_detector_class_is_kept(own_student, tmp_path):
@@ -268,6 +271,75 @@ def test_the_students_own_detector_class_is_kept(own_student, tmp_path):
     plain = pairs.build(Config.fromfile(student).model)
     hard = pairs.losses(plain)
     assert torch.equal(values['loss_bbox'], hard['loss_bbox'])
+
+
+def test_the_tools_keep_the_students_class(own_student, config, tmp_path):
+    student, written = own_student
+    out = tmp_path / 'out'
+    train.main([str(written), '--work-dir', str(out)])
+    published = publish_model.publish(str(out / 'epoch_1.pth'), str(tmp_path / 'student.pth'))
+    found = []
+    # As a pair and as the plain student; as trained and as published.
+    for number, (cfg, weights) in enumerate(
+        ((written, out / 'epoch_1.pth'), (student, out / 'epoch_1.pth'), (written, published))
+    ):
+        pickled = tmp_path / f'{number}.pkl'
+        options = ['--work-dir', str(tmp_path / str(number)), '--out', str(pickled)]
+        options += ['--cfg-options', f'experiment_name={tmp_path.name}{number}']
+        test.main([str(cfg), str(weights), *options])
+        found.append([each['pred_instances'] for each in pickle.loads(pickled.read_bytes())])
+    assert sum(len(each['bboxes']) for each in found[0])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert all(torch.equal(one[key], two[key]) for key in ('bboxes', 'scores', 'labels'))
+    plain = MODELS.build(Config.fromfile(student).model)
+    state = torch.load(published, weights_only=True)['state_dict']
+    plain.load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize('argument', [True, False])
+def test_an_inferencer_is_told_the_students_class(own_student, argument):
+    """It builds what is written, and knows nothing of what the config inherits."""
+    student, written = own_student
+    if not argument:
+        student.write_text(student.read_text().replace(', light=0.5', ''))
+    text = written.read_text()
+    says = "no entry 'light'.*needs its name" if argument else 'student of class DarkFasterRCNN'
+    with pytest.raises(ValueError, match=says + r'.*detector=_base_\.model\.type'):
+        init_detector(str(written), device='cpu')
+    written.write_text(text.replace("Detector',", "Detector', detector=_base_.model.type,"))
+    model = init_detector(str(written), device='cpu')
+    assert isinstance(model, MODELS.get('DarkFasterRCNN'))
+
+
+def test_a_comparison_keeps_the_classes_of_student_and_teacher(own_student, config, tmp_path):
+    """The baseline is the plain student's run, and each test imports what its network needs."""
+    student, written = own_student
+    (tmp_path / 'light_detector.py').write_text(OWN.replace('DarkFasterRCNN', 'LightFasterRCNN'))
+    teacher, weights = tmp_path / 'own_teacher.py', tmp_path / 'teacher.pth'
+    teacher.write_text(
+        f"_base_ = [{config.filename!r}]\ncustom_imports = dict(imports=['light_detector'])\n"
+        "model = dict(type='LightFasterRCNN')\n"
+    )
+    torch.save({'state_dict': {}}, weights)
+    text = written.read_text().replace("teacher_ckpt='random'", f'teacher_ckpt={str(weights)!r}')
+    written.write_text(
+        text.replace(f'teacher_config={config.filename!r}', f'teacher_config={str(teacher)!r}')
+    )
+    plan = plan_runs([str(written)], [0], plain=[str(student)])
+    comparison = plan.comparisons[0]
+    assert comparison.baseline is plan.plain[0]
+    kinds = ('LightFasterRCNN', 'DarkFasterRCNN', 'DarkFasterRCNN')
+    rows = (comparison.teacher, comparison.baseline, comparison.distilled)
+    for kind, row in zip(kinds, rows, strict=True):
+        dumped = tmp_path / f'{row.role}.py'
+        row.runs[0].test_cfg.dump(dumped)
+        # As another process reads it.
+        for name in ('dark_detector', 'light_detector'):
+            sys.modules.pop(name, None)
+        for name in {*kinds}:
+            MODELS.module_dict.pop(name, None)
+        assert type(MODELS.build(Config.fromfile(dumped).model)).__name__ == kind
 
 
 def test_a_copy_and_a_pickle_are_of_the_students_class(own_student):

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tiny_config
 
 from mmkd import cli
+from mmkd.analysis.comparison.plan import config_with_options
 from mmkd.datasets.annotations import AnnotationError
 from mmkd.engine import processes
 from mmkd.engine.runner import DistillationRunner
@@ -282,6 +283,54 @@ def test_malformed_cfg_options(config, capsys):
     assert 'closed brackets' in line
     line = refusal(capsys, train.main, config, '--cfg-options', 'work_dir.name=x')
     assert line.startswith('error: --cfg-options work_dir.name does not fit')
+
+
+SCALES = dict(student=(48, 48), teacher=(96, 96))
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [
+        ('resolution=dict(student=(48,48),teacher=(96,96))', SCALES),
+        ('resolution=dict(student=(48, 48), teacher=(96, 96))', SCALES),
+        ("resolution={'student': (48, 48), 'teacher': (96, 96)}", SCALES),
+        ('resolution={student:(48,48),teacher:(96,96)}', SCALES),
+        ('classes=dict(names=dict(mine=theirs))', dict(names=dict(mine='theirs'))),
+        ('hint.schedule=dict(warmup=50)', dict(warmup=50)),
+        ('hint.share=dict(share=-.2,iters=3)', dict(share=-0.2, iters=3)),
+        ('accelerate=dict(roi_align=true,dtype=none)', dict(roi_align=True, dtype=None)),
+        (
+            'hint.pairs=[dict(student=neck[0],teacher=backbone.layer1),neck]',
+            [dict(student='neck[0]', teacher='backbone.layer1'), 'neck'],
+        ),
+        ('hint.pairs=[neck,backbone[2]]', ['neck', 'backbone[2]']),
+        ('hint.pairs=neck,rpn_head', ['neck', 'rpn_head']),
+        ('resolution=None', 'None'),
+    ],
+)
+def test_a_dict_on_the_command_line(option, value):
+    """MMEngine's own action takes some for strings, and ends the others in a RecursionError."""
+    pair = str(ROOT / 'configs/kd/faster_rcnn_r101_to_r50.py')
+    option = f'model.distillation.{option}'
+    expected = None if value == 'None' else value
+    for cfg in (
+        cli.load_config(train.parse_args([pair, '--cfg-options', option])),
+        config_with_options(pair, [option]),
+    ):
+        found = cfg
+        for key in option.partition('=')[0].split('.'):
+            found = found[key]
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    'value',
+    ['dict(student=(48,48)', 'dict(48,96)', 'dict(**x)', 'dict(a=open())', '[{1:2}'],
+)
+def test_a_dict_on_the_command_line_that_is_none(config, capsys, value):
+    option = f'model.distillation.resolution={value}'
+    line = refusal(capsys, train.main, config, '--cfg-options', option)
+    assert line.startswith(f'error: --cfg-options {option}: ') and 'dict as key="dict(a=1' in line
 
 
 def test_an_option_for_the_recipe_that_would_change_nothing(tmp_path, capsys):

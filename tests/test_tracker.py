@@ -30,7 +30,7 @@ def test_every_thread_has_a_row_and_no_row_another():
 
 
 def test_what_is_open_says_why_and_cells_stay_cells():
-    for row in (*tracker.ROWS, *tracker.SILENT, *tracker.MACHINE):
+    for row in (*tracker.ROWS, *tracker.SILENT, *tracker.MACHINE, *tracker.SETUP):
         assert all(row[:-1]) and not any('|' in (cell or '') for cell in row), row
 
 

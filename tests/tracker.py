@@ -291,6 +291,34 @@ SILENT = [
     ('an argument of a loss is misspelt', 'refused, with the nearest name',
      Q + 'test_an_argument_of_a_loss_that_there_is_not_gets_the_nearest[hint]'),
 ]  # fmt: skip
+P, E = 'test_refusals.py::', 'test_endings.py::'
+# what is written, what mmkd does, the test
+SETUP = [
+    ("a pair's paths, started from another folder", 'relative to the config first, as _base_ is',
+     P + 'test_paths_are_relative_to_the_config_first'),
+    ('a teacher_ckpt that is not there', 'says whose it is, which key, and both places tried',
+     P + 'test_a_missing_file_of_the_teachers_names_both_places[teacher_ckpt]'),
+    ('a checkpoint of another config, whose class names differ too', 'judged by its weights',
+     P + 'test_weights_of_another_config_are_not_blamed_on_class_names'),
+    ('class names of another spelling', 'did you mean',
+     P + 'test_a_file_of_another_spelling_is_asked_for'),
+    ('images of four channels', 'trained', P + 'test_a_pair_of_four_channels_trains'),
+    ('ann_file=[...] and other spellings of 2.x', 'told what 3.x writes',
+     P + 'test_a_spelling_of_2x_is_told_that_of_3x[ann_file]'),
+    ('a start that takes few of its tensors', 'a warning with the counts',
+     P + 'test_a_start_that_takes_little_is_warned_about[teacher0-True]'),
+    ('memory runs out', 'one sentence: the batch, what is large, --resume',
+     E + 'test_out_of_memory_is_one_sentence[2]'),
+    ('work_dir is deleted in mid-run', 'saved to a new one, and ends in one sentence',
+     E + 'test_a_work_dir_that_is_deleted_ends_in_one_sentence[train-2-3]'),
+    ('any exception', 'one error: line, its traceback in the log',
+     E + 'test_train_ends_in_one_line_and_the_log_has_the_traceback'),
+    ('the advice of check_pair', 'is typed as it stands',
+     C + 'test_advice_is_typed_as_it_stands'),
+    ('a comparison of students that have learned nothing', 'train longer, not more seeds',
+     'test_compare.py::test_networks_that_have_learned_nothing_are_to_be_trained_longer'
+     '[1.0-True-seeds0]'),
+]  # fmt: skip
 
 
 def threads(text: str) -> list[str]:
@@ -305,7 +333,7 @@ def threads(text: str) -> list[str]:
 
 def nodes() -> list[str]:
     """The tests that the tables name."""
-    return [row[-1] for row in (*ROWS, *SILENT, *MACHINE) if row[-1] is not OPEN]
+    return [row[-1] for row in (*ROWS, *SILENT, *MACHINE, *SETUP) if row[-1] is not OPEN]
 
 
 def text() -> str:
@@ -324,7 +352,10 @@ def text() -> str:
         *(line(*row) for row in SILENT), '',
         '# Machine faults', '',
         '| what happens | mmkd | test |', '| --- | --- | --- |',
-        *(line(*row) for row in MACHINE),
+        *(line(*row) for row in MACHINE), '',
+        '# Set-ups and endings', '',
+        '| what happens | mmkd | test |', '| --- | --- | --- |',
+        *(line(*row) for row in SETUP),
     ]  # fmt: skip
     return '\n'.join(lines) + '\n'
 

@@ -1,52 +1,9 @@
-"""Checks a pair of teacher and student before training: GO or NO-GO in a minute, without data.
+"""Tries a pair before training: ``mmkd check``."""
 
-python tools/check_pair.py configs/kd/faster_rcnn_r101_to_r50.py
-"""
+from mmkd.commands.check import main, parse_args
+from mmkd.engine.exit import run
 
-import argparse
-import sys
-import warnings
-from collections.abc import Sequence
-
-from mmkd import cli
-from mmkd.analysis.pair_check import check_pair
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config of a distilled student')
-    parser.add_argument(
-        '--size', type=int, nargs=2, default=(256, 320), metavar=('H', 'W'),
-        help='size of the image of the trial step (default: %(default)s)',
-    )  # fmt: skip
-    parser.add_argument('--image', help='a picture for the trial step; default: one is made')
-    parser.add_argument(
-        '--data', type=int, nargs='?', const=200, default=0, metavar='N',
-        help='try the teacher on N images of the validation data (default: 200)',
-    )  # fmt: skip
-    parser.add_argument('--download', action='store_true', help='fetch checkpoints by URL')
-    parser.add_argument('--processes', type=int, default=2, help='of the trial under DDP; 1: none')
-    cli.add_shared_arguments(parser)
-    parser.set_defaults(work_dir=None)
-    return cli.parse(parser, argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    warnings.simplefilter('ignore')
-    report = check_pair(
-        cli.load_config(args), tuple(args.size), args.image, args.data, args.download,
-        args.processes,
-    )  # fmt: skip
-    for text in report.warnings:
-        print(f'warning: {text}')
-    for text in report.against:
-        print(f'against it: {text}')
-    print('GO' if report.go else 'NO-GO')
-    return 0 if report.go else 1
-
+__all__ = ['main', 'parse_args']
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

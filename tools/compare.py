@@ -1,90 +1,9 @@
-#!/usr/bin/env python
-"""Compares the distilled student with a baseline trained in the same way.
+"""Compares the distilled student with a baseline trained in the same way: ``mmkd compare``."""
 
-    python tools/compare.py configs/digits/mmkd.py --seeds 0 1 2 --plain configs/digits/plain.py
+from mmkd.commands.compare import main, parse_args
+from mmkd.engine.exit import run
 
-For each distilled CONFIG and each seed this trains the config itself and the same config with every
-distillation weight 0 (same start, data, schedule and seed), and tests both and the teacher. It
-prints a table with one word per config (BEATS, NO GAIN, WORSE or INCONCLUSIVE) and writes
-WORK_DIR/report.html. Results that exist are not computed again, so an interrupted comparison
-continues when the command is repeated.
-"""
-
-import argparse
-import sys
-
-from mmkd.analysis.comparison import MARGIN, compare, measure
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='of a distilled student')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument(
-        '--plain',
-        nargs='+',
-        default=[],
-        metavar='PLAIN_CONFIG',
-        help='further references, such as the plain student without a start',
-    )
-    parser.add_argument(
-        '--jobs',
-        type=int,
-        help='runs side by side; default: one per GPU, without GPUs one single-threaded per core',
-    )
-    parser.add_argument(
-        '--gpus',
-        type=int,
-        help='with --jobs 1 each run uses this many (tools/dist_train.sh; without GPUs, processes '
-        'on the CPU); else runs are spread over them, one each. Default: all that are visible',
-    )
-    parser.add_argument('--work-dir', default='work_dirs/compare')
-    parser.add_argument(
-        '--results', metavar='FILE', help='results, one line a run; default: WORK_DIR/results.jsonl'
-    )
-    parser.add_argument(
-        '--split',
-        choices=['test', 'val'],
-        default='test',
-        help="which of the config's dataloaders and evaluators the numbers come from; choose "
-        'hyperparameters on val',
-    )
-    parser.add_argument(
-        '--margin',
-        type=float,
-        default=MARGIN,
-        help='smallest gain of interest in mAP points: NO GAIN means that the 95%% interval '
-        'contains 0 and ends below it (default: %(default)s)',
-    )
-    parser.add_argument('--images', type=int, default=6, help='test images shown in the report')
-    parser.add_argument(
-        '--table-only', action='store_true', help='train and test nothing: table from the results'
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for all runs'
-    )
-    return parser.parse_args()
-
+__all__ = ['main', 'parse_args']
 
 if __name__ == '__main__':
-    if sys.argv[1:2] in (['score'], ['measure']):
-        sys.exit(measure.main(sys.argv[1:]))
-    args = parse_args()
-    sys.exit(
-        compare(
-            args.configs,
-            seeds=args.seeds,
-            plain=args.plain,
-            options=args.cfg_options,
-            work_dir=args.work_dir,
-            results_path=args.results,
-            split=args.split,
-            jobs=args.jobs,
-            gpus=args.gpus,
-            margin=args.margin,
-            images=args.images,
-            table_only=args.table_only,
-        )
-    )
+    run(main)

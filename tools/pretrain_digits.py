@@ -23,6 +23,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
+from mmkd.engine.exit import run
 from mmkd.io.checkpoint import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,4 +137,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

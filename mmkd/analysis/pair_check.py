@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
+import math
 import os
 import resource
 import tempfile
@@ -27,42 +29,80 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
 from mmengine.structures import BaseDataElement, InstanceData
 from mmengine.utils import import_modules_from_strings
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 
 from ..datasets.labels import check_labels, check_same_labels
+from ..datasets.old_spellings import refuse_old_spellings
 from ..datasets.two_views import apply_resolution, at_teachers_scale
 from ..engine import teacher_check
 from ..engine.class_names import apply_classes, class_names, head_classes
+from ..engine.config_files import locate_files, places
 from ..engine.exit import leave
 from ..engine.summary import startup_table
 from ..engine.teacher_check import CERTAIN, MIN_RECALL, PREPROCESSINGS, SUSPICIOUS, means
+from ..inference import require_teacher
 from ..observers import DWARFS
+from ..options.acceleration import input_channels
 from ..options.class_map import ClassMap
 from ..options.resolution import VIEW, Resolution
 from ..options.schedule import WeightSchedule
 from ..options.share import gradient_norm
-from ..recipe import TERM_PREFIXES, UNTRAINED, log_name, plain_student, term_of, terms, terms_on
+from ..recipe import (
+    TERM_PREFIXES,
+    UNTRAINED,
+    MissingFileError,
+    log_name,
+    plain_student,
+    term_of,
+    terms,
+    terms_on,
+)
 
+LOOKED_AT = 100
+"""Training images that are looked at for some with boxes."""
 MIN_GRADIENT = 1e-3
 """Ratio of a term's gradient to the hard losses' below which a warning is given."""
 
 
 @dataclass
 class Report:
-    """The result: faults with which the pair cannot be trained, and warnings."""
+    """The result: faults with which the pair cannot be trained, warnings, and what was measured.
+
+    ``found`` holds plain numbers and texts by name, in the order in which they were found.
+    """
 
     against: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, **found: Any) -> None:
+        """Print a text, and keep the numbers in it."""
         print(text, flush=True)
+        self.found |= found
 
     @property
     def go(self) -> bool:
         return not self.against
+
+    def as_json(self) -> str:
+        """Verdict, reasons and everything that was measured; a number that is not finite is null.
+
+        Sizes are in pixels, times in milliseconds unless their name says seconds.
+        """
+        content = dict(go=self.go, against=self.against, warnings=self.warnings, **self.found)
+        return json.dumps(_finite(content), indent=2, ensure_ascii=False) + '\n'
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_pair(
@@ -79,23 +119,49 @@ def check_pair(
         cfg: the config of a distilled student.
         size: height and width of the student's image in the trial step, in pixels.
         image: path of an image for it; None makes one.
-        data: number of validation images to test the teacher on.
+        data: number of validation images to test the teacher on; above 0 the trial step is made
+            with training images, at the config's own scale.
         download: download checkpoints instead of replacing them by random weights.
         processes: number of processes in the trial under DDP; 1 skips it.
     """
-    report = Report()
+    report = Report(found=dict(config=str(cfg.filename)))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     try:
         cfg = _prepare(cfg, report, download)
         model = _build(cfg.model)
         table = startup_table(model)
+    except MissingFileError as error:
+        tried = MissingFileError(error.key, error.path, places(cfg, error.path))
+        report.against.append(f'TeacherError: {tried}')
+        return report
     except Exception as error:  # building a config may raise anything
         report.against.append(f'{type(error).__name__}: {error}')
         return report
-    report.say(table)
     trained = model.teacher.source != UNTRAINED
+    report.say(table, table=table, teacher_is_loaded=trained)
+    channels = input_channels(model)
+    batch: dict | None = None
+    if data:
+        batch = _real_batch(cfg, report)
+        if batch is None:
+            return report
+        size = model.data_preprocessor(copy.deepcopy(batch), True)['inputs'].shape[-2:]
+    shown = f'{size[1]}x{size[0]}'
+    kind = 'training images' if data else 'image' if image else 'invented'
+    report.say(
+        {
+            'training images': f'the step is made with two training images, at {shown} as the '
+            "config's pipeline gives them",
+            'image': f'the step is made with {image} at {shown}, AND INVENTED BOXES',
+            'invented': f'the step is made with AN INVENTED PICTURE at {shown}, noise with boxes '
+            'anywhere: its losses and gradients are a rough guide; --data takes images of yours',
+        }[kind],
+        picture=dict(kind=kind, width=size[1], height=size[0]),
+    )
     _sizes(cfg, model, size, report)
-    _trial(model, synthetic_batch(cfg, size, image), trained, report)
+    if batch is None:
+        batch = synthetic_batch(cfg, size, image, channels=channels)
+    _trial(model, batch, trained, '' if data else ' (on an invented picture)', report)
     if processes > 1 and report.go:
         _under_ddp(cfg, processes, report)
     _epoch(cfg, report)
@@ -120,7 +186,8 @@ def _prepare(cfg: Config, report: Report, download: bool) -> Config:
             'every distillation term has weight 0, so nothing would be distilled: give one a '
             'loss_weight above 0'
         )
-    cfg = copy.deepcopy(cfg)
+    refuse_old_spellings(cfg)
+    cfg = locate_files(copy.deepcopy(cfg))
     checkpoint = cfg.model.get('teacher_ckpt')
     if not download and checkpoint and '://' in checkpoint and not _cached(checkpoint):
         report.warnings.append(
@@ -163,12 +230,14 @@ def _build(config: dict) -> Any:
     MMLogger.get_instance('mmkd check', logger_name='mmengine', log_level='ERROR')
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(config))
+    require_teacher(model)
     model.init_weights()
     model.guarded = True  # nothing is trained on these steps
     return model.train()
 
 
 def _sizes(cfg: Config, model: Any, size: tuple[int, int], report: Report) -> None:
+    networks: dict[str, dict] = {}
     rows = [['network', 'parameters (M)', f'GFLOPs at {size[1]}x{size[0]}']]
     plain = MODELS.build(plain_student(cfg.model))
     ratio = model.resolution.ratio if model.resolution else 1
@@ -178,8 +247,11 @@ def _sizes(cfg: Config, model: Any, size: tuple[int, int], report: Report) -> No
         ('student', plain.eval(), size),
     ):
         parameters = sum(p.numel() for p in network.parameters())
-        rows.append([name, f'{parameters / 1e6:.2f}', _gflops(network, height, width)])
-    report.say(AsciiTable(rows).table)
+        gflops = _gflops(network, height, width)
+        rows.append([name, f'{parameters / 1e6:.2f}', gflops])
+        known = None if gflops.startswith('not') else float(gflops)
+        networks[name] = dict(parameters=parameters, gflops=known, width=width, height=height)
+    report.say(AsciiTable(rows).table, networks=networks)
     if model.kd_terms and not model.teacher_inputs.same and not model.resolution:
         report.say(
             'pixels: the teacher expects another normalisation or channel order, so its images are '
@@ -196,8 +268,8 @@ def _gflops(network: nn.Module, height: int, width: int) -> str:
     try:
         network.forward = lambda inputs: forward(inputs, [sample])
         info = get_model_complexity_info(
-            network, None, inputs=torch.zeros(1, 3, height, width), show_table=False,
-            show_arch=False,
+            network, None, inputs=torch.zeros(1, input_channels(network), height, width),
+            show_table=False, show_arch=False,
         )  # fmt: skip
         return f'{info["flops"] / 1e9:.2f}'
     except Exception as error:  # a network that cannot be counted may still train
@@ -206,7 +278,9 @@ def _gflops(network: nn.Module, height: int, width: int) -> str:
         network.forward = forward
 
 
-def synthetic_batch(cfg: Config, size: tuple[int, int], image: str | None, images: int = 2) -> dict:
+def synthetic_batch(
+    cfg: Config, size: tuple[int, int], image: str | None, images: int = 2, channels: int = 3
+) -> dict:
     """A batch of images with boxes, in the form that the training pipeline gives."""
     height, width = size
     draw = np.random.default_rng(0)
@@ -214,7 +288,7 @@ def synthetic_batch(cfg: Config, size: tuple[int, int], image: str | None, image
     resolution = Resolution.of((cfg.model.get('distillation') or {}).get('resolution'))
     inputs, samples = [], []
     for _ in range(images):
-        pixels = _picture(image, height, width, draw)
+        pixels = _picture(image, height, width, channels, draw)
         sides = draw.uniform(0.1, 0.5, (8, 2)) * [width, height]
         corner = draw.uniform(0, 1, (8, 2)) * ([width, height] - sides)
         sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1, 1)))
@@ -236,17 +310,47 @@ def synthetic_batch(cfg: Config, size: tuple[int, int], image: str | None, image
     return dict(inputs=inputs, data_samples=samples)
 
 
-def _picture(path: str | None, height: int, width: int, draw: np.random.Generator) -> Tensor:
+def _real_batch(cfg: Config, report: Report, images: int = 2) -> dict | None:
+    """A batch of training images with boxes, as the pipeline gives them; None if there is none."""
+    loader: Any = cfg.get('train_dataloader') or {}
+    try:
+        dataset = _dataset(loader.dataset)
+        set_random_seed(0)  # the pipeline draws
+        found = []
+        order = np.random.default_rng(0).permutation(len(dataset))
+        for number in order[:LOOKED_AT].tolist():
+            sample = dataset[number]
+            if len(sample['data_samples'].gt_instances):
+                found.append(sample)
+            if len(found) == images:
+                break
+    except Exception as error:  # a data set may raise anything
+        report.against.append(
+            f'--data: the training data cannot be loaded ({type(error).__name__}: {error})'
+        )
+        return None
+    if not found:
+        report.against.append(f'--data: {LOOKED_AT} of the training images have no box')
+        return None
+    return pseudo_collate(found)
+
+
+def _picture(
+    path: str | None, height: int, width: int, channels: int, draw: np.random.Generator
+) -> Tensor:
     if path is None:
-        coarse = torch.tensor(draw.integers(0, 256, (1, 3, height // 16, width // 16)))
+        coarse = torch.tensor(draw.integers(0, 256, (1, channels, height // 16, width // 16)))
         return nn.functional.interpolate(coarse.float(), (height, width), mode='bilinear')[0].byte()
-    picture = mmcv.imread(path)
-    if picture is None:
-        raise ValueError(f'--image {path} cannot be read')
-    return torch.from_numpy(mmcv.imresize(picture, (width, height))).permute(2, 0, 1).contiguous()
+    picture = mmcv.imread(path, {1: 'grayscale', 3: 'color'}.get(channels, 'unchanged'))
+    picture = mmcv.imresize(picture, (width, height)).reshape(height, width, -1)
+    if picture.shape[2] != channels:
+        raise ValueError(
+            f'--image {path} has {picture.shape[2]} channel(s), and the student takes {channels}'
+        )
+    return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
 
 
-def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
+def _trial(model: Any, batch: dict, trained: bool, on: str, report: Report) -> None:
     """Run one step: losses, times, and each term's gradient relative to the hard losses'."""
     costs: dict[str, float] = {}
     _at_full_weight(model)
@@ -264,32 +368,40 @@ def _trial(model: Any, batch: dict, trained: bool, report: Report) -> None:
     single = {k: sum(v) if isinstance(v, list) else v for k, v in values.items() if 'loss' in k}
     own = [p for n, p in model.named_parameters()
            if p.requires_grad and not n.startswith(TERM_PREFIXES)]  # fmt: skip
-    hard = sum(v for k, v in single.items() if not k.startswith('loss_kd_'))
+    hard: Any = sum(v for k, v in single.items() if not k.startswith('loss_kd_'))
     gradient, took = _norm(hard, own)
     rows = [['loss', 'value', 'gradient at the student', 'share', 'backward, ms']]
-    rows.append(['the student alone', f'{float(hard):.4g}', f'{gradient:.3g}', '', f'{took:.0f}'])
+    value = float(hard.detach())
+    rows.append(['the student alone', f'{value:.4g}', f'{gradient:.3g}', '', f'{took:.0f}'])
+    losses = [dict(loss='the student alone', value=value, gradient=gradient, backward=took)]
     for name, term in model.kd_terms.items():
         logged = log_name(name)
-        value = sum(v for k, v in single.items() if term_of(k, model.kd_terms) == name)
-        norm, took = _norm(value, own)
-        share = norm / max(gradient, 1e-12)
-        rows.append([logged, f'{float(value):.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}'])
-        weight = term.loss_weight
+        part: Any = sum(v for k, v in single.items() if term_of(k, model.kd_terms) == name)
+        norm, took = _norm(part, own)
+        value, share, weight = float(part.detach()), norm / max(gradient, 1e-12), term.loss_weight
+        rows.append([logged, f'{value:.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}'])
+        losses.append(
+            dict(loss=logged, key=f'model.distillation.{name}.loss_weight', loss_weight=weight,
+                 value=value, gradient=norm, share=share, backward=took)
+        )  # fmt: skip
         if term.share is not None:
             continue  # its weight is computed from this ratio
         if trained and share > DWARFS:
             report.warnings.append(
-                f'{logged} dwarfs the hard loss: its gradient is {share:.0f} times as '
-                f'large. Try distillation.{name}.loss_weight={weight / share:.1g}'
+                f'{logged} dwarfs the hard loss: its gradient is {share:.0f} times as large{on}. '
+                f'Try --cfg-options model.distillation.{name}.loss_weight={weight / share:.1g}'
             )
         elif trained and 0 < share < MIN_GRADIENT:
             report.warnings.append(
-                f"{logged} vanishes: {share:.1g} of the hard loss's gradient. Try "
-                f'distillation.{name}.loss_weight={weight * 0.1 / share:.1g}'
+                f"{logged} vanishes: {share:.1g} of the hard loss's gradient{on}. Try "
+                f'--cfg-options model.distillation.{name}.loss_weight={weight * 0.1 / share:.1g}'
             )
-    report.say(AsciiTable(rows).table)
+    report.say(AsciiTable(rows).table, losses=losses)
     parts = ', '.join(f'{name} {1000 * cost:.0f}' for name, cost in costs.items())
-    report.say(f'forward with everything: {1000 * forward:.0f} ms; of these the teacher: {parts}')
+    report.say(
+        f'forward with everything: {1000 * forward:.0f} ms; of these the teacher: {parts}',
+        forward=dict(all=1000 * forward, teacher={k: 1000 * cost for k, cost in costs.items()}),
+    )
     if not trained:
         report.say('(the teacher has random weights: losses and gradients are not representative)')
 
@@ -326,7 +438,7 @@ def _norm(value: Tensor, parameters: list[nn.Parameter]) -> tuple[float, float]:
 def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
     """Run the step in several processes over gloo, on small images."""
     start = time.perf_counter()
-    os.environ.setdefault('PYTHONWARNINGS', 'ignore')  # each process imports everything again
+    os.environ['PYTHONWARNINGS'] = 'ignore'  # each process imports everything again
     try:
         multiprocessing.spawn(_process, (processes, cfg, os.getpid()), processes)
     except Exception as error:
@@ -335,7 +447,11 @@ def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
         return
     finally:
         Path(_store(os.getpid())).unlink(missing_ok=True)
-    report.say(f'{processes} processes (DDP, gloo): steps in {time.perf_counter() - start:.0f} s')
+    took = time.perf_counter() - start
+    report.say(
+        f'{processes} processes (DDP, gloo): steps in {took:.0f} s',
+        ddp=dict(processes=processes, seconds=took),
+    )
 
 
 def _at_full_weight(model: Any) -> None:
@@ -359,7 +475,8 @@ def _process(rank: int, processes: int, cfg: Config, run: int) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     for _ in range(2):  # DDP reports parameters without a gradient in the next step
-        data = model.module.data_preprocessor(synthetic_batch(cfg, (128, 128), None, 1), True)
+        batch = synthetic_batch(cfg, (128, 128), None, 1, input_channels(detector))
+        data = model.module.data_preprocessor(batch, True)
         model.module.parse_losses(model(**data, mode='loss'))[0].backward()
     leave()
 
@@ -370,7 +487,7 @@ def _store(run: int) -> str:
 
 def _epoch(cfg: Config, report: Report) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    report.say(f'peak memory of this check: {peak:.1f} GiB')
+    report.say(f'peak memory of this check: {peak:.1f} GiB', peak_memory_gib=peak)
     loader: Any = cfg.get('train_dataloader') or {}
     try:
         dataset = _dataset(loader.dataset)
@@ -381,7 +498,11 @@ def _epoch(cfg: Config, report: Report) -> None:
             'epoch is unknown'
         )
         return
-    report.say(f'an epoch: {images} images, {images // loader.batch_size} steps on one device')
+    steps = images // loader.batch_size
+    report.say(
+        f'an epoch: {images} images, {steps} steps on one device',
+        epoch=dict(images=images, steps=steps),
+    )
     try:
         check_labels(dataset)
         with contextlib.suppress(OSError, KeyError, AttributeError, TypeError):
@@ -425,11 +546,15 @@ def match_batches(
 def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None:
     cfg = at_teachers_scale(cfg)
     loader: Any = cfg.get('val_dataloader') or cfg.get('test_dataloader')
-    dataset = _dataset(dict(loader.dataset, indices=images))
-    batches = []
-    for i in range(len(dataset)):
+    try:
+        dataset = _dataset(dict(loader.dataset, indices=images))
         # The test pipeline keeps boxes in pixels of the file, and detections are rescaled to them.
-        batches.append(pseudo_collate([dataset[i]]))
+        batches = [pseudo_collate([dataset[i]]) for i in range(len(dataset))]
+    except Exception as error:  # a data set may raise anything
+        report.against.append(
+            f'--data: the validation data cannot be loaded ({type(error).__name__}: {error})'
+        )
+        return
     classes = (cfg.model.distillation or {}).get('classes')
     indices = None
     if classes and 'teacher' in classes:
@@ -442,8 +567,12 @@ def _try_teacher(cfg: Config, network: Any, images: int, report: Report) -> None
     renamed = teacher_check.best_class_recall(seen)
     report.say(
         f'the teacher on {len(batches)} images, {sum(map(len, seen))} boxes: finds '
-        f'{100 * any_class:.0f} % (IoU 0.5), {100 * right_class:.0f} % with the right class'
-    )
+        f'{100 * any_class:.0f} % (IoU 0.5), {100 * right_class:.0f} % with the right class',
+        teacher=dict(
+            images=len(batches), boxes=sum(map(len, seen)), recall=any_class,
+            recall_with_class=right_class,
+        ),
+    )  # fmt: skip
     chance, better = _other_preprocessings(network, batches, indices, seen)
     if chance < CERTAIN:
         report.against.append(
@@ -475,6 +604,8 @@ def _other_preprocessings(
         clearly better. p is 1 if the teacher finds next to nothing with it, as an untrained one.
     """
     preprocessor = network.data_preprocessor
+    if len(getattr(preprocessor, 'mean', ())) != 3:
+        return 1.0, ''  # the common ones are of three channels, and replace a normalisation
     kept = (preprocessor._channel_conversion, preprocessor.mean, preprocessor.std)
     candidates: dict[str, tuple] = {'the other channel order': (not kept[0], kept[1], kept[2])}
     for name, (swap, mean, std) in PREPROCESSINGS.items():

@@ -21,6 +21,7 @@ import torch
 from mmengine.config import Config
 
 from ..analysis.model_card import model_card
+from ..cli import read_config_file
 from ..engine.exit import stop
 from ..engine.plain_config import plain_config
 from ..io.checkpoint import CheckpointError, read_checkpoint, to_plain
@@ -109,9 +110,7 @@ def publish(
 def _config(in_file: str, text: Any, config: str | None) -> Config | None:
     """The config that was named, else the text in the checkpoint, which is read as data."""
     if config is not None:
-        from ..cli import read_config
-
-        return read_config(config)
+        return read_config_file(config)
     if not text or not isinstance(text, str):
         return None
     try:
@@ -134,7 +133,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--results', help="compare's results.jsonl, for the model card")
     args = parser.parse_args(argv)
     publish(args.in_file, args.out_file, args.config, args.results)
-
-
-if __name__ == '__main__':
-    main()

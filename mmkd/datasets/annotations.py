@@ -18,7 +18,9 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from ..options.class_map import did_you_mean, spelled_alike
 
 SAMPLED_IMAGES = 8
 """Number of images of each file whose headers are read; reading all would take too long."""
@@ -132,7 +134,7 @@ def _check_dataset(dataset: dict, who: str) -> None:
     content = read_coco(path, what)
     _check_coco(content, what, classes)
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
-    _check_images(content['images'], _join(root, prefix), what)
+    _check_images(content['images'], _join(root, prefix), what, _loads_pictures(dataset))
 
 
 def _reads_coco(cls: Any) -> bool:
@@ -189,6 +191,7 @@ def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str
         raise AnnotationError(
             f'{what}: categories has no {missing[0]!r} ({len(missing)} of {len(classes or ())} '
             f'classes of metainfo are missing); it has {", ".join(map(str, names[:8]))}'
+            + (f'. {did_you_mean(alike)}' if (alike := spelled_alike(missing, names)) else '')
         )
     for i, name in enumerate(_column(images, 'file_name', 'images', what)):
         if not isinstance(name, str) or not name:
@@ -320,7 +323,17 @@ def _boxes(annotations: list[dict], what: str) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
-def _check_images(images: list[dict], folder: str, what: str) -> None:
+def _loads_pictures(dataset: dict) -> bool:
+    """Whether the files are pictures for Pillow too; a loader of one's own may read others."""
+    loaders = [t for t in dataset.get('pipeline') or () if isinstance(t, dict)]
+    return any(
+        str(t.get('type')).rpartition('.')[2] == 'LoadImageFromFile'
+        and t.get('imdecode_backend') != 'tifffile'
+        for t in loaders
+    )
+
+
+def _check_images(images: list[dict], folder: str, what: str, pictures: bool = True) -> None:
     if '://' in folder:
         return
     paths = [osp.join(folder, image['file_name']) for image in images]
@@ -346,6 +359,8 @@ def _check_images(images: list[dict], folder: str, what: str) -> None:
             with Image.open(paths[i]) as image:
                 size, turn = image.size, image.getexif().get(0x0112, 1)
         except OSError as error:
+            if isinstance(error, UnidentifiedImageError) and not pictures:
+                continue
             raise AnnotationError(
                 f'{what}: image {paths[i]} cannot be read ({error}): copy it again'
             ) from None

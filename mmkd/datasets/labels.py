@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import os.path as osp
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
+from mmengine.logging import print_log
 
-from ..options.class_map import first_names
+from ..options.class_map import did_you_mean, first_names, fold, spelled_alike
 from .annotations import leaves
 
 
@@ -81,16 +83,21 @@ def check_labels(dataset: Any) -> None:
         if numbered in (named, []):
             continue
         missing = [name for name in named if name not in numbered]
+        alike = spelled_alike(missing, _categories(path))
         raise ValueError(
             f'metainfo=dict(classes=({first_names(named)})) does not fit {path}: '
             + (
                 f'it has no category {first_names(missing)}, so the classes behind it are numbered '
-                'wrongly'
+                f'wrongly{". " + did_you_mean(alike) if alike else ""}'
                 if missing
                 else 'MMDetection numbers classes in the order of the file'
             )
-            + f'. Write classes=({", ".join(map(repr, numbered))})'
-            + (' and as many num_classes' if missing else '')
+            + (
+                ''
+                if alike
+                else f'. Write classes=({", ".join(map(repr, numbered))})'
+                + (' and as many num_classes' if missing else '')
+            )
         )
 
 
@@ -110,16 +117,31 @@ def check_same_labels(train: Any, val: Any) -> None:
     parts = list(_numbered(train))
     others = [(part, 'trained under two labels') for part in parts]
     others += [(part, 'validated as another') for part in _numbered(val)]
-    for path, _, ours in parts:
-        for (other, _, theirs), wrong in others:
-            few, many = sorted((ours, theirs), key=len)
-            if set(few) <= set(many) and few != many[: len(few)]:
+    for at, (path, _, ours) in enumerate(parts):
+        for (other, _, theirs), wrong in others[at + 1 :]:
+            if _in_two_orders(ours, theirs):
                 raise ValueError(
                     f'{path} has its categories in the order {first_names(ours)}, and {other} in '
                     f'the order {first_names(theirs)}: MMDetection numbers classes in the order of '
                     f'each file, so what is trained as one class would be {wrong}. '
                     'Write both files with the same categories in the same order'
                 )
+            alike = spelled_alike(set(ours) - set(theirs), set(theirs) - set(ours))
+            if alike:
+                print_log(
+                    f'{path} and {other} spell {len(alike)} of their classes in two ways: '
+                    f'{did_you_mean(alike)}',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+
+
+def _in_two_orders(ours: list[str], theirs: list[str]) -> bool:
+    """Whether two lists of the same classes, or one and a part of it, disagree about the order."""
+    few, many = sorted((ours, theirs), key=len)
+    folded = [fold(name) for name in few], [fold(name) for name in many]
+    pairs = [(few, many), folded] if all(len(set(f)) == len(f) for f in folded) else [(few, many)]
+    return any(set(a) <= set(b) and a != b[: len(a)] for a, b in pairs)
 
 
 def _numbered(dataset: Any) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -10,7 +10,7 @@ scale, and the teacher's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,18 @@ from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
-from ..options.resolution import VIEW, Resolution
-from ..recipe import terms_on
+from ..options.resolution import (
+    MORE_SCALES,
+    ONE_SCALE,
+    VIEW,
+    Resolution,
+    pipelines,
+    rescale,
+    scales_key,
+    transform_name,
+)
+from ..recipe import require_dict, terms_on
 
-_ONE_SCALE = {'Resize': 'scale', 'FixScaleResize': 'scale'}
-_MORE_SCALES = {'RandomResize': 'scale', 'RandomChoiceResize': 'scales'}
 # They change pixels without moving them, by draws that mmcv's cache_random_params can repeat.
 _COLOURS = {
     'PhotoMetricDistortion', 'YOLOXHSVRandomAug', 'ColorTransform', 'Color', 'Brightness',
@@ -60,9 +67,9 @@ class TwoViews(BaseTransform):
     ) -> None:  # fmt: skip
         self.resolution = Resolution(student, teacher, reason)
         self.transforms = []
-        known = {*_ONE_SCALE, *_MORE_SCALES, 'RandomFlip', 'RandomCrop', *_COLOURS, *_NO_PIXELS}
+        known = {*ONE_SCALE, *MORE_SCALES, 'RandomFlip', 'RandomCrop', *_COLOURS, *_NO_PIXELS}
         for config in transforms:
-            name = _name(config)
+            name = transform_name(config)
             fixed_pad = name == 'Pad' and config.get('size') is not None
             if (name not in known and name != 'Pad') or fixed_pad:
                 raise ValueError(
@@ -90,7 +97,7 @@ class TwoViews(BaseTransform):
                     return done
                 if name == 'RandomCrop':
                     large, scale, offset = self._crop(transform, done, large, scale, offset)
-                elif name in (*_ONE_SCALE, *_MORE_SCALES):
+                elif name in (*ONE_SCALE, *MORE_SCALES):
                     resize = copy.copy(getattr(transform, 'resize', transform))
                     resize.scale = self.resolution.enlarge(resize.scale)
                     large = resize(large)
@@ -150,7 +157,7 @@ def apply_resolution(cfg: Config) -> Config:
         ValueError: if a pipeline has no resize, or a transform whose draws cannot be shared.
     """
     model = cfg.get('model') or {}
-    distillation = model.get('distillation') or {}
+    distillation = require_dict('distillation', model.get('distillation') or {})
     resolution = Resolution.of(distillation.get('resolution'))
     if resolution is None:
         return cfg
@@ -158,7 +165,7 @@ def apply_resolution(cfg: Config) -> Config:
     holders = [
         (split, holder, 'pipeline')
         for split in ('train', 'val', 'test')
-        for holder in _pipelines(cfg.get(f'{split}_dataloader'))
+        for holder in pipelines(cfg.get(f'{split}_dataloader'))
     ]
     # Such as PipelineSwitchHook, by which RTMDet trains its last epochs.
     hooks = [*(cfg.get('custom_hooks') or []), *(cfg.get('default_hooks') or {}).values()]
@@ -174,7 +181,7 @@ def apply_resolution(cfg: Config) -> Config:
 
 def _at_scales(pipeline: list, split: str, resolution: Resolution, two: bool) -> list:
     """A pipeline at the student's scale; for training with ``two`` views, if asked."""
-    views = [t for t in pipeline if _name(t) == 'TwoViews']
+    views = [t for t in pipeline if transform_name(t) == 'TwoViews']
     for transform in views:
         own = Resolution(transform['student'], transform['teacher'], resolution.reason)
         if (own.student, own.teacher) != (resolution.student, resolution.teacher):
@@ -186,10 +193,10 @@ def _at_scales(pipeline: list, split: str, resolution: Resolution, two: bool) ->
     if views:
         return pipeline
     pipeline = [rescale(t, resolution.student) for t in pipeline]
-    if not any(_scales(t) for t in pipeline):
+    if not any(scales_key(t) for t in pipeline):
         raise ValueError(
             f'the {split} pipeline has no transform that resizes '
-            f'({", ".join(map(_name, pipeline))}), so distillation.resolution cannot set '
+            f'({", ".join(map(transform_name, pipeline))}), so distillation.resolution cannot set '
             'its scale: add Resize, RandomResize or RandomChoiceResize'
         )
     return _wrap(pipeline, resolution) if split == 'train' and two else pipeline
@@ -198,9 +205,10 @@ def _at_scales(pipeline: list, split: str, resolution: Resolution, two: bool) ->
 def at_teachers_scale(cfg: Config) -> Config:
     """A copy of the config with its pipelines at the teacher's scale, to test the teacher."""
     cfg = copy.deepcopy(cfg)
-    resolution = (cfg.model.get('distillation') or {}).get('resolution')
+    distillation = cfg.model.get('distillation') or {}
+    resolution = Resolution.of(distillation.get('resolution'))
     if resolution is not None:
-        resolution['student'] = resolution['teacher']
+        distillation['resolution']['student'] = resolution.teacher
     return apply_resolution(cfg)
 
 
@@ -212,43 +220,16 @@ def needs_view(distillation: dict) -> bool:
     return bool(terms_on(distillation))
 
 
-def rescale(transform: Any, largest: tuple[int, int]) -> Any:
-    """A transform's config with its largest scale set to ``largest``, the others in proportion.
-
-    Raises:
-        ValueError: if it resizes by a factor instead of to a scale, or its scales are no pairs.
-    """
-    key = _scales(transform)
-    if key is None:
-        return transform
-    scale = transform.get(key)
-    if scale is None:
-        raise ValueError(
-            f'{_name(transform)} resizes by a factor, not to a scale, so '
-            'distillation.resolution cannot set it: give it scale=(w, h)'
-        )
-    several = key == 'scales' or (not isinstance(scale, int) and not isinstance(scale[0], int))
-    if not several:
-        return {**transform, key: largest}
-    if any(isinstance(one, int) for one in scale):
-        raise ValueError(
-            f'{_name(transform)} has {key}={scale!r}: distillation.resolution needs each as a pair '
-            '(w, h)'
-        )
-    long, short = (max(edge(one) for one in scale) for edge in (max, min))
-    new = [
-        (round(max(one) * max(largest) / long), round(min(one) * min(largest) / short))
-        for one in scale
-    ]
-    return {**transform, key: new}
-
-
 def _wrap(pipeline: list, resolution: Resolution) -> list:
-    loads = [i for i, t in enumerate(pipeline) if _name(t).startswith(('LoadImage', 'LoadMulti'))]
+    loads = [
+        i
+        for i, t in enumerate(pipeline)
+        if transform_name(t).startswith(('LoadImage', 'LoadMulti'))
+    ]
     if not loads:
         raise ValueError(
-            f'the train pipeline ({", ".join(map(_name, pipeline))}) loads no image, so there is '
-            'nothing to make two views of'
+            f'the train pipeline ({", ".join(map(transform_name, pipeline))}) loads no image, so '
+            'there is nothing to make two views of'
         )
     first = loads[-1] + 1
     views = {
@@ -260,24 +241,3 @@ def _wrap(pipeline: list, resolution: Resolution) -> list:
     if resolution.reason:
         views['reason'] = resolution.reason
     return [*pipeline[:first], views]
-
-
-def _pipelines(node: Any) -> Iterator[dict]:
-    """Every dict that has a pipeline, also inside wrappers of data sets."""
-    if isinstance(node, dict):
-        if isinstance(node.get('pipeline'), (list, tuple)):
-            yield node
-        for value in node.values():
-            yield from _pipelines(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _pipelines(value)
-
-
-def _name(transform: Any) -> str:
-    kind = transform.get('type') if isinstance(transform, dict) else type(transform)
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
-
-
-def _scales(transform: Any) -> str | None:
-    return {**_ONE_SCALE, **_MORE_SCALES}.get(_name(transform))

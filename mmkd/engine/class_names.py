@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
+import logging
+import os.path as osp
 from typing import Any
 
+import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..datasets.annotations import leaves
 from ..datasets.labels import check_num_classes
+from ..inference import is_missing
+from ..io.checkpoint import CheckpointError
+from ..options.class_map import first_names, fold
 from ..recipe import UNTRAINED, read_teacher_config
 
 
@@ -18,7 +25,8 @@ def apply_classes(cfg: Config) -> Config:
     """Write the class names of both networks to ``model.distillation.classes``, if they differ.
 
     The student's names are those of its training data, the teacher's those of the data in its
-    config or of its checkpoint's meta. If either is unknown, the numbers of classes must agree.
+    config or of its checkpoint's meta. If either is unknown, the numbers of classes must agree;
+    where the teacher's files are missing they are.
 
     Returns:
         The config itself, or a copy with the names.
@@ -37,8 +45,13 @@ def apply_classes(cfg: Config) -> Config:
         return cfg
     teacher = given.get('teacher')
     if teacher is None:
-        teacher_cfg = read_teacher_config(model['teacher_config'])
-        teacher = teacher_names(teacher_cfg, model.get('teacher_ckpt'))
+        try:
+            teacher_cfg = read_teacher_config(model['teacher_config'])
+            teacher = teacher_names(teacher_cfg, model.get('teacher_ckpt'))
+        except Exception as error:
+            if not is_missing(error):
+                raise
+            return cfg  # the detector says so as it is built
     if teacher is None or list(teacher) == list(student):
         return cfg
     cfg = copy.deepcopy(cfg)
@@ -47,10 +60,27 @@ def apply_classes(cfg: Config) -> Config:
 
 
 def teacher_names(cfg: Config, checkpoint: str | None) -> list[str] | None:
-    """The teacher's class names: of the data in its config, or of its checkpoint; else None."""
+    """The teacher's class names: of its checkpoint, or of the data in its config; else None.
+
+    The checkpoint says what its weights were trained on. A name that differs from the config's by
+    its spelling alone is the config's: early files of MMDetection have ``traffic_light``. A
+    checkpoint that has to be downloaded first is asked only where the config has no names.
+    """
     count = head_classes(cfg.model)
-    names = _fitting(class_names(cfg), count)
-    return names if names is not None else _fitting(_names_in(checkpoint), count)
+    said = _fitting(class_names(cfg), count)
+    if said is not None and not _is_here(checkpoint):
+        return said
+    own = _fitting(_names_in(checkpoint), count)
+    if own is None or said is None or list(map(fold, own)) == list(map(fold, said)):
+        return own if said is None else said
+    print_log(
+        f'teacher_ckpt {checkpoint} was trained on the classes {first_names(own)}, and the data of '
+        f'teacher_config {cfg.filename} have {first_names(said)}: the names of the checkpoint are '
+        'used. If they are wrong, give distillation.classes.teacher=[...]',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return own
 
 
 def class_names(cfg: Config) -> list[str] | None:
@@ -72,11 +102,23 @@ def _fitting(names: list[str] | None, count: int | None) -> list[str] | None:
 
 
 def _names_in(checkpoint: str | None) -> list[str] | None:
-    if checkpoint is None or checkpoint == UNTRAINED:
+    if not checkpoint or checkpoint == UNTRAINED:
         return None
-    meta = CheckpointLoader.load_checkpoint(checkpoint, 'cpu').get('meta') or {}
-    names = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
+    try:
+        meta = CheckpointLoader.load_checkpoint(checkpoint, 'cpu').get('meta') or {}
+    except (CheckpointError, FileNotFoundError):
+        return None  # said when the teacher is loaded
+    data: Any = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    names = (data or {}).get('classes') or meta.get('CLASSES')
     return _list(names) if names else None
+
+
+def _is_here(checkpoint: str | None) -> bool:
+    """Whether a checkpoint is a file of this machine."""
+    path = str(checkpoint or UNTRAINED)
+    if path.startswith(('http://', 'https://')):
+        path = osp.join(torch.hub.get_dir(), 'checkpoints', osp.basename(path))
+    return osp.isfile(osp.expanduser(path))
 
 
 def head_classes(model: Any) -> int | None:

@@ -30,7 +30,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import mmengine.fileio as fileio
 import torch
@@ -54,6 +54,7 @@ from ..io.safe_reader import show
 from .random_state import random_state, set_random_state
 from .resume_compatibility import own_file, own_ids
 from .save_best import check_metrics
+from .work_dir import WorkDirError
 from .wrappers import unwrap
 
 KEY = 'mmkd_resume'
@@ -68,6 +69,9 @@ MAX_BATCHES = 1024
 
 UNSAVED = '.begun'
 """Marker file: the work directory has an earlier run's checkpoints, and this run saved none yet."""
+
+DELETED = 1000
+"""In the place of a signal's number: the work directory was deleted."""
 
 WORKER_GRACE = 120
 """Seconds a data-loader worker lives after SIGTERM or Ctrl-C: time for an iteration and a save."""
@@ -445,6 +449,7 @@ class ResumableCheckpointHook(CheckpointHook):
 
         Raises:
             SystemExit: with 128 + the signal's number.
+            WorkDirError: the work directory was deleted.
         """
         done, number = runner.iter + 1, self.signal or 0
         if runner.world_size > 1:
@@ -461,6 +466,8 @@ class ResumableCheckpointHook(CheckpointHook):
         # No checkpoint contains accumulated gradients: wait for the optimizer's step.
         if not number or done % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
             return
+        if number == DELETED:
+            self._save_lost(runner, done)
         # A checkpoint of the regular schedule is not removed by the next save.
         self.stopping = osp.basename(self.last_ckpt or '') != f'iter_{done}.pth'
         self._save(runner, self.out_dir, f'iter_{done}.pth', dict(epoch=runner.epoch, iter=done))
@@ -475,6 +482,29 @@ class ResumableCheckpointHook(CheckpointHook):
             sys.stderr.flush()
             os._exit(128 + number)  # see exit.leave
         raise SystemExit(128 + number)
+
+    def work_dir_is_lost(self) -> None:
+        """Lets the run save and stop at the end of the iteration: its directory was deleted."""
+        self.signal = DELETED
+
+    def stop_if_lost(self, runner: Runner) -> None:
+        """Saves, behind the last iteration, a run whose directory was deleted before its end."""
+        lost = torch.tensor(float(self.signal == DELETED))
+        if runner.world_size > 1:
+            lost = lost.to(next(runner.model.parameters()).device)
+            all_reduce(lost, 'max')
+        if lost:
+            self._save_lost(runner, runner.iter)
+
+    def _save_lost(self, runner: Runner, done: int) -> NoReturn:
+        path = osp.join(self.out_dir, f'iter_{done}.pth')
+        self.stopping = True
+        self._save(runner, self.out_dir, osp.basename(path), dict(epoch=runner.epoch, iter=done))
+        raise WorkDirError(
+            f'work_dir {runner.work_dir} was deleted while the run trained in it: it is made '
+            f'again, and the state after iteration {done} is saved as {path}, from which the same '
+            'command with --resume continues; what else was in it is gone'
+        )
 
 
 class ResumeHook(Hook):
@@ -510,6 +540,10 @@ class ResumeHook(Hook):
     ) -> None:
         """Stops the run after a signal."""
         self.checkpoints.stop_if_signalled(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Stops the run if its work directory was deleted after the last iteration."""
+        self.checkpoints.stop_if_lost(runner)
 
 
 class _Deferred:

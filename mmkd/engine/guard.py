@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from ..datasets.intact_images import require_intact_images
 from ..datasets.labels import check_labels, check_same_labels
+from ..inference import require_teacher
 from ..options.class_map import first_names
 from .class_names import teacher_names
 from .summary import startup_table
@@ -28,10 +29,14 @@ def guard(model: nn.Module, train_dataloader: DataLoader) -> None:
     Raises:
         ValueError: the data number their classes in another order than their names.
         TrainingSetupError: teacher and student have other classes, and no class map.
-        TeacherError: the teacher is not frozen, or does not detect.
+        TeacherError: the teacher is not frozen, does not detect, or its files are missing.
     """
     detector = unwrap(model)
-    if not distils(detector) or not detector.kd_terms:
+    if not distils(detector):
+        return
+    require_teacher(detector)
+    if not detector.kd_terms:
+        detector.guarded = True
         return
     data = train_dataloader.dataset
     check_labels(data)

@@ -35,7 +35,7 @@ def build_runner(cfg: Config) -> Runner:
         if cfg.launcher != 'pytorch':
             stop(
                 f'--launcher {cfg.launcher} needs a GPU, and this machine shows none: '
-                'for processes on CPUs start tools/dist_train.sh or tools/dist_test.sh'
+                'for processes on CPUs use `mmkd train --gpus N`, or tools/dist_train.sh'
             )
         _use_gloo(cfg)
     with reporting_full_disk(cfg.work_dir):

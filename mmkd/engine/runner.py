@@ -21,11 +21,16 @@ from torch.utils.data import DataLoader
 from ..datasets.annotations import check_annotations, check_evaluator, leaves
 from ..datasets.intact_images import IntactImagesHook, require_intact_images
 from ..datasets.labels import check_num_classes
+from ..datasets.old_spellings import refuse_old_spellings
 from ..datasets.two_views import apply_resolution
+from ..inference import require_teacher
 from ..io import checkpoint as checkpoints
 from ..observers import NonFiniteLossError
-from ..recipe import rename_adapters
+from ..recipe import MissingFileError, rename_adapters
+from ..shipped import command
 from .class_names import apply_classes
+from .config_files import locate_files, places
+from .divergence import DivergedError, DivergenceHook
 from .exact_resume import (
     UNSAVED,
     ResumableCheckpointHook,
@@ -33,6 +38,7 @@ from .exact_resume import (
     latest_checkpoint,
     prepare_workers,
 )
+from .memory import OutOfMemoryError, explain, is_out_of_memory
 from .plain_checkpoints import FromPlainHook, ToPlainHook
 from .processes import LostProcessError, end_workers, lost_process, track_iterators
 from .resume_compatibility import check_loaded_states
@@ -40,7 +46,7 @@ from .step_dump import StepDumpHook, image_files
 from .student_class import keep_detector
 from .summary import SummaryHook
 from .training_checks import InputChecksHook, TrainingChecksHook
-from .work_dir import DiskSpaceHook
+from .work_dir import DiskSpaceHook, WorkDirError, WorkDirHook
 from .wrappers import optimizers, unwrap
 
 
@@ -65,7 +71,9 @@ class DistillationRunner(Runner):
         if load_from is not None and '://' not in load_from:
             path = osp.expanduser(load_from)
             if not osp.isfile(path):
-                what = 'is a directory: name a file' if osp.isdir(path) else 'does not exist'
+                tried = ' and '.join(places(kwargs.get('cfg'), load_from))
+                what = f'does not exist (looked for {tried})'
+                what = 'is a directory: name a file' if osp.isdir(path) else what
                 raise FileNotFoundError(
                     f'{"resume" if resume else "load_from"}: checkpoint {load_from} {what}'
                 )
@@ -75,8 +83,12 @@ class DistillationRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillationRunner:
-        """Builds a Runner after :func:`apply_resolution` and :func:`apply_classes`."""
-        return super().from_cfg(apply_classes(apply_resolution(keep_detector(cfg))))
+        """Builds a Runner after :func:`locate_files`, :func:`keep_detector`,
+        :func:`apply_resolution` and :func:`apply_classes`."""
+        refuse_old_spellings(cfg)
+        cfg = keep_detector(locate_files(cfg))
+        with _naming_both_places(cfg):
+            return super().from_cfg(apply_classes(apply_resolution(cfg)))
 
     @staticmethod
     def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
@@ -112,9 +124,11 @@ class DistillationRunner(Runner):
         """
         super().register_hooks(default_hooks, custom_hooks)
         self._checkpoints: ResumableCheckpointHook | None = None
-        self._steps = StepDumpHook()
+        self._steps, self._divergence = StepDumpHook(), DivergenceHook()
         self.register_hook(self._steps, priority='LOWEST')
-        for hook in (FromPlainHook(), InputChecksHook(), SummaryHook()):
+        self.register_hook(self._divergence)
+        self._folders = WorkDirHook()
+        for hook in (self._folders, FromPlainHook(), InputChecksHook(), SummaryHook()):
             self.register_hook(hook, priority='HIGHEST')
         for hook in (TrainingChecksHook(), IntactImagesHook(), ToPlainHook()):
             self.register_hook(hook, priority='LOWEST')
@@ -124,6 +138,7 @@ class DistillationRunner(Runner):
                 if not hook.out_dir:
                     self.register_hook(DiskSpaceHook(hook.save_optimizer), priority='LOWEST')
                 self._checkpoints = hook
+                self._folders.when_lost = hook.work_dir_is_lost
                 break
 
     def register_hook(self, hook: Any, priority: Any = None) -> None:
@@ -140,14 +155,20 @@ class DistillationRunner(Runner):
         signal's number; ``--resume`` continues from there.
 
         Raises:
+            TeacherError: before the first step, the teacher's files are missing.
             AnnotationError: before the first step, an annotation file that cannot be used.
             ValueError: before the first step, a head with another number of classes than the data.
             NonFiniteLossError: with the losses, the iteration, the images, and the file in which
                 the step was saved.
+            DivergedError: the losses have grown beyond all bounds.
             ImageError: an image that is missing, truncated or no image.
             LostProcessError: a data-loader worker, or another process of the job, has ended.
+            OutOfMemoryError: with the batch, and what to change.
+            WorkDirError: the work directory was deleted; the training was saved to a new one.
             OSError: before or after the first step, no room for a checkpoint in the work directory.
         """
+        with _naming_both_places(self.cfg):
+            require_teacher(unwrap(self.model))
         check_num_classes(self.cfg)
         check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
@@ -166,6 +187,9 @@ class DistillationRunner(Runner):
         try:
             with self._explaining_errors(), signals:
                 return super().train()
+        except WorkDirError as error:
+            self.logger.error(error)
+            raise
         except Exception as error:
             if self.iter:
                 self.logger.error(self._stopped(error))
@@ -179,25 +203,38 @@ class DistillationRunner(Runner):
 
         Raises:
             AnnotationError: the evaluator has the annotations of other images.
+            OutOfMemoryError: with what to change.
         """
         check_evaluator(self._test_evaluator, self._test_dataloader, 'test')
-        return super().test()
+        with self._explaining_errors('test_dataloader'):
+            return super().test()
 
     @contextlib.contextmanager
-    def _explaining_errors(self) -> Iterator[None]:
+    def _explaining_errors(self, dataloader: str = 'train_dataloader') -> Iterator[None]:
         try:
             yield
         except NonFiniteLossError as error:
             path = self._steps.save(self, unwrap(self.model))
-            raise NonFiniteLossError(
+            where = (
                 f'{error} at iteration {self.iter + 1} (epoch {self.epoch + 1}), on '
                 f'{image_files(self._steps.batch)}. No weight was changed by it. The step was '
-                f'saved: python tools/replay.py CONFIG {path} finds the first module with such '
-                'values. Common causes are the learning rate, an empty box, and fp16'
-            ) from None
-        except RuntimeError as error:
-            if lost := lost_process(str(error)):
+                f'saved: `{command("replay")} CONFIG {path}` finds the first module with such '
+                'values'
+            )
+            cause = self._divergence.cause(self)
+            if self._divergence.grown:
+                raise DivergedError(f'training has diverged. {cause}. Then {where}') from None
+            raise NonFiniteLossError(f'{where}. {cause}') from None
+        except Exception as error:
+            if isinstance(error, RuntimeError) and (lost := lost_process(str(error))):
                 raise LostProcessError(lost) from None
+            if is_out_of_memory(error):
+                if dataloader == 'train_dataloader' and self.iter and not self.model.training:
+                    dataloader = 'val_dataloader'
+                last = latest_checkpoint(self.work_dir) or self.resumed_from
+                batch = self._steps.batch if dataloader == 'train_dataloader' else None
+                said = explain(error, self, batch, dataloader, last)
+                raise OutOfMemoryError(said) from error
             raise
 
     def _stopped(self, error: Exception) -> str:
@@ -213,6 +250,11 @@ class DistillationRunner(Runner):
             if last
             else f'No checkpoint is in {self.work_dir}: fix the cause and repeat the command'
         )
+        if last and (self._divergence.grown or isinstance(error, DivergedError)):
+            on = (
+                f'The last checkpoint {last} is complete: begin anew, or from its weights by '
+                f'load_from={last} (--resume would keep its learning rate)'
+            )
         return (
             f'stopped in iteration {self.iter + 1} (epoch {self.epoch + 1}) by '
             f'{type(error).__name__}: {said}. {on}'
@@ -310,6 +352,15 @@ class DistillationRunner(Runner):
         if is_main_process() and filename == latest_checkpoint(self.work_dir):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(osp.join(self.work_dir, UNSAVED))
+
+
+@contextlib.contextmanager
+def _naming_both_places(cfg: Config) -> Iterator[None]:
+    """Adds to the error of a missing teacher that it was looked for beside the config too."""
+    try:
+        yield
+    except MissingFileError as error:
+        raise MissingFileError(error.key, error.path, places(cfg, error.path)) from None
 
 
 def _is_empty(dataset: dict) -> bool:

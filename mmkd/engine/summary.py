@@ -11,7 +11,7 @@ from terminaltables import AsciiTable
 from torch import nn
 
 from ..recipe import PAPER_TERMS, TERM_PREFIXES, UNTRAINED, log_name
-from .weight_origins import origins
+from .weight_origins import origins, warn_of_inheritance
 from .wrappers import distils, unwrap
 
 
@@ -60,7 +60,9 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
         row('  weights', line)
     if student.start is not None and not (resumed or load_from):
         taken, left = student.start.taken, student.start.left
-        row('  start', f"{len(taken)} tensors of neck and heads are the teacher's")
+        count = len(taken) + len(left)
+        row('  start', f"{len(taken)} tensors of neck and heads are the teacher's, of {count}")
+        warn_of_inheritance(student.start)
         for key, count in student.start.by_class.items():
             row('  start', f'{key}: {count} classes, by name')
         for key, why in list(left.items())[:5]:

@@ -21,8 +21,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import wilcoxon
 from torch import Tensor
 
+from ..options.acceleration import input_channels
 from ..options.resolution import View
 from ..recipe import UNTRAINED, TeacherError
+from ..shipped import command
 from .random_state import random_state, set_random_state
 
 IMAGE_COUNTS = (32, 64, 128, 256, 512)
@@ -118,14 +120,38 @@ def check_teacher(model: Any, loader: Any) -> str:
         raise TeacherError(
             f'{better or said}. That usually means a wrong checkpoint, a wrong normalisation (mean '
             'and std of the data_preprocessor in teacher_config), or data unlike its training '
-            f'data: see tools/check_pair.py --data. {OFF}'
+            f'data: see `{command("check")} --data`. {OFF}'
         )
     if better:
         MMLogger.get_current_instance().warning(
             f'{better}: this is unlikely to be chance, so check that the data_preprocessor of '
-            'teacher_config is the one that it was trained with (tools/check_pair.py --data)'
+            f'teacher_config is the one that it was trained with (`{command("check")} --data`)'
         )
     return f'teacher check: {said}'
+
+
+def require_channels(model: Any, loader: Any) -> None:
+    """Check that the loaded images have as many channels as the student's backbone takes.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    with _random_state_kept():
+        try:
+            data = loader.collate_fn([_with_own_pipeline(loader.dataset)[0]])
+            loaded = len(data['inputs'][0])
+        except Exception:  # of another form, or a fault that training names as it comes to it
+            return
+        with contextlib.suppress(Exception):  # it refuses what it cannot take
+            loaded = copy.deepcopy(model.data_preprocessor)(data, True)['inputs'].size(1)
+    takes = input_channels(model)
+    if loaded != takes:
+        raise ValueError(
+            f"the training pipeline loads images of {loaded} channel(s), and the student's "
+            f'backbone takes {takes}: let the loader give {takes} (color_type of '
+            "LoadImageFromFile: 'color' gives 3, 'grayscale' 1, 'unchanged' what the file has), or "
+            f'set model.backbone.in_channels={loaded}'
+        )
 
 
 def _look(
@@ -138,7 +164,9 @@ def _look(
         each of the others, which may cover only the first of these images.
     """
     own: list[Tensor] = []
-    open_ = _candidates(model.teacher.network.data_preprocessor)
+    network = model.teacher.network
+    # The common ones are of three channels.
+    open_ = _candidates(network.data_preprocessor) if input_channels(network) == 3 else {}
     others: dict[str, list[Tensor]] = {name: [] for name in open_}
     start = time.perf_counter()
     batches = _batches(model, loader, indices)
@@ -367,8 +395,8 @@ def _candidates(preprocessor: Any) -> dict[str, Any]:
     """Functions that convert the teacher's inputs to those of another data_preprocessor."""
     swapped = preprocessor._channel_conversion
     normalised = getattr(preprocessor, '_enable_normalize', False)
-    mean = preprocessor.mean if normalised else torch.zeros(3, 1, 1)
-    std = preprocessor.std if normalised else torch.ones(3, 1, 1)
+    mean = preprocessor.mean.expand(3, 1, 1) if normalised else torch.zeros(3, 1, 1)
+    std = preprocessor.std.expand(3, 1, 1) if normalised else torch.ones(3, 1, 1)
 
     def change(swap: bool, new_mean: Tensor, new_std: Tensor) -> Any:
         def call(pixels: Tensor, samples: list) -> Tensor:
@@ -386,8 +414,6 @@ def _candidates(preprocessor: Any) -> dict[str, Any]:
 
         return call
 
-    if len(mean) != 3:
-        return {}  # the common ones are of three channels
     ways = {
         'the other channel order': (not swapped, mean, std),
         **{

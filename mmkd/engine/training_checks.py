@@ -14,8 +14,8 @@ from ..datasets.labels import check_labels, check_same_labels
 from ..digests import tensor_digests
 from ..models.chen2017 import TeacherBoundedL2Loss
 from ..recipe import TERM_PREFIXES, TeacherError, log_name
-from .save_best import check_metrics
-from .teacher_check import check_teacher
+from .save_best import check_metrics, check_predictions
+from .teacher_check import check_teacher, require_channels
 from .wrappers import distils, optimizers, unwrap
 
 SILENT = 50
@@ -37,7 +37,8 @@ class InputChecksHook(Hook):
         Raises:
             ValueError: the training data number their classes in another order than their names,
                 than each other, or than the validation data; a schedule in epochs, in a loop that
-                counts none; a hook or scheduler that monitors a metric that no validation reports.
+                counts none; a metric of what the detector does not predict; a hook or scheduler
+                that monitors a metric that no validation reports.
         """
         model = unwrap(runner.model)
         data = runner.train_dataloader.dataset
@@ -56,10 +57,17 @@ class InputChecksHook(Hook):
                 'stay where it begins: give begin, warmup and end in iterations, without by_epoch'
             )
 
+        check_predictions(model, getattr(runner.val_loop, 'evaluator', None), 'val_evaluator')
         _check_monitors(runner)
 
     def before_test(self, runner: Runner) -> None:
-        """Warns if the test data number their classes in another order than their names."""
+        """Warns if the test data number their classes in another order than their names.
+
+        Raises:
+            ValueError: a metric of what the detector does not predict.
+        """
+        model = unwrap(runner.model)
+        check_predictions(model, getattr(runner.test_loop, 'evaluator', None), 'test_evaluator')
         try:
             check_labels(getattr(runner.test_loop.dataloader, 'dataset', None))
         except ValueError as error:
@@ -89,12 +97,17 @@ def check_teaching(
 
     Returns:
         The digests of the teacher's tensors.
+
+    Raises:
+        ValueError: the images have another number of channels than the student takes.
     """
     teacher = model.teacher
     require_frozen(model, optim_wrapper)
     if not teacher.prepared:
         require_same(teacher.digests, teacher.network, 'since it was loaded')
     teacher.follow(next(model.parameters()))
+    if loader is not None:
+        require_channels(model, loader)
     if model.check_teacher and loader is not None and not teacher.prepared:
         # Before acceleration: the detection path of its RoI head misreads channels_last maps.
         logger.info(check_teacher(model, loader))
@@ -149,6 +162,7 @@ class TrainingChecksHook(Hook):
         _require_begun(model, runner)
         teacher = model.teacher
         if teacher is None or not model.kd_terms:
+            model.guarded = True
             return
         loader = None if getattr(runner, 'resumed_from', None) else runner.train_dataloader
         self.digests = check_teaching(model, loader, runner.logger, runner.optim_wrapper)

@@ -12,6 +12,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_p
 from torch import Tensor, nn
 
 from ..digests import sha256
+from ..options.inherit import PARTS
 from ..recipe import TERM_PREFIXES
 
 
@@ -49,7 +50,9 @@ def _loaded(network: nn.Module, path: str) -> str:
             f'would start from random weights (first of its keys: {", ".join(list(file)[:3])}): it '
             'is of another detector, or of one of another width, or its keys have another prefix'
         )
-    _warn_of_noise(f'load_from {path}', same, len(own))
+    weights = sum(isinstance(v, Tensor) and v.is_floating_point() for v in file.values())
+    if 2 * same < weights:  # a backbone's file is a part of a detector, and all of it is used
+        _warn_of_noise(f'load_from {path}', same, len(own))
     rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
     return f'{same} of {len(own)} tensors loaded from {path}{rest}'
 
@@ -83,11 +86,29 @@ def _initialised(network: nn.Module) -> list[str]:
     return [*lines, f'{rest} of {len(own)} tensors initialised at random']
 
 
-def _warn_of_noise(what: str, same: int, of: int) -> None:
+def warn_of_inheritance(start: Any) -> None:
+    """Warns if the student could take little of what its start from the teacher is to give."""
+    parts = [(key.partition('.')[0], key in start.left) for key in (*start.taken, *start.left)]
+    # A Cascade R-CNN takes one stage of three, and the whole of the neck that its heads stand on.
+    first_part = min((part for part, _ in parts), key=PARTS.index)
+    if parts.count((first_part, True)) < parts.count((first_part, False)):
+        return
+    of = len(parts)
+    first = next(iter(start.left.items()), ('', ''))
+    _warn_of_noise(
+        "the teacher (distillation.start='teacher')", len(start.taken), of,
+        f'The first that does not fit is {first[0]}: {first[1]}',
+    )  # fmt: skip
+
+
+def _warn_of_noise(
+    what: str, same: int, of: int,
+    why: str = 'Is it the file of another network, or of another width?',
+) -> None:  # fmt: skip
     if 2 * same < of:
         print_log(
-            f'{what} holds {same} of the {of} tensors that it is for: MOST OF THEM START '
-            'FROM RANDOM WEIGHTS. Is it the file of another network, or of another width?',
+            f'{what} holds {same} of the {of} tensors that it is for: MOST OF THEM DO NOT START '
+            f'FROM IT. {why}',
             logger='current',
             level=logging.WARNING,
         )

@@ -6,12 +6,13 @@ import contextlib
 import errno
 import fcntl
 import io
+import logging
 import os
 import os.path as osp
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -159,3 +160,63 @@ class DiskSpaceHook(Hook):
                 f'{disk.free / 2**20:.1f} MiB are free, and {what} {size / 2**20:.1f} MiB',
                 runner.work_dir,
             )
+
+
+class WorkDirError(OSError):
+    """The work directory was deleted while a run was training in it."""
+
+
+class WorkDirHook(Hook):
+    """Makes the folders of a run again where somebody has deleted them, before a hook writes there.
+
+    A run whose ``work_dir`` itself is gone calls ``when_lost`` and goes on to a place where it can
+    be saved; one that has lost a folder of logs alone goes on, with a warning.
+
+    Raises:
+        WorkDirError: the folders cannot be made again.
+    """
+
+    priority = 'HIGHEST'
+
+    def __init__(self) -> None:
+        self.when_lost: Callable[[], None] | None = None
+        self.folders: list[str] = []
+        self.seen: set[str] = set()
+
+    def before_train(self, runner: Runner) -> None:
+        """Notes the folders: the visualizer's backends have one each, for scalars."""
+        backends = getattr(runner.visualizer, '_vis_backends', {}).values()
+        own = [runner.work_dir, runner.log_dir, *(getattr(b, '_save_dir', '') for b in backends)]
+        self.folders = [f for f in own if f and _lies_in(f, runner.work_dir)]
+
+    def _look(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        here = {folder for folder in self.folders if osp.isdir(folder)}
+        gone = [folder for folder in self.folders if folder in self.seen - here]
+        self.seen |= here  # a backend makes its folder when it first writes
+        if not gone or not is_main_process():
+            return
+        lost = runner.work_dir in gone
+        try:
+            for folder in self.folders:
+                os.makedirs(folder, exist_ok=True)
+            for handler in runner.logger.handlers:
+                if isinstance(handler, logging.FileHandler):
+                    handler.setStream(open(handler.baseFilename, 'a'))  # noqa: SIM115 (the logger's)
+            runner.dump_config()
+        except OSError as error:
+            raise WorkDirError(
+                f'{gone[0]} was deleted while the run trained in it, and cannot be made again '
+                f'({error.strerror}), so what was trained after the last checkpoint is lost'
+            ) from error
+        if not lost:
+            runner.logger.warning(f'{gone[0]} WAS DELETED, with its logs: it is made again, empty')
+        elif self.when_lost is None:
+            raise WorkDirError(
+                f'work_dir {runner.work_dir} was deleted while the run trained in it, and there is '
+                'no CheckpointHook to save it anew'
+            )
+        else:
+            self.when_lost()
+
+    before_train_iter = after_train_iter = before_train_epoch = after_train_epoch = _look
+    before_val_epoch = after_val_iter = after_val_epoch = after_train = _look

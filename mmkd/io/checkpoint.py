@@ -23,6 +23,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
+from urllib.error import URLError
 
 import mmengine
 import numpy as np
@@ -597,17 +598,17 @@ def _fetch(url: str, model_dir: str | None = None) -> str:
     """The local path of a URL, downloaded by the first rank; all ranks have to call it."""
     model_dir = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
     rank, world_size = get_dist_info()
-    failure: list[str | None] = [None]
+    failure: list = [None, False]
     if rank == 0:
         try:
             _download(url, model_dir)
         except CheckpointError as error:
-            failure = [str(error)]
+            failure = [str(error), isinstance(error.__cause__, URLError)]
     if world_size > 1:
         # The barrier too, and no rank waits for one that has failed.
         broadcast_object_list(failure, src=0)
     if failure[0] is not None:
-        raise CheckpointError(failure[0])
+        raise CheckpointError(failure[0]) from (URLError(url) if failure[1] else None)
     return _download(url, model_dir)  # other machines' ranks
 
 

@@ -13,12 +13,13 @@ from torch import nn
 
 from ..recipe import (
     UNTRAINED,
+    MissingFileError,
     TeacherError,
     plain_student,
     read_teacher_config,
     without_terms,
 )
-from .checkpoint import load_verified
+from .checkpoint import CheckpointError, load_verified
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LoadedTeacher:
 
 
 def load_teacher(
-    config: str | Path | dict, checkpoint: str | None, sha256: str | None
+    config: str | Path | dict | None, checkpoint: str | None, sha256: str | None
 ) -> LoadedTeacher:
     """Build and load a teacher.
 
@@ -56,10 +57,10 @@ def load_teacher(
         TeacherError: if there is no config or no checkpoint, or the two do not fit.
         CheckpointError: if the file is refused, or is another than ``sha256`` says.
     """
-    if checkpoint is None:
+    if checkpoint is None or checkpoint == '':
         raise TeacherError(
-            'teacher_ckpt is missing, so the teacher would be random noise: name its checkpoint '
-            f'(or {UNTRAINED!r}, if noise is what you want, in a test)'
+            'model.teacher_ckpt is missing, so the teacher would be random noise: name its '
+            f'checkpoint (or {UNTRAINED!r}, if noise is what you want, in a test)'
         )
     cfg = read_teacher_config(config)
     name = str(cfg.filename or 'given as a dict')
@@ -92,10 +93,16 @@ def load_completely(
         TeacherError: if keys are missing, left over, or have another shape.
         CheckpointError: if the file is refused, or is another than ``sha256`` says.
     """
-    if sha256 is None:
-        state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    else:
-        state = load_verified(checkpoint, sha256)
+    try:
+        if sha256 is None:
+            state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+        else:
+            state = load_verified(checkpoint, sha256)
+    except FileNotFoundError:
+        raise MissingFileError('teacher_ckpt', checkpoint) from None
+    except CheckpointError as error:
+        said = f"the teacher's checkpoint, model.teacher_ckpt: {error}"
+        raise CheckpointError(said) from error.__cause__
     state = state.get('state_dict', state)
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     own = without_terms(state)

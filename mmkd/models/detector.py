@@ -13,8 +13,17 @@ from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from ..compatibility import compare_networks, distilling_class, map_classes
+from ..inference import (
+    at_own_scale,
+    check_scale,
+    drop_terms,
+    require_own_class,
+    require_teacher,
+    without_teacher,
+)
 from ..layer_pairs import Probe
 from ..observers import OBSERVERS, refuse_total, refuse_unguarded
+from ..options.acceleration import input_channels
 from ..options.adapters import set_identity
 from ..options.inherit import inherit
 from ..options.schedule import WeightSchedule
@@ -47,11 +56,12 @@ class DistillationMixin(Detector):
 
     Raises:
         ValueError: if the recipe, or the pair, cannot be.
-        TeacherError: if the teacher cannot be built or loaded completely.
+        TeacherError: if the teacher cannot be built or loaded completely. Where its files are
+            missing the student is built without terms and predicts; training it raises.
     """
 
     def __init__(
-        self, *args: Any, teacher_config: str | Path | dict, distillation: dict,
+        self, *args: Any, distillation: dict, teacher_config: str | Path | dict | None = None,
         teacher_ckpt: str | None = None, teacher_sha256: str | None = None,
         eval_teacher: bool = True, **student: Any,
     ) -> None:  # fmt: skip
@@ -65,31 +75,40 @@ class DistillationMixin(Detector):
         self.sites: dict[str, Any] = {}
         self.shared_losses, self.left_out = dict[str, str](), dict[str, str]()
         self.observers, self.steps, self.dwarfing = list(OBSERVERS), 0, set[str]()
+        self.first_hard = 0.0
         # The student draws the same initial weights as it does without a teacher.
         with torch.random.fork_rng(devices=[]):
             terms = build_terms(recipe.terms)
-            self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
             # None where nothing is asked of it.
             self.teacher: Teacher = None  # type: ignore[assignment]
+            self.missing_teacher: Exception | None = None
             if terms or self.starts_from_teacher:
-                self.teacher = Teacher(
-                    teacher_config, teacher_ckpt, recipe.acceleration, teacher_sha256
-                )
-            if terms:
+                try:
+                    self.teacher = Teacher(
+                        teacher_config, teacher_ckpt, recipe.acceleration, teacher_sha256
+                    )
+                except Exception as error:
+                    self.missing_teacher = without_teacher(error)
+            # Weights first: those of another config would be blamed on its class names.
+            self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
+            if terms and self.teacher is not None:
                 self._connect(terms)
         self.unproven = set(self.kd_terms)
         # Whether a runner, or mmkd.guard, has checked what this would be trained on.
         self.guarded = False
         self.log_names = {key: log_name(key) for key in self.kd_terms}
-        self.register_load_state_dict_pre_hook(rename_before_loading)
+        for hook in (rename_before_loading, drop_terms):
+            self.register_load_state_dict_pre_hook(hook)
 
     # ---------------------------------------------------------------- one step of training
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict:
         """MMDetection's losses and the terms (``loss_kd_*``) by name, for a batch of images
         (N, 3, H, W), normalised as the student expects, and its ground truth."""
-        if self.kd_terms and self.training and not self.guarded:
-            refuse_unguarded()
+        if self.training:
+            require_teacher(self)
+            if not self.guarded and (self.kd_terms or self.resolution is not None):
+                refuse_unguarded()
         factors = {key: term.schedule() for key, term in self.kd_terms.items()}
         if not any(factors.values()) and not self.unproven:
             # Every term is off, or not in force now: the teacher need not look.
@@ -150,12 +169,30 @@ class DistillationMixin(Detector):
                 losses[self.log_names[key].replace('loss', 'weight')] = weight.to(value)
         return losses
 
+    # ---------------------------------------------------------------- inference
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, *args: Any,
+                **kwargs: Any) -> SampleList:  # fmt: skip
+        """The student's detections; a ValueError for images of the teacher's scale."""
+        check_scale(self.resolution, batch_data_samples)
+        return super().predict(batch_inputs, batch_data_samples, *args, **kwargs)
+
+    @property
+    def cfg(self) -> Any:
+        """The config that MMDetection's inferencers keep here and take the test pipeline from."""
+        return self._cfg
+
+    @cfg.setter
+    def cfg(self, config: Any) -> None:
+        require_own_class(config, self)
+        self._cfg = at_own_scale(config)
+
     # ---------------------------------------------------------------- before training
 
     def init_weights(self) -> None:
         """Initialise the student, then let it inherit the teacher's neck and heads if it should."""
         super().init_weights()
-        if self.starts_from_teacher and self.start is None:
+        if self.starts_from_teacher and self.start is None and self.teacher is not None:
             self.start = inherit(self, self.teacher.network, self.classes)
             set_identity(self.kd_terms)
             if not self.kd_terms:
@@ -178,8 +215,9 @@ class DistillationMixin(Detector):
         if any(need.anchors for need in needs.values()) and 'rpn' not in self.sites:
             self.taps.tap_map_sizes(self.rpn_head)
         self.teacher_inputs = TeacherInputs(
-            self.data_preprocessor, teacher.data_preprocessor, self.resolution
-        )
+            self.data_preprocessor, teacher.data_preprocessor,
+            (input_channels(self), input_channels(teacher)), self.resolution,
+        )  # fmt: skip
         entries = [entry for need in needs.values() for entry in need.pairs]
         probe = Probe((self, self.taps), (teacher, self.teacher.taps), entries)
         for key, term in terms.items():

@@ -51,7 +51,7 @@ class Teacher:
     """
 
     def __init__(
-        self, config: str | Path | dict, checkpoint: str | None,
+        self, config: str | Path | dict | None, checkpoint: str | None,
         acceleration: Acceleration | None = None, sha256: str | None = None,
     ) -> None:  # fmt: skip
         found = load_teacher(config, checkpoint, sha256)

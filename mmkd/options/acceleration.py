@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
+from mmdet.models.backbones.csp_darknet import Focus
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -99,7 +100,12 @@ class Acceleration:
 def input_channels(network: nn.Module) -> int:
     """Channels of a detector's images: those of its first convolution."""
     backbone = getattr(network, 'backbone', network)
-    return next((p.size(1) for p in backbone.parameters() if p.dim() == 4), 3)
+    for module in backbone.modules():
+        if isinstance(module, Focus):  # folds each 2x2 pixels into channels
+            return module.conv.conv.in_channels // 4
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
 
 
 def full(answer: Any) -> Any:

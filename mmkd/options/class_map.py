@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 
 class ClassMap:
@@ -28,7 +29,8 @@ class ClassMap:
         ):
             for name in given:
                 if name not in known:
-                    near = difflib.get_close_matches(str(name), list(known), 3, 0)
+                    near = list(spelled_alike([name], known).values())
+                    near = near or difflib.get_close_matches(str(name), list(known), 3, 0)
                     raise ValueError(
                         f'distillation.classes.names: the {who} has no class {name!r}; near ones: '
                         + ', '.join(near)
@@ -36,6 +38,15 @@ class ClassMap:
         self.student, self.teacher = list(student), list(teacher)
         positions = {name: i for i, name in enumerate(self.teacher)}
         self.indices = [positions.get(names.get(name, name)) for name in self.student]
+        joined = {names.get(name, name) for name in self.student}
+        alike = spelled_alike(self.unknown, [n for n in self.teacher if n not in joined])
+        if alike:
+            raise ValueError(
+                f'of the student ({first_names(self.student)}) and the teacher '
+                f'({first_names(self.teacher)}) {len(alike)} classes differ in spelling alone, so '
+                f'the teacher would not know them: {did_you_mean(alike)} Write '
+                f'distillation.classes=dict(names={alike!r}), or one spelling in both configs'
+            )
         if all(index is None for index in self.indices):
             raise ValueError(
                 f'student ({first_names(self.student)}) and teacher '
@@ -66,3 +77,34 @@ class ClassMap:
 def first_names(names: Sequence[str]) -> str:
     """The first four names, for a message."""
     return ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
+
+
+def spelled_alike(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """The name in ``known`` that differs from one of ``names`` by its spelling alone.
+
+    That is by case, accents, spaces, hyphens and underscores. Where several do, none is meant.
+    """
+    folded: dict[str, list[str]] = {}
+    for each in known:
+        folded.setdefault(fold(each), []).append(each)
+    found = {name: folded.get(fold(name), []) for name in dict.fromkeys(names)}
+    return {name: alike[0] for name, alike in found.items() if len(alike) == 1 and name != alike[0]}
+
+
+def did_you_mean(alike: dict[str, str]) -> str:
+    """A question for a message: the first of the names that differ in spelling alone."""
+    first = [f'{name!r}: did you mean {other!r}?' for name, other in list(alike.items())[:3]]
+    return ' '.join(first)
+
+
+def fold(name: object) -> str:
+    """A name without case, accents, spaces, hyphens, underscores and invisible characters."""
+    kept = unicodedata.normalize('NFKD', str(name)).casefold()
+    # Combining classes from 200 on are accents; those below are letters' parts, as in Japanese.
+    return ''.join(
+        c for c in kept if unicodedata.combining(c) < 200 and unicodedata.category(c) not in _LOOSE
+    )
+
+
+_LOOSE = {'Zs', 'Zl', 'Zp', 'Cc', 'Cf', 'Pc', 'Pd'}
+"""Unicode categories of spaces, invisible characters, underscores and hyphens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch import Tensor
 
 VIEW = 'teacher_view'
 """Field of a data sample: the teacher's image and where it lies over the student's."""
+ONE_SCALE = {'Resize': 'scale', 'FixScaleResize': 'scale'}
+MORE_SCALES = {'RandomResize': 'scale', 'RandomChoiceResize': 'scales'}
+"""The transforms that resize, and the argument in which each has its scale or scales."""
 
 
 @dataclass(frozen=True)
@@ -158,3 +161,60 @@ def second_view(inputs: Tensor, samples: SampleList, preprocessor: Any) -> tuple
     )
     pixels = F.pad(pixels, (0, width - pixels.size(3), 0, height - pixels.size(2)))
     return pixels.to(inputs.dtype), view
+
+
+# ------------------------------------------------------------------------ scales in a config
+
+
+def rescale(transform: Any, largest: tuple[int, int]) -> Any:
+    """A transform's config with its largest scale set to ``largest``, the others in proportion.
+
+    Raises:
+        ValueError: if it resizes by a factor instead of to a scale, or its scales are no pairs.
+    """
+    key = scales_key(transform)
+    if key is None:
+        return transform
+    scale = transform.get(key)
+    if scale is None:
+        raise ValueError(
+            f'{transform_name(transform)} resizes by a factor, not to a scale, so '
+            'distillation.resolution cannot set it: give it scale=(w, h)'
+        )
+    several = key == 'scales' or (not isinstance(scale, int) and not isinstance(scale[0], int))
+    if not several:
+        return type(transform)({**transform, key: largest})
+    if any(isinstance(one, int) for one in scale):
+        raise ValueError(
+            f'{transform_name(transform)} has {key}={scale!r}: distillation.resolution needs each '
+            'as a pair (w, h)'
+        )
+    long, short = (max(edge(one) for one in scale) for edge in (max, min))
+    new = [
+        (round(max(one) * max(largest) / long), round(min(one) * min(largest) / short))
+        for one in scale
+    ]
+    return type(transform)({**transform, key: new})
+
+
+def pipelines(node: Any) -> Iterator[dict]:
+    """Every dict that has a pipeline, also inside wrappers of data sets."""
+    if isinstance(node, dict):
+        if isinstance(node.get('pipeline'), (list, tuple)):
+            yield node
+        for value in node.values():
+            yield from pipelines(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from pipelines(value)
+
+
+def transform_name(transform: Any) -> str:
+    """The class name of a transform or of its config, without a scope."""
+    kind = transform.get('type') if isinstance(transform, dict) else type(transform)
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def scales_key(transform: Any) -> str | None:
+    """The argument in which a transform that resizes has its scales; None for any other."""
+    return {**ONE_SCALE, **MORE_SCALES}.get(transform_name(transform))

@@ -17,23 +17,37 @@ class TeacherInputs:
     Args:
         student: the student's data preprocessor, which makes the batch.
         teacher: the teacher's.
+        channels: of the images that the student's backbone takes, and the teacher's.
         resolution: the two scales, where they differ: the images are then those that the training
             pipeline made for the teacher.
 
     Raises:
-        ValueError: if the student's batch is changed behind the pipeline (``batch_augments``).
+        ValueError: if the numbers of channels differ; if an order of channels that only three have
+            is asked for; if the student's batch is changed behind the pipeline
+            (``batch_augments``).
     """
 
-    def __init__(self, student: Any, teacher: Any, resolution: Resolution | None = None) -> None:
+    def __init__(
+        self, student: Any, teacher: Any, channels: tuple[int, int] = (3, 3),
+        resolution: Resolution | None = None,
+    ) -> None:  # fmt: skip
         self.swapped = student._channel_conversion != teacher._channel_conversion
-        self.normalised = [_normalisation(student), _normalisation(teacher)]
-        channels = [len(mean) for mean, _ in self.normalised]
         if channels[0] != channels[1]:
             raise ValueError(
-                f"the student's images have {channels[0]} channel(s) by its data_preprocessor, the "
+                f"the student's images have {channels[0]} channel(s) by its backbone, the "
                 f"teacher's {channels[1]}: mmkd converts normalisation and channel order, not the "
                 'number of channels. Distil from a teacher trained on the same images'
             )
+        for who, preprocessor in (('student', student), ('teacher', teacher)):
+            mean = getattr(preprocessor, 'mean', ())
+            if channels[0] != 3 and (preprocessor._channel_conversion or len(mean) == 3):
+                raise ValueError(
+                    f"the {who}'s backbone takes images of {channels[0]} channel(s), and its "
+                    'data_preprocessor is for three (bgr_to_rgb, rgb_to_bgr, or a mean of three '
+                    'values): set bgr_to_rgb=False, and mean and std to one value each or None, '
+                    'and normalise in the pipeline'
+                )
+        self.normalised = [_normalisation(each, channels[0]) for each in (student, teacher)]
         same = all(torch.equal(a, b) for a, b in zip(*self.normalised, strict=True))
         self.same = same and not self.swapped and resolution is None
         self.second_view = resolution is not None
@@ -67,7 +81,9 @@ class TeacherInputs:
         return (pixels * inside).to(inputs.dtype), None
 
 
-def _normalisation(preprocessor: Any) -> tuple[Tensor, Tensor]:
+def _normalisation(preprocessor: Any, channels: int) -> tuple[Tensor, Tensor]:
     if not getattr(preprocessor, '_enable_normalize', False):
-        return torch.zeros(3), torch.ones(3)
-    return preprocessor.mean.flatten().cpu(), preprocessor.std.flatten().cpu()
+        return torch.zeros(channels), torch.ones(channels)
+    # One value is for all channels.
+    mean, std = (v.flatten().cpu().expand(channels) for v in (preprocessor.mean, preprocessor.std))
+    return mean, std

@@ -14,15 +14,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from ... import recipe
 from ...datasets.annotations import leaves
 from ...datasets.two_views import apply_resolution, at_teachers_scale
+from ...engine.cfg_options import CfgOptions
 from ...engine.class_names import apply_classes
+from ...engine.config_files import locate_files
 from ...engine.student_class import keep_detector
 from ...options.class_map import ClassMap
-from ...recipe import plain_student, read_teacher_config
+from ...recipe import plain_student, read_config, read_teacher_config
 
 # What a training's result depends on; not logging, drawing, folders and the launcher.
 _TRAIN_KEYS = [
@@ -209,24 +211,32 @@ def _teacher_labels(cfg: Config) -> list[int | None] | None:
 
 def config_with_options(path: str, options: Sequence[str] = ()) -> Config:
     """Reads a config and merges ``--cfg-options`` strings into it as the tools do."""
-    cfg = _config_of(path)
+    cfg = locate_files(copy.deepcopy(_cached(path)))
     if options:
         parser = argparse.ArgumentParser()
-        parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+        parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
         cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
+        locate_files(cfg, from_shell=True)
     return keep_detector(cfg)
 
 
-def _config_of(config: str | dict) -> Config:
-    return (
-        copy.deepcopy(_cached(config)) if isinstance(config, str) else read_teacher_config(config)
-    )
+# A config with bases in MMDetection takes about a second, and every seed reads the same one.
+@lru_cache(maxsize=64)
+def _cached(path: str) -> Config:
+    if '::' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f'config {path}: there is no such file')
+    return read_config(path)
 
 
 @lru_cache(maxsize=64)
-def _cached(path: str) -> Config:
-    # A config with bases in MMDetection takes about a second, and every seed reads the same one.
+def _cached_teacher(path: str) -> Config:
     return read_teacher_config(path)
+
+
+def _teacher_config(config: str | dict) -> Config:
+    if isinstance(config, dict):
+        return read_teacher_config(config)
+    return copy.deepcopy(_cached_teacher(config))
 
 
 def _terms(model: dict) -> list[str]:
@@ -263,8 +273,9 @@ def _teacher_row(
         )
         return None
     teacher_config = model['teacher_config']
-    teacher = _config_of(teacher_config)
+    teacher = _teacher_config(teacher_config)
     test_cfg = _test_config(at_teachers_scale(cfg), teacher.model, split, path)
+    test_cfg.custom_imports = _imports_of_both(cfg, teacher)
     identity = _teacher_identity(model)
     settings = _test_settings(test_cfg)
     if labels := _teacher_labels(cfg):
@@ -283,6 +294,17 @@ def _teacher_row(
         by_key[key] = Row(label, 'teacher', [run])
         plan.rows.append(by_key[key])
     return by_key[key]
+
+
+def _imports_of_both(student: Config, teacher: Config) -> dict | None:
+    """The modules that a test needs of a network from one config and data from the other."""
+    given = [cfg.get('custom_imports') or {} for cfg in (student, teacher)]
+    names = [each.get('imports') or [] for each in given]
+    both = [m for part in names for m in ([part] if isinstance(part, str) else part)]
+    if not both:
+        return None
+    allowed = all(each.get('allow_failed_imports') for each in given if each)
+    return dict(imports=list(dict.fromkeys(both)), allow_failed_imports=allowed)
 
 
 def plain_network(model: dict) -> dict:
@@ -380,7 +402,7 @@ def arch_key(run: Run) -> str:
 def _teacher_identity(model: dict) -> str:
     """Hash of the teacher: its network and the bytes of its checkpoint."""
     checkpoint = model.get('teacher_ckpt')
-    network = plain_network(_config_of(model['teacher_config']).model)
+    network = plain_network(_teacher_config(model['teacher_config']).model)
     return _digest(
         [_canonical(_inference_config(network)), file_digest(checkpoint) if checkpoint else None]
     )

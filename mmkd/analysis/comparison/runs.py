@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...engine.exact_resume import latest_checkpoint
+from ...shipped import TOOLS
 from .measure import cpu_cores, machine, write_json
 from .plan import Plan, Run, arch_key
 from .progress import Progress, duration, training_state
@@ -98,11 +99,12 @@ class RunContext:
             env.setdefault('PORT', str(_free_port()))
             if self.devices:
                 env['CUDA_VISIBLE_DEVICES'] = ','.join(self.devices)
-        if not self.devices:
+        names = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
+        # Either one that the user has set holds for both.
+        if not self.devices and not any(env.get(name) for name in names):
             # Runs side by side on one machine share its cores instead of fighting for them.
             threads = max(1, cpu_cores() // (self.jobs * self.processes))
-            for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
-                env.setdefault(name, str(threads))
+            env.update(dict.fromkeys(names, str(threads)))
         return env
 
     def directory(self, run: Run) -> Path:
@@ -195,9 +197,9 @@ def _train(run: Run, context: RunContext, directory: Path, env: dict[str, str], 
     resume = ['--resume'] if (directory / 'last_checkpoint').exists() else []
     arguments = ['--work-dir', str(directory), *resume, '--cfg-options', *run.options]
     if context.processes > 1:
-        command = ['bash', str(ROOT / 'tools/dist_train.sh'), run.config, str(context.processes)]
+        command = ['bash', str(TOOLS / 'dist_train.sh'), run.config, str(context.processes)]
     else:
-        command = [sys.executable, str(ROOT / 'tools/train.py'), run.config]
+        command = [sys.executable, str(TOOLS / 'train.py'), run.config]
     log = directory / 'train.log'
     written = 0.0
 
@@ -244,10 +246,10 @@ def _test(
             raise Stopped
 
     log = folder / 'test.log'
-    command = [sys.executable, str(ROOT / 'tools/test.py'), str(config), checkpoint]
+    command = [sys.executable, str(TOOLS / 'test.py'), str(config), checkpoint]
     command += ['--work-dir', str(folder), '--out', str(detections)]
     _check(context.execute(command, log, env, lock, poll), 'test', log)
-    command = [sys.executable, str(ROOT / 'tools/compare.py'), 'score', str(config), checkpoint]
+    command = [sys.executable, str(TOOLS / 'compare.py'), 'score', str(config), checkpoint]
     command += [str(detections), str(out)]
     _check(context.execute(command, log, env, lock, poll), 'scoring', log)
     return json.loads(out.read_text())
@@ -352,7 +354,7 @@ def measure_all(plan: Plan, context: RunContext, results: dict[str, dict]) -> di
             continue  # the result was made on another machine
         context.progress.say(f'measuring the size and speed of {row.label} ...')
         log, out = directory / 'measure.log', directory / 'measure.json'
-        command = [sys.executable, str(ROOT / 'tools/compare.py'), 'measure']
+        command = [sys.executable, str(TOOLS / 'compare.py'), 'measure']
         command += [str(config), checkpoint, str(out)]
         with open(log, 'a') as file:
             env = context.environment(context.devices[0] if context.devices else None)

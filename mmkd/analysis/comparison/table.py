@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,12 @@ from .measure import cpu_cores
 from .plan import Comparison, Plan, Row, arch_key
 from .progress import duration
 from .statistics import MARGIN, Verdict, gap_share, judge
+
+UNTRAINED = 2.0
+"""mAP points below which a student has learned next to nothing, so there is nothing to compare."""
+_TOO_EARLY = (
+    f'below {UNTRAINED:g} mAP: train longer (train_cfg.max_epochs); more seeds would tell nothing'
+)
 
 
 @dataclass
@@ -53,6 +60,11 @@ class Summary:
     split: str
     margin: float
     notes: list[str]
+
+    @property
+    def too_early(self) -> str:
+        """Advice where no student has learned enough to be compared with another, else ''."""
+        return f'Every student is {_TOO_EARLY}.' if _barely_trained(self.rows) else ''
 
 
 def summarise(
@@ -159,12 +171,19 @@ def _pair(
     if not seeds:
         return pair
     pair.verdict = judge([distilled.by_seed[s] - other.by_seed[s] for s in seeds], margin)
+    if pair.verdict.word == 'INCONCLUSIVE' and _barely_trained([distilled, other]):
+        pair.verdict = dataclasses.replace(pair.verdict, why=f'both are {_TOO_EARLY}')
     teacher = by_label[comparison.teacher.label].mean if comparison.teacher else None
     if teacher is not None:
         # Over the seeds that both have, as the difference is.
         student, plain = (float(np.mean([r.by_seed[s] for s in seeds])) for r in (distilled, other))
         pair.share = gap_share(student, plain, teacher)
     return pair
+
+
+def _barely_trained(rows: list[RowSummary]) -> bool:
+    means = [row.mean for row in rows if row.role != 'teacher' and row.mean is not None]
+    return bool(means) and max(means) < UNTRAINED
 
 
 def format_number(value: float | None, form: str = '.1f', scale: float = 1.0) -> str:
@@ -256,7 +275,9 @@ def markdown(summary: Summary) -> str:
         f'interest, {summary.margin:g}. INCONCLUSIVE: anything else, and always below three seeds.',
         _table(*pair_columns(summary)),
     ]
-    if len(summary.seeds) < 3:
+    if summary.too_early:
+        parts.append(f'**{summary.too_early}**')
+    elif len(summary.seeds) < 3:
         n = len(summary.seeds)
         parts.append(f'**n = {n}: this proves nothing.** Three seeds are the least.')
     parts += ['\n'.join(f'- {note}' for note in summary.notes)] if summary.notes else []

@@ -1,11 +1,18 @@
-"""The configs that mmkd brings along, found wherever it is installed."""
+"""The configs and tools that mmkd brings along, found wherever it is installed.
+
+``.mim`` is where MMEngine looks for those of a package: links in a clone, files in a wheel.
+"""
 
 from __future__ import annotations
 
 import difflib
+import shutil
+import sys
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parent / '.mim' / 'configs'
+_MIM = Path(__file__).resolve().parent / '.mim'
+CONFIGS, TOOLS = (_MIM / 'configs').resolve(), (_MIM / 'tools').resolve()
+_SCRIPTS = {'check': 'check_pair', 'publish': 'publish_model'}
 
 
 def base(name: str) -> str:
@@ -24,7 +31,7 @@ def base(name: str) -> str:
     """
     stem = name.removesuffix('.py')
     for path in (CONFIGS / '_base_' / f'{stem}.py', CONFIGS / f'{stem}.py'):
-        if path.is_file() and CONFIGS.resolve() in path.resolve().parents:
+        if path.is_file() and CONFIGS in path.resolve().parents:
             return str(path.resolve())
     there = names()
     near = difflib.get_close_matches(stem, there, 4, 0.4) or there
@@ -34,5 +41,13 @@ def base(name: str) -> str:
 def names() -> list[str]:
     """Every name that :func:`base` takes: recipes first, then pairs."""
     recipes = sorted(path.stem for path in (CONFIGS / '_base_').glob('*.py'))
-    pairs = (CONFIGS / 'kd').rglob('*.py')
+    pairs = (p for folder in ('kd', 'digits') for p in (CONFIGS / folder).rglob('*.py'))
     return recipes + sorted(path.relative_to(CONFIGS).as_posix()[:-3] for path in pairs)
+
+
+def command(name: str) -> str:
+    """How to type a command of mmkd here: as the running one was, or as it can be found."""
+    script = f'tools/{_SCRIPTS.get(name, name.replace("-", "_"))}.py'
+    if not sys.argv[0].startswith('mmkd ') and Path(script).is_file():
+        return f'python {script}'
+    return f'mmkd {name}' if shutil.which('mmkd') else f'python -m mmkd {name}'

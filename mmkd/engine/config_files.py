@@ -1,0 +1,85 @@
+"""The files that a config names are looked for beside it first, as ``_base_`` is."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+
+from ..recipe import UNTRAINED
+
+
+def locate_files(cfg: Config, from_shell: bool = False) -> Config:
+    """Make the paths of teacher, start and pretrained weights absolute, where a file is there.
+
+    These are ``model.teacher_config``, ``model.teacher_ckpt``, ``load_from`` and the checkpoint of
+    each ``init_cfg``. A path is relative to the folder of the config, else of a config that it
+    inherits, else to the working directory. One at which there is no file stays as it is.
+
+    Args:
+        cfg: changed in place.
+        from_shell: whether the working directory comes first, as for what a command line says.
+
+    Returns:
+        The config itself.
+    """
+    for holder, key in _paths(cfg):
+        found = [place for place in places(cfg, holder[key], from_shell) if osp.isfile(place)]
+        if found:
+            holder[key] = found[0]
+    return cfg
+
+
+def places(cfg: Any, path: str, from_shell: bool = False) -> list[str]:
+    """The absolute paths at which a config's ``path`` is looked for, in this order."""
+    if not _is_relative(path):
+        return [osp.expanduser(path)]
+    own = getattr(cfg, 'filename', None)
+    folders = [osp.dirname(osp.abspath(file)) for file in (_files(str(own)) if own else ())]
+    folders.insert(0 if from_shell else len(folders), osp.abspath('.'))
+    return list(dict.fromkeys(osp.normpath(osp.join(folder, path)) for folder in folders))
+
+
+def _paths(cfg: Any) -> Iterator[tuple[dict, str]]:
+    """Where each relative path stands: the dict and the key."""
+    model = cfg.get('model')
+    holders = [(cfg, 'load_from'), *_pretrained(model)]
+    if isinstance(model, dict):
+        holders += [(model, 'teacher_config'), (model, 'teacher_ckpt')]
+    for holder, key in holders:
+        path = holder.get(key)
+        if isinstance(path, str) and path not in ('', UNTRAINED) and _is_relative(path):
+            yield holder, key
+
+
+def _is_relative(path: str) -> bool:
+    return '::' not in path and '://' not in path and not osp.isabs(osp.expanduser(path))
+
+
+def _pretrained(node: Any) -> Iterator[tuple[dict, str]]:
+    if isinstance(node, dict):
+        if node.get('type') == 'Pretrained':
+            yield node, 'checkpoint'
+        for key, value in node.items():
+            if key != 'teacher_config':
+                yield from _pretrained(value)
+    elif isinstance(node, (list, tuple)):
+        for each in node:
+            yield from _pretrained(each)
+
+
+def _files(path: str) -> Iterator[str]:
+    """A config's file, and those that it inherits, the nearest first."""
+    level = [path]
+    while level:
+        yield from level
+        # No public function of MMEngine says what a config inherits.
+        level = [
+            Config._get_cfg_path(base, file)[0]
+            for file in level
+            if osp.isfile(file)
+            for base in Config._get_base_files(file)
+            if '::' not in base  # nothing of a user's lies beside an installed package's
+        ]
