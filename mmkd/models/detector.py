@@ -18,7 +18,6 @@ from ..inference import (
     check_scale,
     drop_terms,
     require_own_class,
-    require_teacher,
     without_teacher,
 )
 from ..layer_pairs import Probe
@@ -106,7 +105,8 @@ class DistillationMixin(Detector):
         """MMDetection's losses and the terms (``loss_kd_*``) by name, for a batch of images
         (N, 3, H, W), normalised as the student expects, and its ground truth."""
         if self.training:
-            require_teacher(self)
+            if self.missing_teacher is not None:
+                raise self.missing_teacher
             if not self.guarded and (self.kd_terms or self.resolution is not None):
                 refuse_unguarded()
         factors = {key: term.schedule() for key, term in self.kd_terms.items()}
