@@ -89,7 +89,9 @@ class DistillationMixin(Detector):
                 except Exception as error:
                     self.missing_teacher = without_teacher(error)
             # Weights first: those of another config would be blamed on its class names.
-            self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
+            self.classes = None
+            if self.missing_teacher is None:
+                self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
             if terms and self.teacher is not None:
                 self._connect(terms)
         self.unproven = set(self.kd_terms)
