@@ -1037,7 +1037,7 @@ def test_a_teacher_of_another_network_or_other_classes_is_refused(tmp_path):
     with pytest.raises(ValueError, match='has 5 classes, the student 3'):
         distil(pairs.fpn(), pairs.fpn(classes=5))
     missing = build(distilled(pairs.fpn(), pairs.fpn(), recipe(), str(tmp_path / 'nowhere.pth')))
-    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+    with pytest.raises(TeacherError, match='nowhere.pth.*does not exist'):
         losses(missing)
 
 
@@ -1054,7 +1054,7 @@ def test_a_teacher_of_another_network_or_other_classes_is_refused(tmp_path):
         (dict(distillation=dict(hint=None)), 'distillation.hint=None must be a loss'),
         (dict(distillation=dict(hint=dict(type='HintL2Loss', schedule=dict(warm=5)))),
          "distillation.hint.schedule has no entry 'warm'; did you mean warmup"),
-        (dict(teacher_config='nowhere.py'), "teacher_config 'nowhere.py' cannot be read"),
+        (dict(teacher_config='nowhere.py'), "teacher_config='nowhere.py', does not exist"),
         (dict(teacher_config='mmdet::nowhere.py'), "teacher_config 'mmdet::nowhere.py' cannot be"),
         (dict(teacher_config=dict(backbone=1)), 'defines no model'),
     ],

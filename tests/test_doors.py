@@ -376,5 +376,5 @@ def test_nothing_else_reads_more_than_data():
     # The detections of tools/test.py --out, and the state that a worker has sent.
     assert found == {
         ('mmkd/analysis/comparison/report.py', 'pickle.load'),
-        ('mmkd/engine/exact_resume.py', 'pickle.loads'),
+        ('mmkd/engine/loader.py', 'pickle.loads'),
     }

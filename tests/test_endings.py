@@ -228,9 +228,10 @@ def test_the_warnings_of_others_about_setuptools_are_silenced_alone():
         "is_installed('mmdet'), is_installed('mmdet')\n"
         "warnings.warn('something else')\n"
     )
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
     run = subprocess.run(
-        [warm.python(), '-c', code], text=True, capture_output=True, timeout=300,
-        env={**os.environ, 'PYTHONPATH': str(pairs.ROOT)},
+        [sys.executable, '-c', code], text=True, capture_output=True, timeout=300,
+        env={**env, 'PYTHONPATH': str(pairs.ROOT)},
     )  # fmt: skip
     assert 'something else' in run.stderr and 'pkg_resources' not in run.stderr
 

@@ -202,7 +202,7 @@ def test_classes_in_another_order_are_told_from_classes_that_are_taken_for_one()
 def judged(monkeypatch, looks):
     """What is said of a teacher of which this was seen: (own, others)."""
     monkeypatch.setattr(teacher_check, '_look', lambda *_: looks)
-    network = SimpleNamespace(test_cfg={}, predict=None)
+    network = SimpleNamespace(test_cfg={}, predict=None, modules=lambda: [])
     model = SimpleNamespace(
         teacher=SimpleNamespace(source='a.pth', network=network),
         classes=SimpleNamespace(indices=[0]),
@@ -287,7 +287,7 @@ def looked(monkeypatch, scores, clock=None, images=512):
         ticks = iter(range(10**6))
         monkeypatch.setattr(teacher_check.time, 'perf_counter', lambda: clock * next(ticks))
     model = SimpleNamespace(
-        teacher=SimpleNamespace(network=SimpleNamespace(data_preprocessor=None))
+        teacher=SimpleNamespace(network=SimpleNamespace(data_preprocessor=None, modules=lambda: []))
     )
     teacher_check._look(model, None, None, True)
     return asked

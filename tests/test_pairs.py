@@ -32,12 +32,12 @@ def diagonal():
 def test_a_pair_takes_two_steps(student, teacher):
     terms, messages = outcome(student, teacher)
     assert terms == expected(student, teacher), messages
-    assert all('turn it off by distillation.' in message for message in messages)
+    assert all('turn it off by model.distillation.' in message for message in messages)
 
 
 @pytest.mark.parametrize('name', LEFT_OUT)
 def test_a_term_that_cannot_work_is_refused_at_construction(name):
-    with pytest.raises(ValueError, match='turn it off by distillation'):
+    with pytest.raises(ValueError, match='turn it off by model.distillation'):
         zoo.pair('Faster R-CNN', name)
 
 

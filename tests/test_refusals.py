@@ -250,7 +250,7 @@ def test_weights_of_another_config_are_not_blamed_on_class_names(config, tmp_pat
         pairs.build(apply_classes(config).model)
     os.remove(tmp_path / 'teacher.pth')
     with pytest.raises(MissingFileError, match='does not exist'):
-        pairs.build(apply_classes(config).model)
+        require_teacher(pairs.build(apply_classes(config).model))
 
 
 # ----------------------------------------------------------------------------------------- spelling

@@ -1,16 +1,25 @@
 """A run that is cut off anywhere and resumed equals one that never was, to the bit."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pairs
+import psutil
 import pytest
 import torch
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler, worker_init_fn
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.logging import MessageHub
@@ -19,9 +28,10 @@ from mmengine.runner import Runner
 from test_checkpoint import same
 from tiny import tiny_config
 from torch import nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 import mmkd.io.checkpoint
+from mmkd.engine import loader
 from mmkd.engine.exact_resume import latest_checkpoint
 from mmkd.engine.runner import DistillationRunner
 from mmkd.io.checkpoint import from_plain, install, read_checkpoint
@@ -52,11 +62,25 @@ class Drawing(BaseModel):
         self.linear = nn.Linear(3, 1)
         self.norm = nn.BatchNorm1d(3)
 
-    def forward(self, x, mode='loss'):
+    def forward(self, x, note=None, mode='loss'):
         if mode == 'predict':
             return [{'steps': int(self.norm.num_batches_tracked)}] * len(x)
         keep = torch.rand_like(x) > 0.3
         return {'loss': (self.linear(self.norm(x) * keep) - np.random.rand()).pow(2).mean()}
+
+
+class Noted(Noisy):
+    """Has more beside its tensors than the pipe of a worker holds, which is 64 KB."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), 'note': bytes(50_000)}
+
+
+class Listed(Noisy):
+    """Its batches are lists."""
+
+    def __getitem__(self, index):
+        return [super().__getitem__(index)['x']]
 
 
 class Cut(RuntimeError):
@@ -100,6 +124,8 @@ def runner(
     size=2,
     out_dir=None,
     cls=DistillationRunner,
+    given=None,
+    start=None,
     **kwargs,
 ):
     by_epoch = loop == 'epoch'
@@ -117,9 +143,10 @@ def runner(
     return cls(
         model=Drawing(),
         work_dir=str(work_dir),
-        train_dataloader=dict(
+        train_dataloader=given
+        or dict(
             batch_size=size, dataset=data or Noisy(), num_workers=workers,
-            persistent_workers=persistent,
+            persistent_workers=persistent, multiprocessing_context=start if workers else None,
             sampler=sampler
             or dict(type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=shuffle),
             collate_fn=dict(type='default_collate'), batch_sampler=batch_sampler,
@@ -193,14 +220,107 @@ def test_workers_draw_on_where_they_were(tmp_path, setting, cuts, workers, persi
     assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
 
 
-def test_workers_draw_what_they_draw_in_mmengine(tmp_path):
+@pytest.mark.parametrize(
+    'setting', [dict(loop='epoch', every=4), dict(loop='iter', infinite=True)], ids=str
+)
+def test_workers_draw_what_they_draw_in_mmengine(tmp_path, setting):
     """Listening to them changes nothing."""
-    setting = dict(workers=2, every=4)
+    setting = dict(workers=2, **setting)
     own = runner(tmp_path / 'own', **setting)
     own.train()
     stock = runner(tmp_path / 'stock', cls=Runner, **setting)
     stock.train()
     assert same(own.model.state_dict(), stock.model.state_dict())
+
+
+def test_batches_that_are_lists_go_on_where_they_were(tmp_path):
+    setting = dict(every=2, workers=2)
+    runner(tmp_path / 'whole', data=Listed(), **setting).train()
+    with pytest.raises(Cut):
+        runner(tmp_path / 'parts', cut=CutHook(9), data=Listed(), **setting).train()
+    runner(tmp_path / 'parts', resume=True, data=Listed(), **setting).train()
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
+
+
+def test_hooks_see_the_batches_and_their_numbers_of_a_whole_run(tmp_path):
+    class Look(Hook):
+        priority = 'VERY_HIGH'
+
+        def __init__(self, seen, cut=None):
+            self.seen, self.cut = seen, cut
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            self.seen.append((runner.iter, batch_idx, sorted(data_batch)))
+            if runner.iter + 1 == self.cut:
+                raise Cut
+
+    whole, parts, rest = [], [], []
+    runner(tmp_path / 'whole', every=3, workers=2, cut=Look(whole)).train()
+    with pytest.raises(Cut):
+        runner(tmp_path / 'parts', every=3, workers=2, cut=Look(parts, 4)).train()
+    runner(tmp_path / 'parts', every=3, workers=2, cut=Look(rest), resume=True).train()
+    assert [number for _, number, _ in whole] == 3 * [0, 1, 2, 3, 4]
+    assert parts[:3] + rest == whole
+
+
+@pytest.mark.parametrize(
+    ('resume', 'own'),
+    [('config', False), ('method', False), ('late', False), ('config', True), ('method', True)],
+)
+def test_an_endless_stream_with_workers_goes_on_where_it_was(tmp_path, resume, own):
+    """The loop starts the workers when it is built, which may be before the file is named."""
+
+    def streaming(name, **kwargs):
+        setting = dict(loop='iter', every=3, infinite=True, workers=2)
+        if own:  # a loader that somebody has built
+            data = Noisy()
+            setting['given'] = DataLoader(
+                data, 2, sampler=InfiniteSampler(data, seed=0), num_workers=2,
+                worker_init_fn=partial(worker_init_fn, num_workers=2, rank=0, seed=0),
+            )  # fmt: skip
+        return runner(tmp_path / name, **setting, **kwargs)
+
+    streaming('whole').train()
+    with pytest.raises(Cut):
+        streaming('parts', cut=CutHook(8)).train()
+    parts = streaming('parts', resume=resume == 'config')
+    if resume != 'config':
+        if resume == 'late':
+            assert parts.train_dataloader.num_workers == 2  # builds the loop
+        parts.resume(latest_checkpoint(parts.work_dir))
+    parts.train()
+    assert_equal(last(tmp_path / 'whole'), last(tmp_path / 'parts'))
+
+
+def test_a_loader_of_another_class_is_named(tmp_path, capfd):
+    class OwnLoader(DataLoader):
+        pass
+
+    with pytest.raises(Cut):
+        runner(tmp_path, every=2, cut=CutHook(7), given=OwnLoader(Noisy(), 2)).train()
+    assert 'OwnLoader may' not in ''.join(capfd.readouterr())
+    runner(tmp_path, every=2, resume=True, given=OwnLoader(Noisy(), 2)).train()
+    assert 'OwnLoader may take its order from state' in ''.join(capfd.readouterr())
+
+
+def test_random_states_do_not_fill_the_pipe(monkeypatch):
+    """It has 64 KB for all that a worker has sent early, but for tensors."""
+    monkeypatch.setattr(loader, 'get_worker_info', lambda: SimpleNamespace(id=0))
+    batch, worker, state = loader._collate(list, True, [Noisy()[0]])
+    assert len(batch) == 1 and worker == 0
+    assert isinstance(state, torch.Tensor) and len(state) > 10_000
+
+
+def test_a_program_that_still_iterates_ends_at_once():
+    """Workers outlive the first SIGTERM for two minutes, and Python ends them by SIGTERM."""
+    script = """
+from torch.utils.data import DataLoader
+from mmkd.engine.loader import ResumableLoader
+batches = iter(ResumableLoader(DataLoader(range(9), num_workers=2)))
+next(batches)
+"""
+    # The imports take seconds.
+    subprocess.run([sys.executable, '-c', script], check=True, timeout=100)
 
 
 def test_another_number_of_workers_is_said(tmp_path, capfd):
@@ -495,9 +615,14 @@ def test_a_stop_keeps_what_the_schedule_saves(tmp_path):
     }  # fmt: skip
 
 
-def child(work_dir, **setting) -> int:
-    """The exit status of a process of its own group that trains; 77 for an exception."""
+def child(work_dir, pids=None, **setting) -> int:
+    """The exit status of a process of its own group that trains; 77 for an exception.
+
+    Its number is added to ``pids``.
+    """
     pid = os.fork()
+    if pids is not None:
+        pids.append(pid)
     if pid == 0:
         status = 77
         try:
@@ -521,6 +646,68 @@ def test_a_signal_to_all_processes_leaves_the_workers_until_the_run_has_saved(tm
 
     assert child(tmp_path, workers=2, cut=TellAll()) == 128 + signal.SIGTERM
     assert (tmp_path / 'last_checkpoint').read_text().endswith('iter_7.pth')
+
+
+class KillHook(Hook):
+    """Kills the run once its workers have filled their pipe."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 2:
+            time.sleep(2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def left_of(group, seconds=60) -> list[int]:
+    """The processes of a group that live on; gives them time to end."""
+    end = time.monotonic() + seconds
+    while True:
+        living = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    living.append(process.pid)
+        if not living or time.monotonic() > end:
+            for pid in living:
+                os.kill(pid, signal.SIGKILL)
+            return living
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A temporary folder with a short name: those of sockets have at most 108 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv('TMPDIR', folder)
+        monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path / 'cache'))
+        monkeypatch.setattr(tempfile, 'tempdir', None)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    'start', ['fork', *(pytest.param(s, marks=pytest.mark.slow) for s in ('spawn', 'forkserver'))]
+)
+@pytest.mark.parametrize(
+    'setting',
+    [dict(loop='epoch'), dict(loop='iter', persistent=True, infinite=True)],
+    ids=['epoch', 'persistent'],
+)
+def test_a_kill_leaves_no_process_and_no_temporary_file(
+    tmp_path, temporary, monkeypatch, setting, start
+):
+    theirs = temporary / 'theirs' if setting['loop'] == 'iter' else None
+    if theirs:
+        theirs.mkdir()  # of a process that lives: this one
+    process = multiprocessing.current_process()
+    monkeypatch.setitem(process._config, 'tempdir', theirs and str(theirs))
+    shared = set(os.listdir('/dev/shm'))
+    pids = []
+    status = child(
+        tmp_path / 'run', pids, workers=2, start=start, data=Noted(), cut=KillHook(), **setting
+    )
+    assert status == -signal.SIGKILL
+    assert not left_of(pids[0])
+    assert os.listdir(temporary) == (['theirs'] if theirs else [])
+    assert not [name for name in set(os.listdir('/dev/shm')) - shared if f'_{pids[0]}_' in name]
 
 
 def test_what_a_kill_in_a_save_leaves_goes_when_the_run_goes_on(tmp_path):

@@ -194,6 +194,8 @@ MACHINE = [
      ENDS + '[the second process is killed]'),
     ('data-loader workers that persist', 'the run ends when it ends',
      M + 'test_a_run_with_persistent_workers_ends'),
+    ('a run with data-loader workers is killed', 'they end within seconds, and leave no file',
+     R + 'test_a_kill_leaves_no_process_and_no_temporary_file[epoch-fork]'),
     ('work_dir lies under a file', 'stops before a network is built',
      M + 'test_a_work_dir_that_cannot_be_written[file/x-Not a directory]'),
     ('work_dir lies where nothing can be made', 'stops before a network is built',

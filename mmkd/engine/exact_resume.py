@@ -9,7 +9,9 @@ uninterrupted one to the bit, with these exceptions:
 - state that a worker's data set gathers (the cache of ``CachedMosaic``) starts empty;
 - persistent workers that a hook restarts (``PipelineSwitchHook``) continue the random numbers of
   the old workers, if the run was interrupted right before;
-- a sampler whose order does not follow from its seed and epoch starts over, with a warning;
+- a sampler whose order does not follow from its seed and epoch, a loader of a class of one's own
+  and one without batches of indices start over, with a warning;
+- a loader with ``in_order=False`` gives other batches to its workers in each run;
 - custom hooks keep only what they store in MMEngine's message hub;
 - in a run of several processes, all but the first lose the buffers that DistributedDataParallel
   does not synchronise: the statistics of a trained BatchNorm, hence their part of a validation.
@@ -18,18 +20,16 @@ uninterrupted one to the bit, with these exceptions:
 from __future__ import annotations
 
 import contextlib
-import functools
 import glob
 import hashlib
 import json
 import os
 import os.path as osp
-import pickle
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import mmengine.fileio as fileio
@@ -45,12 +45,13 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
-from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, get_worker_info
+from torch.utils.data import SequentialSampler
 
 from ..io.safe_reader import show
+from .loader import ResumableLoader
 from .random_state import random_state, set_random_state
 from .resume_compatibility import own_file, own_ids
 from .save_best import check_metrics
@@ -58,7 +59,7 @@ from .work_dir import WorkDirError
 from .wrappers import unwrap
 
 KEY = 'mmkd_resume'
-"""Key of a checkpoint, and of a batch from a worker, that holds this state."""
+"""Key of a checkpoint that holds this state."""
 SYNC_ITERATIONS = 10
 """Most iterations between two collective checks whether a process received a signal."""
 SYNC_SECONDS = 5.0
@@ -72,9 +73,6 @@ UNSAVED = '.begun'
 
 DELETED = 1000
 """In the place of a signal's number: the work directory was deleted."""
-
-WORKER_GRACE = 120
-"""Seconds a data-loader worker lives after SIGTERM or Ctrl-C: time for an iteration and a save."""
 
 
 @HOOKS.register_module()
@@ -90,7 +88,6 @@ class ResumableCheckpointHook(CheckpointHook):
         self.random: list[dict] = []
         self.offset = 0
         self.workers: list[list] = []
-        self.worker_states: dict[int, bytes] = {}
         self.validated_at: int | None = None
         self.resumed_state: dict | None = None
         self.signal: int | None = None
@@ -99,7 +96,6 @@ class ResumableCheckpointHook(CheckpointHook):
         self.stopping = False
         self.stopped_as: str | None = None
         self.file_backend: Any = None
-        self.data: Any = None
         self.earlier: str | None = None
         self.due = 1
         self.since: tuple[int, float] = (0, 0.0)
@@ -127,12 +123,8 @@ class ResumableCheckpointHook(CheckpointHook):
                 )
 
     def _save(self, runner: Runner, out_dir: str, name: str, meta: dict, **kwargs: Any) -> None:
-        count = getattr(runner.train_loop.dataloader, 'num_workers', 0)
-        # Safe to unpickle: these bytes come from our own workers, not from a file.
-        workers = [
-            pickle.loads(self.worker_states[i]) if i in self.worker_states else None  # noqa: S301
-            for i in range(count)
-        ]
+        loader = runner.train_loop.dataloader
+        workers = loader.worker_states() if isinstance(loader, ResumableLoader) else []
         every = all_gather_object((random_state(), workers))
         self.random, self.workers = [list(part) for part in zip(*every, strict=True)]
         runner.save_checkpoint(
@@ -213,19 +205,6 @@ class ResumableCheckpointHook(CheckpointHook):
 
     # --------------------------------------------------------------------------- resuming
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Takes the random state of its worker out of the batch."""
-        loop = runner.train_loop
-        if (
-            self.worker_states
-            and _restarts_workers(loop.dataloader)
-            and self._seen(loop) % len(loop.dataloader) == 0
-        ):
-            self.worker_states.clear()
-        if isinstance(data_batch, dict) and KEY in data_batch:
-            worker, state = data_batch.pop(KEY)
-            self.worker_states[worker] = state
-
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Reads the state that a resumed run needs."""
         if getattr(runner, '_resuming', None) is not None:
@@ -269,10 +248,11 @@ class ResumableCheckpointHook(CheckpointHook):
         """Restores the state of a resumed run; called right before training."""
         found, self.resumed_state = self.resumed_state, None
         for loop in (runner.train_loop, runner.val_loop):
-            if loop is not None:
-                prepare_workers(loop.dataloader)
-                _reseed(loop.dataloader, runner.seed)
-        sampler = _sampler(runner.train_loop.dataloader)
+            # MMEngine seeds the workers before it reads the seed of a resumed run.
+            init: Any = getattr(getattr(loop, 'dataloader', None), 'worker_init_fn', None)
+            if 'seed' in getattr(init, 'keywords', {}):
+                init.keywords['seed'] = runner.seed
+        sampler: Any = getattr(runner.train_loop.dataloader, 'shuffler', None)
         if found is None:
             self.sampler_seed = getattr(sampler, 'seed', None)
             return
@@ -301,14 +281,15 @@ class ResumableCheckpointHook(CheckpointHook):
         loop = runner.train_loop
         self._restore_position(loop, found, runner)
         _tell_changes(found.get('settings'), settings(runner), runner)
-        if loop._iter and not _is_reproducible(loop.dataloader):
+        if loop._iter and (unknown := _without_order(loop.dataloader)):
             runner.logger.warning(
-                f'{type(_sampler(loop.dataloader)).__name__} may take its order from state that is '
-                'not restored: in this epoch some images may be used twice or not at all'
+                f'{unknown} may take its order from state that is not restored: in this epoch some '
+                'images may be used twice or not at all'
             )
         seen = self._seen(loop)
-        drawn = self._restore_workers(found, loop, runner)
-        _restore(state)
+        workers = self._worker_states(found, loop, runner)
+        if state is not None:
+            set_random_state(state)
         if isinstance(loop, IterBasedTrainLoop):
             due, at = loop._iter, loop.max_iters
         else:
@@ -330,13 +311,17 @@ class ResumableCheckpointHook(CheckpointHook):
                     'the run was interrupted before or in a validation: it is repeated'
                 )
                 runner.val_loop.run()
-        if seen or drawn or (loop._iter and isinstance(loop, IterBasedTrainLoop)):
-            _skip(
-                loop,
-                seen,
-                random_state() if state is not None else None,
-                self._new_batch_sampler(loop),
-            )
+        if not getattr(loop.dataloader, 'skips', False):
+            return
+        epoch, state = 0, None if state is None else random_state()
+        if isinstance(loop, IterBasedTrainLoop):
+            if not loop.dataloader.endless:
+                epoch, seen = divmod(seen, len(loop.dataloader))
+            # The maintained fork of MMEngine may leave out the skipping.
+            skipped = 0 if getattr(loop, 'fast_forward_on_resume', False) else loop._iter
+            loop.dataloader_iterator = _Advanced(loop.dataloader, skipped, epoch, state)
+        if seen or workers:
+            loop.dataloader.resume(seen, state, workers)
 
     def _seen(self, loop: Any) -> int:
         """Number of batches used in this epoch, or in the whole iteration-based run."""
@@ -384,37 +369,22 @@ class ResumableCheckpointHook(CheckpointHook):
             )
         self.offset = counted - seen
 
-    def _new_batch_sampler(self, loop: Any) -> Any:
-        """A new batch sampler, since an iteration-based loop has already drawn from the old one."""
-        config = self.data if isinstance(loop, IterBasedTrainLoop) else None
-        if not isinstance(config, dict) or not isinstance(config.get('sampler'), dict):
-            return None
-        default = dict(dataset=loop.dataloader.dataset, seed=self.sampler_seed)
-        sampler = DATA_SAMPLERS.build(config['sampler'], default_args=default)
-        size = config.get('batch_size', 1)
-        if not config.get('batch_sampler'):
-            return BatchSampler(sampler, size, config.get('drop_last', False))
-        default = dict(sampler=sampler, batch_size=size)
-        return DATA_SAMPLERS.build(config['batch_sampler'], default_args=default)
-
-    def _restore_workers(self, found: dict, loop: Any, runner: Runner) -> dict[int, dict]:
-        """Passes the checkpoint's random states to the workers, and returns them by worker."""
+    def _worker_states(self, found: dict, loop: Any, runner: Runner) -> dict[int, dict]:
+        """The checkpoint's random states of those workers of this process that drew any."""
         loader = loop.dataloader
-        count = getattr(loader, 'num_workers', 0)
-        if not count or (_restarts_workers(loader) and self._seen(loop) % len(loader) == 0):
+        if not getattr(loader, 'skips', False) or not loader.num_workers:
+            return {}
+        if loader.restarts_workers and self._seen(loop) % len(loader) == 0:
             return {}
         workers = found.get('workers') or []
         own = workers[get_rank()] if len(workers) == runner.world_size else []
-        if len(own) != count:
+        if len(own) != loader.num_workers:
             runner.logger.warning(
                 f'the checkpoint has the random states of {len(own)} data-loader workers and '
-                f'this run has {count}: it continues with other random numbers'
+                f'this run has {loader.num_workers}: it continues with other random numbers'
             )
             return {}
-        states = loader.worker_init_fn.args[1]
-        states.update({i: state for i, state in enumerate(own) if state is not None})
-        self.worker_states = {i: pickle.dumps(state) for i, state in states.items()}
-        return states
+        return {i: state for i, state in enumerate(own) if state is not None}
 
     # ----------------------------------------------------------------------------- signals
 
@@ -562,75 +532,31 @@ class _Deferred:
     rmtree = remove
 
 
-class _SkippingBatches:
-    """A batch sampler that skips the batches that were seen, in its first epoch.
+class _Advanced(_InfiniteDataloaderIterator):
+    """Iterator of a resumed iteration-based loop, which would skip batches by loading them."""
 
-    Creating the iterator of a data loader draws a random number, so the random state is restored
-    after that. Batches go to the workers in turn, so an empty batch is sent to each worker whose
-    turn was before the interruption.
-    """
-
-    def __init__(self, batches: Any, seen: int, state: dict | None, empty: int) -> None:
-        self.batches, self.seen, self.state, self.empty = batches, seen, state, empty
-        self.first = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.batches, name)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator:
-        indices = iter(self.batches)
-        if self.first:
-            self.first = False
-            for _ in range(self.seen):
-                next(indices, None)
-            _restore(self.state)
-            yield from [[]] * self.empty
-        yield from indices
-
-
-class _SkippingIterator:
-    """Iterator of a resumed iteration-based loop; MMEngine skips batches by loading them."""
-
-    def __init__(self, loader: DataLoader, seen: int, left: int, state: dict | None) -> None:
-        self.loader, self.left, self.state, self.seen = loader, left, state, seen
-        self.iterator: Any = None
-
-    def __iter__(self) -> _SkippingIterator:
-        return self
+    def __init__(
+        self, loader: ResumableLoader, skipped: int, epoch: int, state: dict | None
+    ) -> None:
+        self._dataloader: Any = loader
+        self._iterator: Any = None
+        self._epoch, self.skipped, self.state = epoch, skipped, state
 
     def skip_iter(self, count: int) -> None:
         """How the maintained fork of MMEngine skips batches."""
-        self.left -= count
+        self.skipped -= count
 
     def __next__(self) -> Any:
-        if self.left:
-            self.left -= 1
+        if self.skipped:
+            self.skipped -= 1
             return None
-        if self.iterator is None:
-            loader, sampler = self.loader, self.loader.batch_sampler.sampler
-            epoch, seen = 0, self.seen
-            if loader.persistent_workers and loader._iterator is not None:
-                # MMEngine started these workers when it built the loop.
-                loader._iterator._shutdown_workers()
-                loader._iterator = None
-            if not _is_endless(sampler):
-                epoch, seen = divmod(self.seen, len(loader))
-                if hasattr(sampler, 'set_epoch'):
-                    sampler.set_epoch(epoch)
-            empty = 0
-            if seen or loader.persistent_workers:
-                empty = _skip_seen(loader, seen, self.state)
-            else:
-                _restore(self.state)
-            self.iterator = _InfiniteDataloaderIterator(loader)
-            self.iterator._epoch = epoch
-            batches = [next(self.iterator) for _ in range(empty + 1)]
-            _forget_states(loader)
-            return batches[-1]
-        return next(self.iterator)
+        if self._iterator is None:
+            if hasattr(self._dataloader.shuffler, 'set_epoch'):
+                self._dataloader.shuffler.set_epoch(self._epoch)
+            if self.state is not None:
+                set_random_state(self.state)
+            self._iterator = iter(self._dataloader)
+        return super().__next__()
 
 
 def settings(runner: Runner) -> dict[str, str]:
@@ -683,139 +609,23 @@ def _same_folder(one: str, other: str) -> bool:
     return osp.realpath(one or '.') == osp.realpath(other)
 
 
-def _sampler(loader: Any) -> Any:
-    """The sampler that shuffles, which is inside the batch sampler."""
-    return getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
-
-
-def _is_endless(sampler: Any) -> bool:
-    """Whether the sampler yields one stream without epochs."""
-    return isinstance(sampler, (InfiniteSampler, MultiSourceSampler))
-
-
-def _is_reproducible(loader: Any) -> bool:
-    """Whether the order of a loader follows from the sampler's seed and epoch alone."""
-    sampler = _sampler(loader)
+def _without_order(loader: Any) -> str | None:
+    """The class whose order may not follow from the sampler's seed and epoch alone."""
+    if not getattr(loader, 'skips', False):
+        return type(loader).__name__
     known = (
         *(DefaultSampler, InfiniteSampler, SequentialSampler),
         *(MultiSourceSampler, MultiDataSampler, ClassAwareSampler),
     )
-    return sampler is None or type(sampler).__iter__ in [each.__iter__ for each in known]
+    kind = type(loader.shuffler)
+    found = loader.shuffler is None or kind.__iter__ in [each.__iter__ for each in known]
+    return None if found else kind.__name__
 
 
 def _images_a_step(loader: Any) -> int | None:
     """Images in a batch of all processes; None if the batch size varies."""
     size = getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None)
     return size * get_world_size() if type(size) is int else None
-
-
-def prepare_workers(loader: Any, report: bool = False) -> None:
-    """Make workers survive the first SIGTERM, and report their random state if asked to.
-
-    A cluster or a terminal signals all processes at once, but the run needs its workers until the
-    end of the iteration.
-
-    Args:
-        loader: not yet iterated.
-        report: add the worker's number and random state to each batch that is a dict;
-            :class:`ResumableCheckpointHook` takes them out before the step.
-    """
-    if not getattr(loader, 'num_workers', 0):
-        return
-    init = loader.worker_init_fn
-    if isinstance(init, functools.partial) and init.func is _start_worker:
-        return
-    loader.worker_init_fn = functools.partial(_start_worker, init, {})
-    if report:
-        loader.collate_fn = functools.partial(_collate, loader.collate_fn)
-
-
-def _reseed(loader: Any, seed: int) -> None:
-    """Corrects the workers' seed: MMEngine sets it before it reads that of a resumed run."""
-    if getattr(loader, 'num_workers', 0):
-        init = loader.worker_init_fn.args[0]
-        if isinstance(init, functools.partial) and 'seed' in init.keywords:
-            init.keywords['seed'] = seed
-
-
-def _restarts_workers(loader: Any) -> bool:
-    """Whether each epoch starts new workers."""
-    return not _is_endless(_sampler(loader)) and not getattr(loader, 'persistent_workers', False)
-
-
-def _start_worker(init: Callable[[int], None] | None, states: dict[int, dict], worker: int) -> None:
-    def on_signal(number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second SIGTERM, of a loader that shuts down
-        signal.alarm(WORKER_GRACE)  # two SIGTERM that are pending together count as one
-
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, on_signal)
-    if init is not None:
-        init(worker)
-    _restore(states.get(worker))
-
-
-def _collate(collate: Callable[[list], Any], samples: list) -> Any:
-    if not samples:
-        return None
-    batch, worker = collate(samples), get_worker_info()
-    if isinstance(batch, dict) and worker is not None:
-        batch[KEY] = worker.id, pickle.dumps(random_state(cuda=False))
-    return batch
-
-
-def _forget_states(loader: DataLoader) -> None:
-    """Forgets restored random states, which the workers of later epochs must not start from."""
-    if loader.num_workers:
-        loader.worker_init_fn.args[1].clear()
-
-
-def _skip_seen(loader: DataLoader, seen: int, state: dict | None) -> int:
-    """Makes a loader skip what was seen; returns the number of empty batches that come first."""
-    reporting = (
-        isinstance(loader.collate_fn, functools.partial) and loader.collate_fn.func is _collate
-    )
-    empty = seen % loader.num_workers if reporting else 0
-    # DataLoader.__setattr__ refuses to change it.
-    object.__setattr__(
-        loader, 'batch_sampler', _SkippingBatches(loader.batch_sampler, seen, state, empty)
-    )
-    return empty
-
-
-def _restore(state: dict | None) -> None:
-    if state is not None:
-        set_random_state(state)
-
-
-def _skip(loop: Any, seen: int, state: dict | None, batches: Any) -> None:
-    loader = loop.dataloader
-    if getattr(loader, 'batch_sampler', None) is None:
-        return  # a custom loader starts over
-    if isinstance(loop, IterBasedTrainLoop):
-        if batches is not None:
-            # DataLoader.__setattr__ refuses to change it.
-            if loader.sampler is loader.batch_sampler.sampler:
-                object.__setattr__(loader, 'sampler', batches.sampler)
-            object.__setattr__(loader, 'batch_sampler', batches)
-        elif isinstance(_sampler(loader), InfiniteSampler):
-            _sampler(loader).indices = _sampler(loader)._indices_of_rank()
-        # The loop skips as many batches as iterations were done.
-        loop.dataloader_iterator = _SkippingIterator(loader, seen, loop._iter, state)
-        return
-    empty = _skip_seen(loader, seen, state)
-    run_iter, run_epoch = loop.run_iter, loop.run_epoch
-
-    def counted(index: int, batch: Any) -> None:
-        _forget_states(loader)
-        if index >= empty:
-            run_iter(index - empty + seen, batch)
-
-    def first() -> None:
-        run_epoch()
-        del loop.run_iter, loop.run_epoch
-
-    loop.run_iter, loop.run_epoch = counted, first
 
 
 def latest_checkpoint(work_dir: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The processes of a run: those of its launcher, and the workers of its data loaders."""
+"""The processes of a run: those of its launcher, and what is said when one has ended."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import datetime
 import os
 import re
 import sys
-import weakref
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -15,7 +13,6 @@ from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from .exit import stop
 from .work_dir import check_work_dir, reporting_full_disk
@@ -118,44 +115,3 @@ def lost_process(message: str) -> str | None:
             'root cause that torchrun names, says why (exit code -9 is a kill, mostly for memory)'
         )
     return None
-
-
-def track_iterators(loader: Any) -> None:
-    """Lets a data loader remember its iterators, whose workers :func:`end_workers` ends.
-
-    DataLoader itself keeps the iterator of persistent workers only; any other is known to the loop
-    that runs, or to the traceback of its error.
-
-    Args:
-        loader: a data loader that was not iterated yet; anything else is ignored.
-    """
-    if not isinstance(loader, DataLoader) or not loader.num_workers:
-        return
-    if hasattr(loader, 'mmkd_iterators'):
-        return
-    iterators: weakref.WeakSet = weakref.WeakSet()
-    build = loader._get_iterator
-
-    def tracked() -> Any:
-        iterator = build()
-        iterators.add(iterator)
-        return iterator
-
-    tracking: Any = loader
-    tracking.mmkd_iterators, tracking._get_iterator = iterators, tracked
-
-
-def end_workers(loader: Any) -> None:
-    """Ends the workers of a data loader.
-
-    Python's exit handlers send each live worker two SIGTERM and wait for it. A worker ignores the
-    first, and two that are pending together count as one, so the process would wait forever.
-
-    Args:
-        loader: of :func:`track_iterators`; it can be used again. Anything else is ignored.
-    """
-    if not isinstance(loader, DataLoader) or not loader.num_workers:
-        return
-    loader._iterator = None
-    for iterator in list(getattr(loader, 'mmkd_iterators', ())):
-        iterator._shutdown_workers()

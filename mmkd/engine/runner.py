@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -31,16 +31,11 @@ from ..shipped import command
 from .class_names import apply_classes
 from .config_files import locate_files, places
 from .divergence import DivergedError, DivergenceHook
-from .exact_resume import (
-    UNSAVED,
-    ResumableCheckpointHook,
-    ResumeHook,
-    latest_checkpoint,
-    prepare_workers,
-)
+from .exact_resume import UNSAVED, ResumableCheckpointHook, ResumeHook, latest_checkpoint
+from .loader import ResumableLoader
 from .memory import OutOfMemoryError, explain, is_out_of_memory
 from .plain_checkpoints import FromPlainHook, ToPlainHook
-from .processes import LostProcessError, end_workers, lost_process, track_iterators
+from .processes import LostProcessError, lost_process
 from .resume_compatibility import check_loaded_states
 from .step_dump import StepDumpHook, image_files
 from .student_class import keep_detector
@@ -79,7 +74,10 @@ class DistillationRunner(Runner):
                 )
         self.resumed_from: str | None = None
         self._resuming: str | None = None
+        self._begun_loop: Any = None
         super().__init__(*args, load_from=load_from, resume=resume, **kwargs)
+        for name in ('_train_dataloader', '_val_dataloader', '_test_dataloader'):
+            setattr(self, name, _resumable(getattr(self, name)))
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> DistillationRunner:
@@ -113,8 +111,7 @@ class DistillationRunner(Runner):
                 f'{loader.batch_size}, drop_last={loader.drop_last}'
             )
         require_intact_images(loader.dataset)
-        track_iterators(loader)
-        return loader
+        return _resumable(loader)
 
     def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         """Registers the config's hooks and mmkd's.
@@ -196,7 +193,8 @@ class DistillationRunner(Runner):
             raise
         finally:
             for loop in (self._train_loop, self._val_loop):
-                end_workers(getattr(loop, 'dataloader', None))
+                if isinstance(loader := getattr(loop, 'dataloader', None), ResumableLoader):
+                    loader.end_workers()
 
     def test(self) -> dict[str, float]:
         """Tests.
@@ -261,31 +259,40 @@ class DistillationRunner(Runner):
         )
 
     _train_dataloader: Any
+    _train_loop: Any
 
     def build_train_loop(self, loop: Any) -> Any:
         """Builds the loop with workers whose random state is saved and restored."""
         config = self._train_dataloader
-        if self._checkpoints is not None:
+        if isinstance(loop, BaseLoop) or self._checkpoints is None:
+            return super().build_train_loop(loop)
+        if isinstance(config, dict):
             # An iteration-based loop starts the workers when it is built.
-            if isinstance(config, dict):
-                self._train_dataloader = self.build_dataloader(
-                    config,
-                    seed=self.seed,
-                    diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
-                )
-            prepare_workers(self._train_dataloader, report=True)
-            self._checkpoints.data = config
-        track_iterators(self._train_dataloader)
+            self._train_dataloader = self.build_dataloader(
+                config,
+                seed=self.seed,
+                diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
+            )
+        loader, path = self._train_dataloader, self._resuming
+        if self._resume and not path:
+            path = self._load_from or latest_checkpoint(self.work_dir)
+        self._begun_loop = None if path else loop
+        if isinstance(loader, ResumableLoader):
+            # An iteration-based loop iterates it here, before it is known where to resume.
+            loader.reports, loader.waits = True, path is not None
         try:
             return super().build_train_loop(loop)
         finally:
+            if isinstance(loader, ResumableLoader):
+                loader.waits = False
             # scale_lr() reads the batch_size, which a loader with a batch sampler does not have.
             self._train_dataloader = config
 
-    def build_val_loop(self, loop: Any) -> Any:
-        """Builds the loop."""
-        track_iterators(self._val_dataloader)
-        return super().build_val_loop(loop)
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Calls the hooks; the batches of an epoch that is resumed keep their numbers."""
+        if fn_name.endswith('_train_iter') and isinstance(self._train_loop, EpochBasedTrainLoop):
+            kwargs['batch_idx'] += getattr(self._train_loop.dataloader, 'begun', 0)
+        super().call_hook(fn_name, **kwargs)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Builds it with optimizers that check the state that they load.
@@ -344,6 +351,8 @@ class DistillationRunner(Runner):
             CheckpointError: The file holds weights, but not the state of a training run.
         """
         self._resuming = filename
+        if isinstance(self._train_loop, IterBasedTrainLoop) and self._begun_loop is not None:
+            self._train_loop = self._begun_loop  # built once more: its samplers have begun
         try:
             super().resume(filename, *args, **kwargs)
         finally:
@@ -361,6 +370,11 @@ def _naming_both_places(cfg: Config) -> Iterator[None]:
         yield
     except MissingFileError as error:
         raise MissingFileError(error.key, error.path, places(cfg, error.path)) from None
+
+
+def _resumable(loader: Any) -> Any:
+    """A plain DataLoader as a :class:`ResumableLoader`; anything else as it is."""
+    return ResumableLoader(loader) if type(loader) is DataLoader else loader
 
 
 def _is_empty(dataset: dict) -> bool:

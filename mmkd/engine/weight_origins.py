@@ -43,7 +43,8 @@ def _loaded(network: nn.Module, path: str) -> str:
     file = CheckpointLoader.load_checkpoint(path, 'cpu')
     file = file.get('state_dict', file)
     own = _weights(network)
-    same = _same(own, {k.removeprefix('module.'): v for k, v in file.items()})
+    given = {k.removeprefix('module.'): v for k, v in file.items()}
+    same = _same(own, given)
     if not same:
         raise ValueError(
             f'load_from {path} holds not one of the {len(own)} tensors of the detector, which '
@@ -51,7 +52,9 @@ def _loaded(network: nn.Module, path: str) -> str:
             'is of another detector, or of one of another width, or its keys have another prefix'
         )
     weights = sum(isinstance(v, Tensor) and v.is_floating_point() for v in file.values())
-    if 2 * same < weights:  # a backbone's file is a part of a detector, and all of it is used
+    parts = {key.partition('.')[0] for key in own.keys() & given.keys()}
+    asked = sum(key.partition('.')[0] in parts for key in own)
+    if 2 * same < max(weights, asked):  # a backbone's file fills the backbone
         _warn_of_noise(f'load_from {path}', same, len(own))
     rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
     return f'{same} of {len(own)} tensors loaded from {path}{rest}'

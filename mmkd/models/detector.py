@@ -18,7 +18,6 @@ from ..inference import (
     check_scale,
     drop_terms,
     require_own_class,
-    require_teacher,
     without_teacher,
 )
 from ..layer_pairs import Probe
@@ -90,7 +89,9 @@ class DistillationMixin(Detector):
                 except Exception as error:
                     self.missing_teacher = without_teacher(error)
             # Weights first: those of another config would be blamed on its class names.
-            self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
+            self.classes = None
+            if self.missing_teacher is None:
+                self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
             if terms and self.teacher is not None:
                 self._connect(terms)
         self.unproven = set(self.kd_terms)
@@ -106,7 +107,8 @@ class DistillationMixin(Detector):
         """MMDetection's losses and the terms (``loss_kd_*``) by name, for a batch of images
         (N, 3, H, W), normalised as the student expects, and its ground truth."""
         if self.training:
-            require_teacher(self)
+            if self.missing_teacher is not None:
+                raise self.missing_teacher
             if not self.guarded and (self.kd_terms or self.resolution is not None):
                 refuse_unguarded()
         factors = {key: term.schedule() for key, term in self.kd_terms.items()}
