@@ -17,6 +17,7 @@ FLOORS = (
     ('analysis',),
     ('cli',),
     ('commands',),
+    ('__main__',),
 )
 """The rooms from the bottom to the top: a file imports from its own room and from lower floors.
 

@@ -26,6 +26,8 @@ from tiny import tiny_config
 
 from mmkd import cli
 from mmkd.analysis.comparison.plan import config_with_options
+from mmkd.commands import publish as publish_model
+from mmkd.commands import test, train
 from mmkd.datasets.annotations import AnnotationError
 from mmkd.engine import processes
 from mmkd.engine.runner import DistillationRunner
@@ -39,9 +41,6 @@ def tool(name: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-train, test, publish_model = (tool(name) for name in ('train', 'test', 'publish_model'))
 
 
 @pytest.fixture(scope='module')
