@@ -46,26 +46,26 @@ class TeacherError(ValueError):
     """The teacher's config or checkpoint is not what it has to be."""
 
 
-class MissingFileError(TeacherError):
+class MissingFileError(TeacherError, FileNotFoundError):
     """No file is at a path of the teacher's.
 
     Args:
         key: of ``model``, that names it.
         path: its value.
-        places: where it was looked for; a relative path without the config's file is looked for in
-            the working directory alone.
+        places: where it was looked for; without them a relative path is one of the working
+            directory.
     """
 
     def __init__(self, key: str, path: str, places: Sequence[str] = ()) -> None:
-        self.key, self.path, self.places = key, path, tuple(places)
         where = list(places) or [os.path.abspath(os.path.expanduser(path))]
         what = 'is a directory' if any(map(os.path.isdir, where)) else 'does not exist'
         tried = '' if where == [path] else f' (looked for {" and ".join(where)})'
         kind = 'config' if key == 'teacher_config' else 'checkpoint'
         super().__init__(
-            f"the teacher's {kind}, model.{key}={path!r}, {what}{tried}: set model.{key} to its "
-            + ('path' if key == 'teacher_config' else 'path or URL')
+            f"model.{key} {path!r} cannot be read: the teacher's {kind} {what}{tried}. Set "
+            f'model.{key} to its path' + (' or URL' if kind == 'checkpoint' else '')
         )
+        self.key, self.path, self.places = key, path, tuple(places)
 
     def __reduce__(self) -> tuple:
         return type(self), (self.key, self.path, self.places)

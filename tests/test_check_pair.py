@@ -175,8 +175,7 @@ PLANTED = {
     'a checkpoint that is not there': (lambda f: dict(checkpoint='/none.pth'), '/none.pth'),
     'a teacher that gives NaN': (not_finite, 'NaN or infinite, first in backbone.conv1.weight'),
     'other classes': (other_classes, 'have no class in common'),
-    'a teacher config that is not there': (
-        lambda f: dict(teacher='none.py'), 'model.teacher_config='),
+    'a teacher config that is not there': (lambda f: dict(teacher='none.py'), 'cannot be read'),
     'every weight 0': (off, 'every distillation term has weight 0'),
     'a path that does not exist': (
         hint(pairs=['nek']), "the student has no such submodule; near ones: neck"),

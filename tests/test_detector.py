@@ -1054,7 +1054,7 @@ def test_a_teacher_of_another_network_or_other_classes_is_refused(tmp_path):
         (dict(distillation=dict(hint=None)), 'distillation.hint=None must be a loss'),
         (dict(distillation=dict(hint=dict(type='HintL2Loss', schedule=dict(warm=5)))),
          "distillation.hint.schedule has no entry 'warm'; did you mean warmup"),
-        (dict(teacher_config='nowhere.py'), "teacher_config='nowhere.py', does not exist"),
+        (dict(teacher_config='nowhere.py'), "teacher_config 'nowhere.py' cannot be read: the"),
         (dict(teacher_config='mmdet::nowhere.py'), "teacher_config 'mmdet::nowhere.py' cannot be"),
         (dict(teacher_config=dict(backbone=1)), 'defines no model'),
     ],

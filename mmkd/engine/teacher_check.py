@@ -130,28 +130,31 @@ def check_teacher(model: Any, loader: Any) -> str:
     return f'teacher check: {said}'
 
 
-def require_channels(model: Any, loader: Any) -> None:
-    """Check that the loaded images have as many channels as the student's backbone takes.
+def require_channels(model: Any, batch: Any) -> None:
+    """Check that images have as many channels as the student's backbone takes.
+
+    Args:
+        model: the distilling detector.
+        batch: as the data loader gives it; one of another form is not checked.
 
     Raises:
         ValueError: with both numbers.
     """
-    with _random_state_kept():
-        try:
-            data = loader.collate_fn([_with_own_pipeline(loader.dataset)[0]])
-            loaded = len(data['inputs'][0])
-        except Exception:  # of another form, or a fault that training names as it comes to it
-            return
-        with contextlib.suppress(Exception):  # it refuses what it cannot take
-            loaded = copy.deepcopy(model.data_preprocessor)(data, True)['inputs'].size(1)
+    images = batch.get('inputs') if isinstance(batch, dict) else None
+    image = images[0] if isinstance(images, (list, tuple, Tensor)) else None
     takes = input_channels(model)
-    if loaded != takes:
-        raise ValueError(
-            f"the training pipeline loads images of {loaded} channel(s), and the student's "
-            f'backbone takes {takes}: let the loader give {takes} (color_type of '
-            "LoadImageFromFile: 'color' gives 3, 'grayscale' 1, 'unchanged' what the file has), or "
-            f'set model.backbone.in_channels={loaded}'
-        )
+    if not isinstance(image, Tensor) or image.dim() != 3 or len(image) == takes:
+        return
+    with contextlib.suppress(Exception):  # one of a user's own may make them fit
+        few = dict(inputs=[image], data_samples=batch['data_samples'][:1])
+        if copy.deepcopy(model.data_preprocessor)(few, True)['inputs'].size(1) == takes:
+            return
+    raise ValueError(
+        f"the training pipeline loads images of {len(image)} channel(s), the student's backbone "
+        f'takes {takes}: let the loader give {takes} (color_type of LoadImageFromFile: '
+        "'color' gives 3, 'grayscale' 1, 'unchanged' what the file has), or set "
+        f'model.backbone.in_channels={len(image)}'
+    )
 
 
 def _look(
@@ -286,6 +289,7 @@ def _batches(model: Any, loader: Any, indices: list[int | None] | None) -> Itera
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     for number in order[: IMAGE_COUNTS[-1]].tolist():
         data = loader.collate_fn([dataset[number]])
+        require_channels(model, data)
         data = preprocessor(data, True)
         samples = data['data_samples']
         pixels, view = model.teacher_inputs(data['inputs'], samples)

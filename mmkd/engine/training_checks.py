@@ -97,17 +97,12 @@ def check_teaching(
 
     Returns:
         The digests of the teacher's tensors.
-
-    Raises:
-        ValueError: the images have another number of channels than the student takes.
     """
     teacher = model.teacher
     require_frozen(model, optim_wrapper)
     if not teacher.prepared:
         require_same(teacher.digests, teacher.network, 'since it was loaded')
     teacher.follow(next(model.parameters()))
-    if loader is not None:
-        require_channels(model, loader)
     if model.check_teacher and loader is not None and not teacher.prepared:
         # Before acceleration: the detection path of its RoI head misreads channels_last maps.
         logger.info(check_teacher(model, loader))
@@ -152,6 +147,7 @@ class TrainingChecksHook(Hook):
         self.digests: dict[str, str] = {}
         self.zeros: Counter[str] = Counter()
         self.settled: set[str] = set()
+        self.looked = False
 
     def before_train(self, runner: Runner) -> None:
         """Checks student, schedules and teacher, and hashes the teacher."""
@@ -166,6 +162,16 @@ class TrainingChecksHook(Hook):
             return
         loader = None if getattr(runner, 'resumed_from', None) else runner.train_dataloader
         self.digests = check_teaching(model, loader, runner.logger, runner.optim_wrapper)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Checks the channels of the first images.
+
+        Raises:
+            ValueError: they are not those that the student takes.
+        """
+        if self.digests and not self.looked:
+            self.looked = True
+            require_channels(unwrap(runner.model), data_batch)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None

@@ -42,19 +42,17 @@ def origins(
 def _loaded(network: nn.Module, path: str) -> str:
     file = CheckpointLoader.load_checkpoint(path, 'cpu')
     file = file.get('state_dict', file)
+    file = {k.removeprefix('module.'): v for k, v in file.items()}
     own = _weights(network)
-    given = {k.removeprefix('module.'): v for k, v in file.items()}
-    same = _same(own, given)
+    same = _same(own, file)
     if not same:
         raise ValueError(
             f'load_from {path} holds not one of the {len(own)} tensors of the detector, which '
             f'would start from random weights (first of its keys: {", ".join(list(file)[:3])}): it '
             'is of another detector, or of one of another width, or its keys have another prefix'
         )
-    weights = sum(isinstance(v, Tensor) and v.is_floating_point() for v in file.values())
-    parts = {key.partition('.')[0] for key in own.keys() & given.keys()}
-    asked = sum(key.partition('.')[0] in parts for key in own)
-    if 2 * same < max(weights, asked):  # a backbone's file fills the backbone
+    backbone = {k: v for k, v in own.items() if k.startswith('backbone.')}
+    if 2 * _equal(backbone, file) <= len(backbone):  # a backbone's file is a start
         _warn_of_noise(f'load_from {path}', same, len(own))
     rest = '' if same == len(own) else f'; THE OTHER {len(own) - same} ARE NOT IN IT'
     return f'{same} of {len(own)} tensors loaded from {path}{rest}'
@@ -131,11 +129,15 @@ def _same(own: dict[str, Tensor], file: dict[str, Any]) -> int:
 
     A backbone may load the file of another library, whose names differ.
     """
-    same = sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
-    if same:
+    if same := _equal(own, file):
         return same
     theirs = {(v.shape, sha256(v)) for v in _tensors(file) if _varies(v)}
     return sum(_varies(v) and (v.shape, sha256(v)) in theirs for v in own.values())
+
+
+def _equal(own: dict[str, Tensor], file: dict[str, Any]) -> int:
+    """Number of weights that are equal to those of the same name in the file."""
+    return sum(k in file and torch.equal(v.cpu(), file[k]) for k, v in own.items())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -100,7 +100,7 @@ class Acceleration:
 def input_channels(network: nn.Module) -> int:
     """Channels of a detector's images: those of its first convolution."""
     backbone = getattr(network, 'backbone', network)
-    for module in backbone.modules():
+    for module in getattr(backbone, 'modules', tuple)():
         if isinstance(module, Focus):  # folds each 2x2 pixels into channels
             return module.conv.conv.in_channels // 4
         if isinstance(module, nn.Conv2d):
