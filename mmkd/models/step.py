@@ -57,7 +57,11 @@ class Step(StepExtras):
         if pair.strides is None:
             return None
         found = [get_box_tensor(s.gt_instances.bboxes) / pair.strides[0] for s in self.samples]
-        return found * (len(self.features(pair)[0]) // len(found))
+        return found * self.repeats(pair)
+
+    def repeats(self, pair: LayerPair) -> int:
+        """How often the batch is laid down in the student's map of a pair."""
+        return len(self.features(pair)[0]) // len(self.samples)
 
     @property
     def rpn_levels(self) -> list:
