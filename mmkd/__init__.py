@@ -9,6 +9,9 @@ from .engine.guard import guard  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
 from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
+from .methods import (  # noqa: E402
+    CWD,
+)
 from .models.chen2017 import (  # noqa: E402
     HintL1Loss,
     HintL2Loss,
@@ -29,6 +32,7 @@ from .registry import TERMS  # noqa: E402
 checkpoint.install()
 
 __all__ = [
+    'CWD',
     'TERMS',
     'DistillTerm',
     'FeatureTerm',
