@@ -11,6 +11,7 @@ from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
 from .methods import (  # noqa: E402
     CWD,
+    PKD,
 )
 from .models.chen2017 import (  # noqa: E402
     HintL1Loss,
@@ -33,6 +34,7 @@ checkpoint.install()
 
 __all__ = [
     'CWD',
+    'PKD',
     'TERMS',
     'DistillTerm',
     'FeatureTerm',

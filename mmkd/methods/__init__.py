@@ -1,7 +1,9 @@
 """Published ways to teach a two-stage detector, one file each; docs/methods.md is their table."""
 
 from .cwd import CWD
+from .pkd import PKD
 
 __all__ = [
     'CWD',
+    'PKD',
 ]
