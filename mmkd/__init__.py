@@ -11,6 +11,7 @@ from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
 from .methods import (  # noqa: E402
     CWD,
+    MGD,
     PKD,
 )
 from .models.chen2017 import (  # noqa: E402
@@ -34,6 +35,7 @@ checkpoint.install()
 
 __all__ = [
     'CWD',
+    'MGD',
     'PKD',
     'TERMS',
     'DistillTerm',

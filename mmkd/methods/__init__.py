@@ -1,9 +1,11 @@
 """Published ways to teach a two-stage detector, one file each; docs/methods.md is their table."""
 
 from .cwd import CWD
+from .mgd import MGD
 from .pkd import PKD
 
 __all__ = [
     'CWD',
     'PKD',
+    'MGD',
 ]
