@@ -11,6 +11,7 @@ from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
 from .methods import (  # noqa: E402
     CWD,
+    FGD,
     MGD,
     PKD,
 )
@@ -35,6 +36,7 @@ checkpoint.install()
 
 __all__ = [
     'CWD',
+    'FGD',
     'MGD',
     'PKD',
     'TERMS',

@@ -1,6 +1,7 @@
 """Published ways to teach a two-stage detector, one file each; docs/methods.md is their table."""
 
 from .cwd import CWD
+from .fgd import FGD
 from .mgd import MGD
 from .pkd import PKD
 
@@ -8,4 +9,5 @@ __all__ = [
     'CWD',
     'PKD',
     'MGD',
+    'FGD',
 ]
