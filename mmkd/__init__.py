@@ -11,6 +11,7 @@ from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
 from .methods import (  # noqa: E402
     CWD,
+    FBKD,
     FGD,
     MGD,
     PKD,
@@ -36,6 +37,7 @@ checkpoint.install()
 
 __all__ = [
     'CWD',
+    'FBKD',
     'FGD',
     'MGD',
     'PKD',

@@ -1,6 +1,7 @@
 """Published ways to teach a two-stage detector, one file each; docs/methods.md is their table."""
 
 from .cwd import CWD
+from .fbkd import FBKD
 from .fgd import FGD
 from .mgd import MGD
 from .pkd import PKD
@@ -10,4 +11,5 @@ __all__ = [
     'PKD',
     'MGD',
     'FGD',
+    'FBKD',
 ]
