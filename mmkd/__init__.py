@@ -15,6 +15,7 @@ from .methods import (  # noqa: E402
     FGD,
     MGD,
     PKD,
+    ReviewKD,
 )
 from .models.chen2017 import (  # noqa: E402
     HintL1Loss,
@@ -41,6 +42,7 @@ __all__ = [
     'FGD',
     'MGD',
     'PKD',
+    'ReviewKD',
     'TERMS',
     'DistillTerm',
     'FeatureTerm',

@@ -5,6 +5,7 @@ from .fbkd import FBKD
 from .fgd import FGD
 from .mgd import MGD
 from .pkd import PKD
+from .reviewkd import ReviewKD
 
 __all__ = [
     'CWD',
@@ -12,4 +13,5 @@ __all__ = [
     'MGD',
     'FGD',
     'FBKD',
+    'ReviewKD',
 ]
