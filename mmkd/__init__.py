@@ -10,6 +10,7 @@ from .engine.runner import DistillationRunner  # noqa: E402
 from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
 from .methods import (  # noqa: E402
+    AT,
     CWD,
     FBKD,
     FGD,
@@ -37,6 +38,7 @@ from .registry import TERMS  # noqa: E402
 checkpoint.install()
 
 __all__ = [
+    'AT',
     'CWD',
     'FBKD',
     'FGD',

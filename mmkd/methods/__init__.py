@@ -1,5 +1,6 @@
 """Published ways to teach a two-stage detector, one file each; docs/methods.md is their table."""
 
+from .at import AT
 from .cwd import CWD
 from .fbkd import FBKD
 from .fgd import FGD
@@ -14,4 +15,5 @@ __all__ = [
     'FGD',
     'FBKD',
     'ReviewKD',
+    'AT',
 ]
