@@ -4,6 +4,7 @@ from .at import AT
 from .cwd import CWD
 from .fbkd import FBKD
 from .fgd import FGD
+from .fgfi import FGFI
 from .mgd import MGD
 from .pkd import PKD
 from .reviewkd import ReviewKD
@@ -16,4 +17,5 @@ __all__ = [
     'FBKD',
     'ReviewKD',
     'AT',
+    'FGFI',
 ]
