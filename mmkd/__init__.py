@@ -17,6 +17,8 @@ from .methods import (  # noqa: E402
     FGFI,
     MGD,
     PKD,
+    DeFeat,
+    DeFeatHead,
     ReviewKD,
 )
 from .models.chen2017 import (  # noqa: E402
@@ -46,6 +48,8 @@ __all__ = [
     'FGFI',
     'MGD',
     'PKD',
+    'DeFeat',
+    'DeFeatHead',
     'ReviewKD',
     'TERMS',
     'DistillTerm',

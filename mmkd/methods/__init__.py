@@ -2,6 +2,7 @@
 
 from .at import AT
 from .cwd import CWD
+from .defeat import DeFeat, DeFeatHead
 from .fbkd import FBKD
 from .fgd import FGD
 from .fgfi import FGFI
@@ -18,4 +19,6 @@ __all__ = [
     'ReviewKD',
     'AT',
     'FGFI',
+    'DeFeat',
+    'DeFeatHead',
 ]
