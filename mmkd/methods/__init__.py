@@ -6,6 +6,7 @@ from .defeat import DeFeat, DeFeatHead
 from .fbkd import FBKD
 from .fgd import FGD
 from .fgfi import FGFI
+from .frs import FRS
 from .mgd import MGD
 from .pkd import PKD
 from .reviewkd import ReviewKD
@@ -21,4 +22,5 @@ __all__ = [
     'FGFI',
     'DeFeat',
     'DeFeatHead',
+    'FRS',
 ]
