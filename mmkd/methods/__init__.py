@@ -7,6 +7,7 @@ from .fbkd import FBKD
 from .fgd import FGD
 from .fgfi import FGFI
 from .frs import FRS
+from .kl import KL
 from .mgd import MGD
 from .pkd import PKD
 from .reviewkd import ReviewKD
@@ -23,4 +24,5 @@ __all__ = [
     'DeFeat',
     'DeFeatHead',
     'FRS',
+    'KL',
 ]
