@@ -12,6 +12,7 @@ from .io import checkpoint  # noqa: E402
 from .methods import (  # noqa: E402
     AT,
     CWD,
+    DKD,
     FBKD,
     FGD,
     FGFI,
@@ -45,6 +46,7 @@ checkpoint.install()
 __all__ = [
     'AT',
     'CWD',
+    'DKD',
     'FBKD',
     'FGD',
     'FGFI',

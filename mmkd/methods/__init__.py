@@ -3,6 +3,7 @@
 from .at import AT
 from .cwd import CWD
 from .defeat import DeFeat, DeFeatHead
+from .dkd import DKD
 from .fbkd import FBKD
 from .fgd import FGD
 from .fgfi import FGFI
@@ -25,4 +26,5 @@ __all__ = [
     'DeFeatHead',
     'FRS',
     'KL',
+    'DKD',
 ]
