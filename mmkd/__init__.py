@@ -12,6 +12,7 @@ from .io import checkpoint  # noqa: E402
 from .methods import (  # noqa: E402
     AT,
     CWD,
+    DIST,
     DKD,
     FBKD,
     FGD,
@@ -46,6 +47,7 @@ checkpoint.install()
 __all__ = [
     'AT',
     'CWD',
+    'DIST',
     'DKD',
     'FBKD',
     'FGD',

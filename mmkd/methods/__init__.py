@@ -3,6 +3,7 @@
 from .at import AT
 from .cwd import CWD
 from .defeat import DeFeat, DeFeatHead
+from .dist import DIST
 from .dkd import DKD
 from .fbkd import FBKD
 from .fgd import FGD
@@ -27,4 +28,5 @@ __all__ = [
     'FRS',
     'KL',
     'DKD',
+    'DIST',
 ]
