@@ -11,6 +11,7 @@ from .fgfi import FGFI
 from .frs import FRS
 from .kl import KL
 from .mgd import MGD
+from .nkd import NKD
 from .pkd import PKD
 from .reviewkd import ReviewKD
 
@@ -29,4 +30,5 @@ __all__ = [
     'KL',
     'DKD',
     'DIST',
+    'NKD',
 ]
