@@ -24,6 +24,7 @@ from .methods import (  # noqa: E402
     PKD,
     DeFeat,
     DeFeatHead,
+    PlainRegression,
     ReviewKD,
 )
 from .models.chen2017 import (  # noqa: E402
@@ -60,6 +61,7 @@ __all__ = [
     'PKD',
     'DeFeat',
     'DeFeatHead',
+    'PlainRegression',
     'ReviewKD',
     'TERMS',
     'DistillTerm',

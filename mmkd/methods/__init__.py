@@ -13,6 +13,7 @@ from .kl import KL
 from .mgd import MGD
 from .nkd import NKD
 from .pkd import PKD
+from .regression import PlainRegression
 from .reviewkd import ReviewKD
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     'DKD',
     'DIST',
     'NKD',
+    'PlainRegression',
 ]
