@@ -1,6 +1,7 @@
 """Published ways to teach a two-stage detector, one file each; docs/methods.md is their table."""
 
 from .at import AT
+from .crosskd import CrossKD
 from .cwd import CWD
 from .defeat import DeFeat, DeFeatHead
 from .dist import DIST
@@ -16,21 +17,8 @@ from .pkd import PKD
 from .regression import PlainRegression
 from .reviewkd import ReviewKD
 
-__all__ = [
-    'CWD',
-    'PKD',
-    'MGD',
-    'FGD',
-    'FBKD',
-    'ReviewKD',
-    'AT',
-    'FGFI',
-    'DeFeat',
-    'DeFeatHead',
-    'FRS',
-    'KL',
-    'DKD',
-    'DIST',
-    'NKD',
-    'PlainRegression',
-]
+METHODS = (
+    CWD, PKD, MGD, FGD, FBKD, ReviewKD, AT, FGFI, DeFeat, DeFeatHead, FRS, KL, DKD, DIST, NKD,
+    PlainRegression, CrossKD,
+)  # fmt: skip
+"""In the order of docs/methods.md: features, features at objects, rows."""
