@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 import mmkd
 from mmkd.layer_pairs import Layer, LayerPair
-from mmkd.methods.base import spatial_attention
+from mmkd.methods.base import spatial_attention, standardised
 from mmkd.methods.fgd import focal_masks, published_cells
 from mmkd.methods.fgfi import anchor_overlaps, imitation_masks
-from mmkd.methods.kl import standardised
 from mmkd.models.heads import Rows
 
 BOXES = ('gt_bboxes', 'gt_boxes')
@@ -250,7 +249,7 @@ def logit_std(p: dict, x: dict, weights: dict) -> dict:
     term = mmkd.KL(p['temperature'], standardise=True)
     term.loss_weight = p.get('loss_weight', 1.0)
     loss = total(term, term.compare(rows(x['student'], x['teacher'])))
-    return dict(loss=loss, student_standardised=standardised(x['student']))
+    return dict(loss=loss, student_standardised=standardised(x['student'], 1e-7))
 
 
 @case

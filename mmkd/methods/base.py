@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from ..layer_pairs import LayerPair
 from ..models.chen2017 import to_float32
@@ -134,6 +135,21 @@ def without_target(logits: Tensor, target: Tensor) -> Tensor:
     """The logits (n, C) of the classes that are not the target, (n, C - 1)."""
     others = torch.ones_like(logits, dtype=torch.bool).scatter_(1, target[:, None], False)
     return logits[others].view(len(logits), logits.size(1) - 1)
+
+
+def centred(rows: Tensor) -> Tensor:
+    """Each row (r, n) minus its mean. One that is constant up to rounding is 0 without gradient,
+    which a division by its deviation would make a million times the usual."""
+    apart = rows - rows.mean(1, keepdim=True)
+    noise = 8 * torch.finfo(rows.dtype).eps * rows.detach().abs()
+    return apart.masked_fill((apart.detach().abs() <= noise).all(1, keepdim=True), 0)
+
+
+def standardised(rows: Tensor, epsilon: float) -> Tensor:
+    """Each row (r, n) with mean 0 and deviation 1 (unbiased, plus ``epsilon``)."""
+    rows = centred(rows)
+    deviation = vector_norm(rows, dim=1, keepdim=True) / max(rows.size(1) - 1, 1) ** 0.5
+    return rows / (deviation + epsilon)
 
 
 def per_image(total: Tensor, maps: Tensor) -> Tensor:

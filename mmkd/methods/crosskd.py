@@ -104,7 +104,7 @@ class CrossKD(MapTerm):
             weight, best = scores.max(1)
             rows = torch.arange(count, device=best.device)
             deltas = [
-                d if d.size(1) == 4 else d.view(count, -1, 4)[rows, best]
+                d if d.size(1) == 4 else d.unflatten(1, (-1, 4))[rows, best]
                 for d in (to_float32(crossed[1]), to_float32(own[1]).detach())
             ]
             total = (weight * (deltas[0] - deltas[1]).abs().sum(1)).sum()

@@ -9,7 +9,7 @@ from ..models.chen2017 import to_float32
 from ..models.heads import Rows
 from ..recipe import number
 from ..registry import TERMS
-from .base import LogitTerm, with_weight
+from .base import LogitTerm, centred, with_weight
 
 
 @TERMS.register_module()
@@ -61,6 +61,6 @@ def uncorrelated(student: Tensor, teacher: Tensor) -> Tensor:
     """1 minus the mean correlation of the rows of two matrices; 0 of empty ones."""
     if not student.numel():
         return student.sum()
-    student, teacher = (x - x.mean(1, keepdim=True) for x in (student, teacher))
+    student, teacher = centred(student), centred(teacher)
     norms = vector_norm(student, dim=1) * vector_norm(teacher, dim=1)
     return 1 - ((student * teacher).sum(1) / (norms + 1e-8)).mean()

@@ -8,7 +8,7 @@ from ..models.chen2017 import to_float32
 from ..models.heads import Rows
 from ..recipe import number
 from ..registry import TERMS
-from .base import LogitTerm, average, divergence
+from .base import LogitTerm, average, divergence, standardised
 
 
 @TERMS.register_module()
@@ -47,10 +47,5 @@ class KL(LogitTerm):
     def compare(self, rows: Rows) -> Tensor:
         student, teacher = to_float32(rows.student), to_float32(rows.teacher)
         if self.standardise:
-            student, teacher = standardised(student), standardised(teacher)
+            student, teacher = standardised(student, 1e-7), standardised(teacher, 1e-7)
         return average(rows, divergence(student, teacher, rows.sigmoid, self.tau))
-
-
-def standardised(logits: Tensor) -> Tensor:
-    """Each row (n, C) with mean 0 and deviation 1; C is at least 2."""
-    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..models.chen2017 import to_float32
 from ..models.terms import FeatureTerm
 from ..registry import TERMS
-from .base import LEVELS
+from .base import LEVELS, standardised
 
 
 @TERMS.register_module()
@@ -25,7 +25,7 @@ class PKD(FeatureTerm):
 
     S and T are the student's and the teacher's map, (N, C, H, W), or vectors (n, C); the pairs are
     summed. The mean and the unbiased deviation are those of the local batch, so that the value is
-    (1 - r) (n - 1) / n with n = N·H·W. A channel of one value is 0.
+    (1 - r) (n - 1) / n with n = N·H·W. A constant channel is 0, without gradient.
 
     Needs: layer pairs.
     Parameters: none; a 1×1 convolution for each pair of different widths.
@@ -38,13 +38,8 @@ class PKD(FeatureTerm):
     entries = LEVELS
 
     def compare(self, student: Tensor, teacher: Tensor, layers: Any, boxes: Any) -> Tensor:
-        own, theirs = map(_standardised, (to_float32(student), to_float32(teacher.detach())))
+        own, theirs = (
+            standardised(to_float32(maps).transpose(0, 1).flatten(1), 1e-6)
+            for maps in (student, teacher.detach())
+        )
         return (own - theirs).square().sum() / max(2 * own.numel(), 1)
-
-
-def _standardised(maps: Tensor) -> Tensor:
-    values = maps.transpose(0, 1).flatten(1)  # (C, n)
-    if not values.size(1):
-        return values
-    deviation = values.std(1, keepdim=True, correction=min(values.size(1) - 1, 1))
-    return (values - values.mean(1, keepdim=True)) / (deviation + 1e-6)

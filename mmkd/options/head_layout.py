@@ -86,7 +86,7 @@ class HeadLayout:
         """
         if not self.class_agnostic:
             rows = torch.arange(len(labels), device=labels.device)
-            deltas = deltas.view(len(deltas), -1, 4)[rows, self.columns(labels)]
+            deltas = deltas.unflatten(1, (-1, 4))[rows, self.columns(labels)]
         own, theirs = self.coders
         return deltas if same_coder(own, theirs) else own.encode(rois, theirs.decode(rois, deltas))
 
