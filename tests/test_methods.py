@@ -674,6 +674,19 @@ def test_a_combination_takes_two_steps_and_resumes_to_the_bit(seed):
     assert all(value.equal(state[key]) for key, value in model.state_dict().items())
 
 
+def test_mgds_masks_are_drawn_from_the_generator_that_a_checkpoint_holds():
+    maps = torch.zeros(2, 3, 4, 5)
+    for term, shape in (
+        (mmkd.MGD(), (2, 1, 4, 5)),
+        (mmkd.MGD(mask_on_channel=True), (2, 3, 1, 1)),
+    ):
+        state = random_state(False)
+        first, second = term.draw(maps), term.draw(maps)
+        assert first.shape == shape and not first.equal(second)
+        set_random_state(state)
+        assert first.equal(term.draw(maps))
+
+
 def test_the_combinations_are_varied():
     seen = [combination(seed) for seed in range(30)]
     assert {s for s, _, _ in seen} == {t for _, t, _ in seen} == set(HEADS)
