@@ -5,6 +5,8 @@ Random weights stand in for downloads, through overrides that any user can give:
 """
 
 import copy
+import importlib.util
+import re
 
 import pairs
 import pytest
@@ -118,6 +120,29 @@ def test_the_pair_of_a_method_steps_on_real_networks(path):
     assert kd and all(any(k.startswith(name) for k in kd) for name in logged(model))
     own = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert not own
+
+
+def test_the_page_of_methods_is_what_its_command_writes():
+    spec = importlib.util.spec_from_file_location('methods', ROOT / 'benchmarks/methods.py')
+    methods = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(methods)
+    page = methods.PAGE.read_text()
+    assert methods.page() == page
+    assert all(f'### {method.__name__}\n' in page for method in methods.METHODS)
+    assert all(f'`{path.stem}.py`' in page for path in METHODS)
+
+
+def test_the_configs_on_the_page_of_methods_build(tmp_path):
+    page = (ROOT / 'docs/methods.md').read_text().replace('path/to/mmkd', str(ROOT))
+    blocks = re.findall(r'^```python\n(.*?)^```$', page, re.S | re.M)
+    kinds = []
+    for block in blocks:
+        path = tmp_path / 'pair.py'
+        path.write_text(block)
+        distillation = Config.fromfile(path).model.distillation.to_dict()
+        model = pairs.distil(pairs.fpn(), pairs.fpn(), distillation)
+        kinds.append({type(term).__name__ for term in model.kd_terms.values()})
+    assert kinds == [{'FGD'}, {'SoftTargetTerm', 'RegressionTerm', 'PKD', 'DKD'}]
 
 
 def test_every_recipe_has_its_golden_numbers_and_its_pair():

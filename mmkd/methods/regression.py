@@ -19,8 +19,8 @@ from .base import average
 class PlainRegression(RowTerm):
     r"""The student's deltas towards the teacher's, whichever of the two is better.
 
-    The unbounded counterpart of equation (4) of Chen et al., NIPS 2017, with the smooth L1 distance
-    of Girshick, "Fast R-CNN", ICCV 2015.
+    Girshick, "Fast R-CNN", ICCV 2015, with the teacher's deltas in the place of the true ones: the
+    unbounded counterpart of equation (4) of Chen et al., NIPS 2017.
 
     .. math:: \frac{1}{n} \sum_i w_i\, \ell(s_i - t_i), \qquad \ell(x) =
         \tfrac{1}{2} x^2 / \beta \text{ if } |x| < \beta \text{, else } |x| - \tfrac{1}{2} \beta
