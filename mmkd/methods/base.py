@@ -91,7 +91,9 @@ class LogitTerm(RowTerm):
                 f'{name} compares how probability is shared out among classes, and an RPN has '
                 "none, only object or not: take site='rcnn', or type='KL'"
             )
-        head = stage_of(student.roi_head.bbox_head, 0)
+        head = box_head(student)
+        if not hasattr(head, 'loss_cls'):
+            return  # refused in other words
         if getattr(head.loss_cls, 'use_sigmoid', False):
             raise ValueError(
                 f'{name} compares how a softmax shares probability out among classes, and the '
@@ -102,6 +104,12 @@ class LogitTerm(RowTerm):
                 f'{name} needs at least {self.classes - 1} classes beside the background, and the '
                 f"student's RoI head has {head.num_classes}: take type='KL'"
             )
+
+
+def box_head(network: Any) -> Any:
+    """The box head of the first stage; None where there is none."""
+    heads = getattr(getattr(network, 'roi_head', None), 'bbox_head', None)
+    return stage_of(heads, 0)
 
 
 def divergence(student: Tensor, teacher: Tensor, sigmoid: bool = False, tau: float = 1.0) -> Tensor:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ..models.chen2017 import to_float32
-from ..models.heads import stage_of
 from ..models.step import Step
 from ..options.head_layout import log_scores
 from ..recipe import Needs, number, require_one_of
 from ..registry import TERMS
-from .base import MapTerm, average, divergence
+from .base import MapTerm, average, box_head, divergence
 
 EPSILON = torch.finfo(torch.float32).eps
 ROIS = ('rcnn', 'cls')
@@ -61,9 +60,9 @@ class CrossKD(MapTerm):
         return Needs(pairs=self.entries, rows=rows, cross=(self.site,))
 
     def check_networks(self, student: Any, teacher: Any) -> None:
-        if self.site == 'rpn' or not self.reg_weight or not hasattr(teacher, 'roi_head'):
+        head = box_head(teacher)
+        if self.site == 'rpn' or not self.reg_weight or head is None:
             return
-        head = stage_of(teacher.roi_head.bbox_head, 0)
         if not hasattr(head, 'loss_bbox') or not getattr(head, 'with_reg', True):
             raise ValueError(
                 f"CrossKD compares deltas, and the teacher's box head ({type(head).__name__}) "

@@ -59,8 +59,12 @@ class FRS(LevelTerm):
                 "FRS looks at what the teacher's RPN sees, and this teacher has none: take a "
                 'method that needs none, such as PKD'
             )
-        generators = [getattr(n.rpn_head, 'prior_generator', None) for n in (student, teacher)]
-        strides = [getattr(generator, 'strides', None) for generator in generators]
+        generators: list[Any] = [
+            getattr(n.rpn_head, 'prior_generator', None) for n in (student, teacher)
+        ]
+        if not hasattr(generators[1], 'base_anchors'):
+            return  # refused in other words
+        strides = [generator.strides for generator in generators]
         if strides[0] != strides[1]:
             raise ValueError(
                 'FRS looks at the objectness of both RPNs level by level, and their strides are '

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layer_pairs import LayerPair
-from ..options.acceleration import laid_out
 from ..options.adapters import build_adapter
 from ..options.schedule import WeightSchedule
 from ..options.share import GradientShare
@@ -197,7 +196,7 @@ class FeatureTerm(DistillTerm):
         for pair in self.pairs:
             guided, hint = step.features(pair)
             student.append(self.adapters[pair.name](guided))
-            teacher.append(laid_out(hint, student[-1]))
+            teacher.append(hint)
         layers = [dict(self.layers).get(p.name) for p in self.pairs]
         return self.weighed(
             self(student, teacher, layers, [self.context(step, p) for p in self.pairs])

@@ -51,6 +51,9 @@ class StepExtras:
 
     def anchors(self) -> list[Tensor]:
         """The student's anchors of each RPN level, (H, W, A, 4), xyxy in its pixels."""
+        return self.once('anchors', self._anchors)
+
+    def _anchors(self) -> list[Tensor]:
         sizes = self.record.map_sizes
         device = next(self.student.parameters()).device
         levels = self.student.rpn_head.prior_generator.grid_priors(sizes, device=device)
