@@ -99,7 +99,20 @@ def table() -> str:
                     else ''
                 )
             lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *measured(results)])
+
+
+def measured(results: list[dict]) -> list[str]:
+    """How the costs came about."""
+    said = {}
+    for r in results:
+        kind = 'CPU time' if r['clock'] == 'process_time' else 'time'
+        height, width = r['size']
+        said[r['pair']] = (
+            f'{r["pair"]}: {kind} of {r["images"]} images of {height}×{width} pixels, medians of '
+            f'{r["rounds"]} rounds'
+        )
+    return ['', '; '.join(said.values()) + '.'] if said else []
 
 
 def cited(paper: str) -> str:

@@ -243,14 +243,17 @@ def peak(action: Callable[[], None], device: str) -> int:
     return most
 
 
+now = time.perf_counter
+
+
 def clock(action: Callable[[], None], device: str) -> float:
     if device == 'cuda':
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = now()
     action()
     if device == 'cuda':
         torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (now() - start)
 
 
 def measure(
@@ -313,6 +316,9 @@ def measure_recipe(
         pair=pair,
         recipe=recipe,
         rounds=rounds,
+        size=size or own_size,
+        images=images,
+        clock=now.__name__,
         milliseconds={name: round(value, 1) for name, value in medians.items()},
         above_hints_ms=round(statistics.median(apart), 1),
         quartiles_ms=[round(q, 1) for q in quartiles],
@@ -379,6 +385,8 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--threads', type=int, help='of PyTorch; default: its own')
+    parser.add_argument('--cpu-time', action='store_true',
+                        help='of all threads, for a machine that has other work')  # fmt: skip
     parser.add_argument('--amp', action='store_true', help='steps in mixed precision (GPU)')
     parser.add_argument('--accelerate', type=json.loads, metavar='JSON',
                         help='distillation.accelerate of the distilled step')  # fmt: skip
@@ -386,6 +394,9 @@ def main() -> None:
     parser.add_argument('--glibc-defaults', action='store_true', help='freed memory is given back')
     parser.add_argument('--json', type=Path, help='write the figures there too')
     args = parser.parse_args()
+    if args.cpu_time:
+        global now
+        now = time.process_time
     if not args.glibc_defaults:
         keep_memory()
     warnings.simplefilter('ignore')

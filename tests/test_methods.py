@@ -623,7 +623,7 @@ def combination(seed):
     if resolution:
         refused |= {'ReviewKD'}
     if 'c4' in (student, teacher):
-        # One level of stride 16 is no pyramid, and its box head reads another width.
+        # One level of stride 16 is no pyramid.
         refused |= {'CrossKD', 'CrossKD_of_RPN', 'FRS', 'PlainRegression_of_RPN', 'KL_of_RPN'}
         refused |= {'rpn_cls'}
     terms = {n: copy.deepcopy(TERMS[n]) for n in names if n not in refused} or {
@@ -713,12 +713,13 @@ def sigmoid():
 
 ANCHORS = "needs an RPN with anchors, and the student's is EmbeddingRPNHead"
 OF_C4 = [dict(student='neck[2]', teacher='backbone[0]')]
+OF_FPN = [dict(student='backbone[0]', teacher='neck[2]')]
 IN_ROIS = ['backbone[0]', 'roi_head.bbox_roi_extractor']
 REFUSED = [
     ('fpn', 'fpn', dict(type='DKD', site='rpn'), "only object or not: take site='rcnn'"),
     ('fpn', 'fpn', dict(type='DIST', site='rpn'), 'DIST compares how probability is shared'),
     ('fpn', 'fpn', dict(type='NKD', site='rpn'), 'NKD compares how probability is shared'),
-    ('fpn', 'fpn', dict(type='KL', site='rpn', standardise=True), "or type='KL'"),
+    ('fpn', 'fpn', dict(type='KL', site='rpn', standardise=True), 'or leave standardise out'),
     ('sigmoid', 'fpn', dict(type='DKD'), "by a sigmoid of its own: take type='KL'"),
     ('sigmoid', 'fpn', dict(type='KL', standardise=True), 'by a sigmoid of its own'),
     ('one class', 'one class', dict(type='KL', standardise=True), 'at least 2 classes beside'),
@@ -733,7 +734,8 @@ REFUSED = [
     ('fpn', 'two scales', dict(type='FRS'), 'give rpn_weight=0'),
     ('fpn', 'two scales', dict(type='ReviewKD'), 'both networks must see one resolution'),
     ('fpn', 'two scales', dict(type='ReviewKD', fusion=False), 'must see one resolution'),
-    ('fpn', 'fpn', dict(type='ReviewKD', pairs=['neck[1]', 'neck[0]']), 'name them fine to coarse'),
+    ('fpn', 'fpn', dict(type='ReviewKD', pairs=['neck[1]', 'neck[0]']), 'name them in that order'),
+    ('fpn', 'fpn', dict(type='DeFeat', pairs=['neck[1]', 'neck[0]']), 'name them in that order'),
     ('fpn', 'fpn', dict(type='FGFI', pairs=IN_ROIS), 'compares maps over the image'),
     ('fpn', 'fpn', dict(type='CWD', pairs=['roi_head.bbox_head.shared_fcs.1']), 'compares maps ('),
     (
@@ -747,6 +749,9 @@ REFUSED = [
     ('fpn', 'fpn', dict(type='CWD', tau=0), 'CWD: tau=0 must be a finite number at least 0.001'),
     ('fpn', 'fpn', dict(type='MGD', lambda_mgd=1.5), 'between 0 and 1'),
     ('fpn', 'grid', dict(type='CrossKD'), 'give reg_weight=0'),
+    ('fpn', 'fpn', dict(type='CrossKD', pairs=['neck[2]']), 'the pairs have [16.0]'),
+    ('fpn', 'fpn', dict(type='CrossKD', site='rpn', pairs=['neck[0]']), 'the pairs have [4.0]'),
+    ('c4', 'fpn', dict(type='CrossKD', pairs=OF_FPN), 'reads strides [4.0, 8.0, 16.0, 32.0]'),
 ]
 
 
@@ -769,6 +774,18 @@ def test_what_makes_no_sense_is_refused_in_words(student, teacher, term, words):
     with pytest.raises(ValueError) as refused:
         distil(own, theirs, given)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize('student, teacher, pairs_', [
+    ('cascade', 'fpn', ['neck']), ('fpn', 'cascade', ['neck']), ('c4', 'c4', ['backbone']),
+    ('fpn', 'wide', ['neck[0]', 'neck[1]', 'neck[2]', 'neck[3]']),
+])  # fmt: skip
+def test_crosskd_wants_the_maps_that_the_teachers_head_reads_and_no_more(student, teacher, pairs_):
+    model = distil(
+        HEADS[student](), HEADS[teacher](), dict(mine=dict(type='CrossKD', pairs=pairs_))
+    )
+    values = pairs.losses(model)
+    assert values['loss_kd_mine_cls'] > 0 and values['loss_kd_mine_reg'] > 0
 
 
 @pytest.mark.parametrize('term', [

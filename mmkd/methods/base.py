@@ -24,10 +24,11 @@ class MapTerm(FeatureTerm):
 
     Attributes:
         over_image: whether the maps must lie over the image, because objects are looked up there.
+        ordered: whether the pairs must be named fine to coarse.
     """
 
     adapter = 'match'
-    over_image = False
+    over_image = ordered = False
 
     def bind(self, pairs: Sequence[LayerPair]) -> None:
         for pair in pairs:
@@ -38,6 +39,12 @@ class MapTerm(FeatureTerm):
                     f'{type(self).__name__} compares {what}, and {pair.student} is none: name a '
                     'layer of the neck or the backbone in its pairs'
                 )
+        strides = [pair.strides[0] for pair in pairs if pair.strides]
+        if self.ordered and strides != sorted(strides):
+            raise ValueError(
+                f'{type(self).__name__} takes levels from fine to coarse, and its pairs have '
+                f'strides {strides}: name them in that order'
+            )
         super().bind(pairs)
 
 
@@ -76,9 +83,10 @@ class LogitTerm(RowTerm):
 
     Attributes:
         classes: how many columns of a softmax it needs to say anything; 0: a sigmoid head will do.
+        instead: the way out.
     """
 
-    classes = 0
+    classes, instead = 0, "take type='KL'"
 
     def check_networks(self, student: Any, teacher: Any) -> None:
         name = type(self).__name__
@@ -89,7 +97,7 @@ class LogitTerm(RowTerm):
         if self.site == 'rpn':
             raise ValueError(
                 f'{name} compares how probability is shared out among classes, and an RPN has '
-                "none, only object or not: take site='rcnn', or type='KL'"
+                f"none, only object or not: take site='rcnn', or {self.instead}"
             )
         head = box_head(student)
         if not hasattr(head, 'loss_cls'):
@@ -97,12 +105,12 @@ class LogitTerm(RowTerm):
         if getattr(head.loss_cls, 'use_sigmoid', False):
             raise ValueError(
                 f'{name} compares how a softmax shares probability out among classes, and the '
-                "student's RoI head scores each class by a sigmoid of its own: take type='KL'"
+                f"student's RoI head scores each class by a sigmoid of its own: {self.instead}"
             )
         if head.num_classes + 1 < self.classes:
             raise ValueError(
                 f'{name} needs at least {self.classes - 1} classes beside the background, and the '
-                f"student's RoI head has {head.num_classes}: take type='KL'"
+                f"student's RoI head has {head.num_classes}: {self.instead}"
             )
 
 

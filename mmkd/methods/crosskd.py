@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..layer_pairs import LayerPair
 from ..models.chen2017 import to_float32
+from ..models.heads import stage_of
 from ..models.step import Step
 from ..options.head_layout import log_scores
 from ..recipe import Needs, number, require_one_of
@@ -61,6 +64,12 @@ class CrossKD(MapTerm):
 
     def check_networks(self, student: Any, teacher: Any) -> None:
         head = box_head(teacher)
+        generator = getattr(getattr(teacher, 'rpn_head', None), 'prior_generator', None)
+        extractor = getattr(getattr(teacher, 'roi_head', None), 'bbox_roi_extractor', None)
+        self.strides = {
+            'rpn': [float(s[0]) for s in getattr(generator, 'strides', ())],
+            'rcnn': [float(s) for s in getattr(stage_of(extractor, 0), 'featmap_strides', ())],
+        }[self.site]
         if self.site == 'rpn' or not self.reg_weight or head is None:
             return
         if not hasattr(head, 'loss_bbox') or not getattr(head, 'with_reg', True):
@@ -68,6 +77,16 @@ class CrossKD(MapTerm):
                 f"CrossKD compares deltas, and the teacher's box head ({type(head).__name__}) "
                 'regresses none: give reg_weight=0'
             )
+
+    def bind(self, pairs: Sequence[LayerPair]) -> None:
+        given = [pair.strides[0] for pair in pairs if pair.strides]
+        if given[: len(self.strides)] != self.strides:
+            raise ValueError(
+                f"CrossKD runs the teacher's {self.site} head on the student's maps, and that "
+                f'reads strides {self.strides}; the pairs have {given}: name as many layers of the '
+                'student, fine to coarse'
+            )
+        super().bind(pairs)
 
     def distil(self, step: Step) -> dict[str, Tensor]:
         step.rows(self.site, 'cls')  # the teacher's own answers, before its taps are paused

@@ -42,7 +42,7 @@ class DeFeat(MapTerm):
         as_published: reduce thin boxes as the authors' code does.
     """
 
-    over_image = True
+    over_image = ordered = True
 
     def __init__(
         self, object_weight: float = 4.0, background_weight: float = 16.0,

@@ -42,7 +42,7 @@ class KL(LogitTerm):
         super().__init__()
         self.tau, self.standardise = number('KL', 'tau', tau, 1e-3), standardise
         if standardise:
-            self.classes = 3
+            self.classes, self.instead = 3, 'leave standardise out'
 
     def compare(self, rows: Rows) -> Tensor:
         student, teacher = to_float32(rows.student), to_float32(rows.teacher)

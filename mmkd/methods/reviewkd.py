@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +39,8 @@ class ReviewKD(MapTerm):
         mid_channels: the width of fused maps; None: the teacher's.
     """
 
+    ordered = True
+
     def __init__(self, fusion: bool = True, mid_channels: int | None = None) -> None:
         super().__init__()
         if mid_channels is not None and (type(mid_channels) is not int or mid_channels < 1):
@@ -52,15 +53,6 @@ class ReviewKD(MapTerm):
                 'ReviewKD compares two pyramids level by level, so both networks must see one '
                 'resolution: leave distillation.resolution out, or take CWD or PKD'
             )
-
-    def bind(self, pairs: Sequence[LayerPair]) -> None:
-        strides = [pair.strides[0] for pair in pairs if pair.strides]
-        if strides != sorted(strides):
-            raise ValueError(
-                f'ReviewKD reviews from coarse to fine, and its pairs have strides {strides}: name '
-                'them fine to coarse'
-            )
-        super().bind(pairs)
 
     def adapt(self, pair: LayerPair) -> nn.Module:
         # The first layer of a fusion takes any width.
