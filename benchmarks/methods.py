@@ -69,15 +69,8 @@ def recipes_of(method: type) -> list[str]:
 def table() -> str:
     results = json.loads(COSTS.read_text()) if COSTS.exists() else []
     costs = {(r['recipe'], r['pair']): r for r in results}
-    columns = [
-        'class and formula',
-        'paper',
-        'recipe',
-        'needs',
-        'parameters',
-        'R101 to R50',
-        'digits',
-    ]
+    pairs = list(dict.fromkeys(r['pair'] for r in results))
+    columns = ['class and formula', 'paper', 'recipe', 'needs', 'parameters', *pairs]
     lines = ['| ' + ' | '.join(columns) + ' |', '| --- ' * len(columns) + '|']
     seen = set()
     for method in METHODS:
@@ -90,7 +83,7 @@ def table() -> str:
             cells = [f'[{method.__name__}](#{method.__name__.lower()})', cited(of['paper'])]
             cells += [f'`{recipe}.py`', of['Needs'].rstrip('.')]
             cells += [f'{count / 1e6:.2f} M' if count else 'none']
-            for pair in ('r101_to_r50', 'digits'):
+            for pair in pairs:
                 cost = costs.get((recipe, pair))
                 cells.append(
                     f'{cost["above_hints_ms"]:+.0f} of {cost["milliseconds"]["hint"]:.0f} ms, '
