@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                      # all pairs
     python benchmarks/step.py digits --terms hint --json step.json
+    python benchmarks/step.py digits --recipe cwd fgd   # published methods; all: every one
 
 In one process, in turn, medians of
   a  the plain student's step,
@@ -14,6 +15,8 @@ the same hints and 1x1 connectors.
 glibc is told to keep the memory that is freed (--glibc-defaults: not). Else the kernel makes the
 pages of large maps anew in each step, and which of a, b and c they fall to is chance: c - a then
 differs from process to process by more than the terms cost.
+With --recipe, the step with the recipe of configs/_base_/NAME.py and the step with hints alone, on
+P2 to P5, are measured in turn, and their difference is printed; schedules are left out.
 Peak memory is what PyTorch's allocator held beyond what it held before the step, as the profiler
 heard it (on a GPU: the allocator's own maximum).
 """
@@ -50,6 +53,9 @@ PAIRS = {
 }
 CASCADE = 'mmdet::cascade_rcnn/cascade-rcnn_r101_fpn_1x_coco.py'
 TERMS = ('hint', 'all')
+RECIPES = sorted(
+    p.stem for p in (ROOT / 'configs/_base_').glob('*.py') if p.stem not in ('chen2017', 'mmkd')
+)
 
 
 def config_of(pair: str, chosen: str, accelerate: dict | None) -> Config:
@@ -70,6 +76,24 @@ def config_of(pair: str, chosen: str, accelerate: dict | None) -> Config:
                 model.distillation[name].loss_weight = 0
     if accelerate:
         model.distillation.accelerate = accelerate
+    return cfg
+
+
+def config_with(pair: str, recipe: str, accelerate: dict | None) -> Config:
+    """The pair's config with a published method's recipe, on the levels that its neck has."""
+    cfg = config_of(pair, 'all', accelerate)
+    found = Config.fromfile(ROOT / f'configs/_base_/{recipe}.py').distillation
+    levels = len(cfg.model.distillation.hint.pairs)
+    for term in found.values():
+        term.pop('schedule', None)
+        if 'pairs' in term:
+            term.pairs = [p for p in term.pairs if '[' not in p or int(p[-2]) < levels]
+        for name in ('reduction', 'pool'):
+            if name in term:
+                term[name] = term[name][: len(term.pairs)]
+    if accelerate:
+        found.accelerate = accelerate
+    cfg.model.distillation = found
     return cfg
 
 
@@ -219,14 +243,17 @@ def peak(action: Callable[[], None], device: str) -> int:
     return most
 
 
+now = time.perf_counter
+
+
 def clock(action: Callable[[], None], device: str) -> float:
     if device == 'cuda':
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = now()
     action()
     if device == 'cuda':
         torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (now() - start)
 
 
 def measure(
@@ -249,13 +276,7 @@ def measure(
         for algorithm in ('SingleTeacherDistill', 'FpnTeacherDistill'):
             network = razor(cfg.model, algorithm, model.kd_terms['hint'].pairs, device)
             actions[algorithm] = stepper(network, data, amp)
-    for action in actions.values():
-        action()
-        action()
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds):
-        for name, action in actions.items():
-            times[name].append(clock(action, device))
+    times = rounds_of(actions, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     apart = [c - a for a, c in zip(times['plain'], times['distilled'], strict=True)]
     quartiles = statistics.quantiles(apart, n=4)[::2] if rounds > 1 else []
@@ -272,6 +293,64 @@ def measure(
         memory_ratio=round(memory['distilled'] / (memory['plain'] + memory['teacher']), 3),
         adapter_parameters=adapters,
     )
+
+
+def measure_recipe(
+    pair: str, recipe: str, rounds: int, device: str, amp: bool, accelerate: dict | None,
+    size: tuple[int, int] | None,
+) -> dict:  # fmt: skip
+    """What a published method's step costs above that of hints alone: milliseconds and MB."""
+    _, own_size, images = PAIRS[pair]
+    configs = dict(
+        hint=config_of(pair, 'hint', accelerate), recipe=config_with(pair, recipe, accelerate)
+    )
+    data = synthetic_batch(configs['hint'], size or own_size, None, images)
+    models = {name: built(cfg.model, device) for name, cfg in configs.items()}
+    actions = {name: stepper(model, data, amp) for name, model in models.items()}
+    times, memory = rounds_of(actions, rounds), {n: peak(a, device) for n, a in actions.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    apart = [r - h for h, r in zip(times['hint'], times['recipe'], strict=True)]
+    quartiles = statistics.quantiles(apart, n=4)[::2] if rounds > 1 else apart * 2
+    named = models['recipe'].named_parameters()
+    return dict(
+        pair=pair,
+        recipe=recipe,
+        rounds=rounds,
+        size=size or own_size,
+        images=images,
+        clock=now.__name__,
+        milliseconds={name: round(value, 1) for name, value in medians.items()},
+        above_hints_ms=round(statistics.median(apart), 1),
+        quartiles_ms=[round(q, 1) for q in quartiles],
+        above_hints_mb=round((memory['recipe'] - memory['hint']) / 2**20, 1),
+        parameters=sum(p.numel() for n, p in named if n.startswith('kd_terms.')),
+    )
+
+
+def rounds_of(actions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each action in each round, in turn, after two that do not count."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds + 2):
+        for name, action in actions.items():
+            took = clock(action, device)
+            if number >= 2:
+                times[name].append(took)
+    return times
+
+
+def recipe_table(results: list[dict]) -> str:
+    columns = ['pair', 'recipe', 'hints alone', 'with the recipe', 'above hints', 'quartiles',
+               'memory above hints', 'parameters']  # fmt: skip
+    lines = ['| ' + ' | '.join(columns) + ' |', '| --- ' * len(columns) + '|']
+    for result in results:
+        ms = result['milliseconds']
+        low, high = result['quartiles_ms']
+        cells = [result['pair'], result['recipe'], f'{ms["hint"]:.0f} ms', f'{ms["recipe"]:.0f} ms']
+        cells += [f'{result["above_hints_ms"]:+.0f} ms', f'{low:+.0f} to {high:+.0f} ms']
+        cells += [f'{result["above_hints_mb"]:+.1f} MB', f'{result["parameters"]:,}']
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
 
 
 def table(results: list[dict]) -> str:
@@ -301,9 +380,13 @@ def main() -> None:
     parser.add_argument('pairs', nargs='*', default=list(PAIRS), metavar='PAIR',
                         help=f'of {", ".join(PAIRS)}; default: all')  # fmt: skip
     parser.add_argument('--terms', nargs='+', choices=TERMS, default=list(TERMS))
+    parser.add_argument('--recipe', nargs='+', choices=['all', *RECIPES], metavar='NAME',
+                        help=f'of {", ".join(RECIPES)}, or all')  # fmt: skip
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--threads', type=int, help='of PyTorch; default: its own')
+    parser.add_argument('--cpu-time', action='store_true',
+                        help='of all threads, for a machine that has other work')  # fmt: skip
     parser.add_argument('--amp', action='store_true', help='steps in mixed precision (GPU)')
     parser.add_argument('--accelerate', type=json.loads, metavar='JSON',
                         help='distillation.accelerate of the distilled step')  # fmt: skip
@@ -311,6 +394,9 @@ def main() -> None:
     parser.add_argument('--glibc-defaults', action='store_true', help='freed memory is given back')
     parser.add_argument('--json', type=Path, help='write the figures there too')
     args = parser.parse_args()
+    if args.cpu_time:
+        global now
+        now = time.process_time
     if not args.glibc_defaults:
         keep_memory()
     warnings.simplefilter('ignore')
@@ -320,8 +406,13 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     results = []
+    size = args.size and tuple(args.size)
     for pair in args.pairs:
-        for chosen in args.terms:
+        for recipe in RECIPES if 'all' in (args.recipe or ()) else args.recipe or ():
+            settings = (args.rounds, device, args.amp, args.accelerate, size)
+            results.append(measure_recipe(pair, recipe, *settings))
+            print(json.dumps(results[-1]), flush=True)
+        for chosen in () if args.recipe else args.terms:
             results.append(
                 measure(
                     pair,
@@ -330,12 +421,12 @@ def main() -> None:
                     device,
                     args.amp,
                     args.accelerate,
-                    args.size and tuple(args.size),
+                    size,
                     args.mmrazor,
                 )  # fmt: skip
             )
             print(json.dumps(results[-1]), flush=True)
-    print(table(results))
+    print((recipe_table if args.recipe else table)(results))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + '\n')
 

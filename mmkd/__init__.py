@@ -16,6 +16,25 @@ from .engine.guard import guard  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
 from .engine.testing import RelabelledTestLoop  # noqa: E402
 from .io import checkpoint  # noqa: E402
+from .methods import (  # noqa: E402
+    AT,
+    CWD,
+    DIST,
+    DKD,
+    FBKD,
+    FGD,
+    FGFI,
+    FRS,
+    KL,
+    MGD,
+    NKD,
+    PKD,
+    CrossKD,
+    DeFeat,
+    DeFeatHead,
+    PlainRegression,
+    ReviewKD,
+)
 from .models.chen2017 import (  # noqa: E402
     HintL1Loss,
     HintL2Loss,
@@ -40,7 +59,22 @@ checkpoint.install()
 MODULE2PACKAGE['mmkd'] = 'mmkd'
 
 __all__ = [
+    'AT',
+    'CWD',
+    'DIST',
+    'DKD',
+    'FBKD',
+    'FGD',
+    'FGFI',
+    'FRS',
+    'KL',
+    'MGD',
+    'NKD',
+    'PKD',
     'TERMS',
+    'CrossKD',
+    'DeFeat',
+    'DeFeatHead',
     'DistillTerm',
     'FeatureTerm',
     'RowTerm',
@@ -50,7 +84,9 @@ __all__ = [
     'KnowledgeDistillationTridentFasterRCNN',
     'KnowledgeDistillationTwoStageDetector',
     'Needs',
+    'PlainRegression',
     'RelabelledTestLoop',
+    'ReviewKD',
     'TeacherBoundedL2Loss',
     'TwoViews',
     'WeightedSoftCELoss',

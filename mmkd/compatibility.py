@@ -16,7 +16,7 @@ from .options.anchor_match import AnchorMatch
 from .options.class_map import ClassMap
 from .options.head_layout import HeadLayout, same_coder
 from .options.resolution import Resolution
-from .recipe import turn_off
+from .recipe import parse_pair, site_of, turn_off
 
 SCORED_BY = ('stage', 'x', 'rois')
 """What a RoI head may need to score RoIs."""
@@ -95,6 +95,11 @@ def compare_networks(
             f"the student's {type(student.backbone).__name__} belongs to a TridentFasterRCNN: "
             "write type='mmkd.KnowledgeDistillationTridentFasterRCNN'"
         )
+    for key, term in terms.items():
+        try:
+            term.check_networks(student, teacher)
+        except ValueError as error:
+            raise ValueError(f'distillation.{key}: {error}; or {turn_off(key)}') from None
     match, layouts, left_out = None, [], {}
     if keys := keys_at('rpn', terms):
         match = match_anchors(student, teacher, resolution, keys)
@@ -148,7 +153,11 @@ def keys_at(site: str, terms: Mapping[str, Any]) -> Keys | None:
     if not found:
         return None
     bbox = [key for key, need in found.items() if (site, 'bbox') in need.rows]
-    hints = [key for key, need in found.items() if need.pairs]
+    hints = [
+        key
+        for key, need in found.items()
+        if site in {site_of(parse_pair(entry)[1]) for entry in need.pairs}
+    ]
     return Keys(list(found), bbox, hints)
 
 
@@ -228,7 +237,7 @@ def match_anchors(
             + turn_off(*keys.all)
         )
     match = None
-    if resolution or not _same_anchors(*generators):
+    if resolution or not same_anchors(*generators):
         match = AnchorMatch(*generators, resolution.ratio if resolution else 1.0)
         if not match.share:
             if resolution:
@@ -330,7 +339,8 @@ def _at(heads: Any, stage: int) -> Any:
     return heads[stage] if hasattr(heads, '__getitem__') else heads
 
 
-def _same_anchors(own: Any, theirs: Any) -> bool:
+def same_anchors(own: Any, theirs: Any) -> bool:
+    """Whether two anchor generators put the same anchors in the same places."""
     return (
         own.strides == theirs.strides
         and own.num_base_priors == theirs.num_base_priors

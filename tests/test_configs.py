@@ -5,19 +5,31 @@ Random weights stand in for downloads, through overrides that any user can give:
 """
 
 import copy
+import importlib.util
+import re
 
 import pairs
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from pairs import LOG_NAMES, ROOT, batch, total
 
 from mmkd import plain_student
 from mmkd.engine.class_names import apply_classes
+from mmkd.recipe import log_name
 
-PATHS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
 RECIPE = ROOT / 'configs/_base_/chen2017.py'
+METHODS = sorted(p for p in RECIPE.parent.glob('*.py') if p.stem not in ('chen2017', 'mmkd'))
+PAIR = 'faster_rcnn_r101_to_r50.py'
+PAIRS_OF_METHODS = [ROOT / 'configs/kd' / f'{p.stem}_{PAIR}' for p in METHODS]
+METHODS_BY = dict(zip(PAIRS_OF_METHODS, METHODS, strict=True))
+PATHS = sorted(
+    p
+    for p in (ROOT / 'configs').rglob('*.py')
+    if '_base_' not in p.parts and p not in PAIRS_OF_METHODS
+)
 
 
 def load(path):
@@ -69,8 +81,79 @@ def test_a_config_is_built_and_steps_once(path):
     assert own == set(plain.state_dict())
 
 
+def step_of(config, data):
+    """The losses of one step, and the network, whose gradients are finite."""
+    torch.manual_seed(0)
+    MessageHub.get_current_instance().update_info('iter', 1000)  # some schedules begin late
+    model = pairs.build(config.model)
+    values = model(**model.data_preprocessor(data, True), mode='loss')
+    MessageHub.get_current_instance().pop_info('iter')
+    total(model, values).backward()
+    assert all(g.isfinite().all() for g in pairs.gradients(model).values())
+    assert not model.unproven
+    return model, {k for k in values if k.startswith('loss_kd_')}
+
+
+def logged(model):
+    return {name for key in model.kd_terms for name in [log_name(key)]}
+
+
+@pytest.mark.parametrize('path', PAIRS_OF_METHODS, ids=lambda p: p.stem.partition('_faster')[0])
+def test_the_pair_of_a_method_is_the_papers_with_another_recipe(path):
+    config, paper = load(path), load(path.parent / PAIR)
+    assert config.model.pop('distillation') == Config.fromfile(METHODS_BY[path]).distillation
+    paper.model.pop('distillation')
+    assert config.model == paper.model and config.runner_type == paper.runner_type
+    # Networks of the same build and half a dozen channels stand in; the real ones step below.
+    config.model = pairs.distilled(
+        pairs.fpn(), pairs.fpn(8), Config.fromfile(METHODS_BY[path]).distillation.to_dict()
+    )
+    model, kd = step_of(config, batch((2, 1), 96))
+    assert kd and all(any(k.startswith(name) for k in kd) for name in logged(model))
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', PAIRS_OF_METHODS, ids=lambda p: p.stem.partition('_faster')[0])
+def test_the_pair_of_a_method_steps_on_real_networks(path):
+    model, kd = step_of(load(path), batch((3,), 320, sides=(40, 160)))
+    assert kd and all(any(k.startswith(name) for k in kd) for name in logged(model))
+    own = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert not own
+
+
+def test_the_page_of_methods_is_what_its_command_writes():
+    spec = importlib.util.spec_from_file_location('methods', ROOT / 'benchmarks/methods.py')
+    methods = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(methods)
+    page = methods.PAGE.read_text()
+    assert methods.page() == page
+    assert all(f'### {method.__name__}\n' in page for method in methods.METHODS)
+    assert all(f'`{path.stem}.py`' in page for path in METHODS)
+
+
+def test_the_configs_on_the_page_of_methods_build(tmp_path):
+    page = (ROOT / 'docs/methods.md').read_text().replace('path/to/mmkd', str(ROOT))
+    blocks = re.findall(r'^```python\n(.*?)^```$', page, re.S | re.M)
+    kinds = []
+    for block in blocks:
+        path = tmp_path / 'pair.py'
+        path.write_text(block)
+        distillation = Config.fromfile(path).model.distillation.to_dict()
+        model = pairs.distil(pairs.fpn(), pairs.fpn(), distillation)
+        kinds.append({type(term).__name__ for term in model.kd_terms.values()})
+    assert kinds == [{'FGD'}, {'SoftTargetTerm', 'RegressionTerm', 'PKD', 'DKD'}]
+
+
+def test_every_recipe_has_its_golden_numbers_and_its_pair():
+    golden = {p.stem for p in (ROOT / 'tests/golden').glob('*.json')}
+    assert golden | {'regression'} == {p.stem for p in METHODS}
+    assert all(path.exists() for path in PAIRS_OF_METHODS)
+
+
 def distilled_paths():
-    return [p for p in PATHS if 'KnowledgeDistillation' in p.read_text()]
+    every = PATHS + PAIRS_OF_METHODS
+    return [p for p in every if 'KnowledgeDistillation' in p.read_text()]
 
 
 @pytest.mark.parametrize('path', distilled_paths(), ids=lambda p: p.stem)
@@ -87,8 +170,11 @@ def test_a_pair_is_short_and_its_options_address_single_terms(path):
     assert config.model.distillation == before
 
 
-@pytest.mark.parametrize('path', [p for p in distilled_paths() if p.parent.name == 'kd'],
-                         ids=lambda p: p.stem)  # fmt: skip
+@pytest.mark.parametrize(
+    'path',
+    [p for p in distilled_paths() if p.parent.name == 'kd' and p not in PAIRS_OF_METHODS],
+    ids=lambda p: p.stem,
+)
 def test_a_pair_uses_the_papers_recipe(path):
     distillation = load(path).model.distillation
     distillation.pop('resolution', None)

@@ -38,13 +38,25 @@ CASES = {
     'alike': (2, 2),
     'no boxes on one rank': (2, 0),
     'a weight as a share of the gradient': (2, 1),
+    'methods with statistics over the batch': (2, 1),
 }
 
 
 def student(case):
-    """All five terms; in eval mode, where BatchNorm does not see how a batch is divided."""
+    """The paper's terms, or methods; BatchNorm does not see how a batch is divided."""
     hint = dict(share=0.2) if 'share' in case else {}
-    return pairs.distil(pairs.fpn(), pairs.fpn(8), pairs.recipe(hint=hint), seed=1).eval()
+    recipe = pairs.recipe(hint=hint)
+    if 'statistics' in case:
+        recipe = dict(pkd=dict(type='PKD'), dist=dict(type='DIST'), reviewkd=dict(type='ReviewKD'))
+        recipe['fbkd'] = dict(type='FBKD', reduction=2, pool=2)
+    return evaluated(pairs.distil(pairs.fpn(), pairs.fpn(8), recipe, seed=1))
+
+
+def evaluated(model):
+    """In eval mode, but for the terms, which normalise by the batch of their own process."""
+    model.eval()
+    model.kd_terms.train()
+    return model
 
 
 def first_of(self, gallery, num):
@@ -102,6 +114,7 @@ def gradients(rank, case, out):
     wrapped = MMDistributedDataParallel(
         model, find_unused_parameters=False, broadcast_buffers=False
     ).eval()
+    evaluated(model)
     for _ in range(2):  # the second step waits for the buckets of the first
         model.zero_grad()
         data = model.data_preprocessor(image(case, rank), True)

@@ -13,6 +13,7 @@ FLOORS = (
     ('recipe',),
     ('registry', 'layer_pairs', 'observers', 'compatibility', 'inference', 'io'),
     ('models', 'datasets'),
+    ('methods',),
     ('engine',),
     ('analysis',),
     ('cli',),

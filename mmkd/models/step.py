@@ -11,6 +11,7 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 
 from ..layer_pairs import LayerPair
+from ..options.acceleration import laid_out
 from ..options.resolution import View
 from ..options.step_extras import StepExtras
 from .heads import Rows
@@ -57,7 +58,11 @@ class Step(StepExtras):
         if pair.strides is None:
             return None
         found = [get_box_tensor(s.gt_instances.bboxes) / pair.strides[0] for s in self.samples]
-        return found * (len(self.features(pair)[0]) // len(found))
+        return found * self.repeats(pair)
+
+    def repeats(self, pair: LayerPair) -> int:
+        """How often the batch is laid down in the student's map of a pair."""
+        return len(self.features(pair)[0]) // len(self.samples)
 
     @property
     def rpn_levels(self) -> list:
@@ -93,7 +98,7 @@ class Step(StepExtras):
         view = self.seen.view
         if self.branches > 1 and len(guided) == self.branches * len(hint):
             hint, view = hint.repeat(self.branches, *[1] * (hint.dim() - 1)), self.view
-        return guided, resample(hint, guided, pair.strides, view)
+        return guided, laid_out(resample(hint, guided, pair.strides, view), guided)
 
     def once(self, key: Any, compute: Any) -> Any:
         """``compute()``, the first time that ``key`` is asked for in this step."""

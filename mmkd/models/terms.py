@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layer_pairs import LayerPair
-from ..options.acceleration import laid_out
 from ..options.adapters import build_adapter
 from ..options.schedule import WeightSchedule
 from ..options.share import GradientShare
@@ -49,6 +48,9 @@ class DistillTerm(nn.Module):
     def needs(self) -> Needs:
         """What :meth:`forward` asks its :class:`Step` for."""
         raise NotImplementedError
+
+    def check_networks(self, student: Any, teacher: Any) -> None:
+        """Raise a ValueError where the method makes no sense for these two networks."""
 
     def bind(self, pairs: Sequence[LayerPair]) -> None:
         """Build the term's own layers, once the pairs that it needs are known."""
@@ -152,14 +154,21 @@ class FeatureTerm(DistillTerm):
     def bind(self, pairs: Sequence[LayerPair]) -> None:
         self.pairs, self.adapters, self.layers = list(pairs), nn.ModuleDict(), nn.ModuleDict()
         for pair in pairs:
-            kind = self.adapter if pair.adapter is None else pair.adapter
-            self.adapters[pair.name] = build_adapter(*pair.shapes, kind)
+            self.adapters[pair.name] = self.adapt(pair)
             if (layers := self.build(pair)) is not None:
                 self.layers[pair.name] = layers
+
+    def adapt(self, pair: LayerPair) -> nn.Module:
+        """The adaptation layer behind the student's layer of one pair."""
+        return build_adapter(*pair.shapes, self.adapter if pair.adapter is None else pair.adapter)
 
     def build(self, pair: LayerPair) -> nn.Module | None:
         """Layers of the term's own for one pair, from its name, channels and strides."""
         return None
+
+    def context(self, step: Step, pair: LayerPair) -> Any:
+        """What :meth:`compare` is given besides the features of a pair: its boxes."""
+        return step.boxes(pair)
 
     def compare(self, student: Tensor, teacher: Tensor, layers: Any, boxes: Any) -> Any:
         """The unweighted loss of one pair, a scalar or a dict of parts; None for nothing.
@@ -187,6 +196,8 @@ class FeatureTerm(DistillTerm):
         for pair in self.pairs:
             guided, hint = step.features(pair)
             student.append(self.adapters[pair.name](guided))
-            teacher.append(laid_out(hint, student[-1]))
+            teacher.append(hint)
         layers = [dict(self.layers).get(p.name) for p in self.pairs]
-        return self.weighed(self(student, teacher, layers, [step.boxes(p) for p in self.pairs]))
+        return self.weighed(
+            self(student, teacher, layers, [self.context(step, p) for p in self.pairs])
+        )

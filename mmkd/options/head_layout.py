@@ -54,7 +54,7 @@ class HeadLayout:
 
     def student(self, logits: Tensor) -> Tensor:
         """The student's logits, (n, C + 1), background last; with its graph."""
-        return _log_scores(logits, 'seesaw') if self.kinds[0] == 'seesaw' else logits
+        return log_scores(logits, 'seesaw') if self.kinds[0] == 'seesaw' else logits
 
     def teacher(self, logits: Tensor) -> Tensor:
         """The teacher's logits in the layout of the student's, (n, C + 1)."""
@@ -62,7 +62,7 @@ class HeadLayout:
             return logits
         if self.indices is None and not self.sigmoid and self.kinds[1] != 'seesaw':
             return logits
-        scores = _log_scores(logits, self.kinds[1])
+        scores = log_scores(logits, self.kinds[1])
         if self.indices is not None:
             taken = [i for i in self.indices if i is not None]
             others = [i for i in range(scores.size(1)) if i not in set(taken)]
@@ -86,7 +86,7 @@ class HeadLayout:
         """
         if not self.class_agnostic:
             rows = torch.arange(len(labels), device=labels.device)
-            deltas = deltas.view(len(deltas), -1, 4)[rows, self.columns(labels)]
+            deltas = deltas.unflatten(1, (-1, 4))[rows, self.columns(labels)]
         own, theirs = self.coders
         return deltas if same_coder(own, theirs) else own.encode(rois, theirs.decode(rois, deltas))
 
@@ -117,7 +117,7 @@ def _kind(head: Any) -> str:
     return 'sigmoid' if getattr(head.loss_cls, 'use_sigmoid', False) else 'softmax'
 
 
-def _log_scores(logits: Tensor, kind: str) -> Tensor:
+def log_scores(logits: Tensor, kind: str) -> Tensor:
     """Logarithm of the scores that MMDetection gives at test time, (n, C + 1)."""
     logits = logits.float()
     if kind != 'seesaw':

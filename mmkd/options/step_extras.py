@@ -40,8 +40,20 @@ class StepExtras:
             maps.append(self.on_grid(scores, grid, (own, theirs), self.view))
         return maps
 
+    def objectness(self) -> list[Tensor]:
+        """The student's own objectness: logits (N, A, H, W) of each level, with their graph."""
+        calls = self.record.loss_calls['rpn', 0, 'cls']
+        images = len(self.samples) * self.branches
+        return [
+            as_columns(call.pred, 1).view(images, *size, -1).permute(0, 3, 1, 2)
+            for call, size in zip(calls, self.record.map_sizes, strict=True)
+        ]
+
     def anchors(self) -> list[Tensor]:
         """The student's anchors of each RPN level, (H, W, A, 4), xyxy in its pixels."""
+        return self.once('anchors', self._anchors)
+
+    def _anchors(self) -> list[Tensor]:
         sizes = self.record.map_sizes
         device = next(self.student.parameters()).device
         levels = self.student.rpn_head.prior_generator.grid_priors(sizes, device=device)

@@ -1,0 +1,154 @@
+"""Writes the tables of docs/methods.md from docstrings of the methods and what was measured.
+
+python benchmarks/step.py digits r101_to_r50 --recipe all --json benchmarks/methods.json
+python benchmarks/methods.py
+"""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmkd.layer_pairs import SIZE, Layer, LayerPair
+from mmkd.methods import METHODS
+from mmkd.recipe import read_recipe
+from mmkd.registry import build_terms
+
+ROOT = Path(__file__).resolve().parents[1]
+COSTS = ROOT / 'benchmarks/methods.json'
+RECIPES = sorted(
+    p.stem for p in (ROOT / 'configs/_base_').glob('*.py') if p.stem not in ('chen2017', 'mmkd')
+)
+
+PAGE = ROOT / 'docs/methods.md'
+
+
+def sections(method: type) -> dict[str, str]:
+    """The parts of a docstring: what, paper, formula, shapes, and the lines with a name."""
+    blocks = textwrap.dedent('    ' + method.__doc__).strip().split('\n\n')
+    found = {'what': blocks[0], 'paper': blocks[1]}
+    math = next(i for i, block in enumerate(blocks) if block.startswith('.. math::'))
+    found['formula'] = textwrap.dedent(blocks[math].replace('.. math::', '        ', 1))
+    named = next(i for i, block in enumerate(blocks) if block.startswith('Needs:'))
+    found['shapes'] = ' '.join(blocks[math + 1 : named])
+    for line in re.split(r'\n(?=\S)', blocks[named]):
+        name, _, text = line.partition(':')
+        found[name] = text
+    return {name: re.sub(r'\s+', ' ', text).strip() for name, text in found.items()}
+
+
+def parameters(recipe: str) -> int:
+    """Of a recipe's terms, between necks of 256 channels."""
+    terms = build_terms(read_recipe(distillation(recipe)).terms)
+    pairs = []
+    for level in range(5):
+        layer, shape = Layer('neck', level), (1, 256, SIZE // (4 << level), SIZE // (4 << level))
+        pairs.append(LayerPair(f'neck_{level}', layer, layer, (shape, shape)))
+    count = 0
+    for term in terms.values():
+        entries = term.needs().pairs
+        term.strides = [4.0, 8.0, 16.0, 32.0, 64.0]
+        term.bind(pairs if 'neck' in entries else pairs[: len(entries)])
+        count += sum(p.numel() for p in term.parameters())
+    return count
+
+
+def distillation(recipe: str) -> dict:
+    return Config.fromfile(ROOT / f'configs/_base_/{recipe}.py').distillation.to_dict()
+
+
+def recipes_of(method: type) -> list[str]:
+    """The recipes that the class is in, its own first."""
+    name = method.__name__
+    found = [r for r in RECIPES if any(t['type'] == name for t in distillation(r).values())]
+    return sorted(found, key=lambda r: (len(r), r))
+
+
+def table() -> str:
+    results = json.loads(COSTS.read_text()) if COSTS.exists() else []
+    costs = {(r['recipe'], r['pair']): r for r in results}
+    pairs = list(dict.fromkeys(r['pair'] for r in results))
+    columns = ['class and formula', 'paper', 'recipe', 'needs', 'parameters', *pairs]
+    lines = ['| ' + ' | '.join(columns) + ' |', '| --- ' * len(columns) + '|']
+    seen = set()
+    for method in METHODS:
+        for recipe in recipes_of(method):
+            if recipe in seen:
+                continue
+            seen.add(recipe)
+            count = parameters(recipe)
+            of = sections(method)
+            cells = [f'[{method.__name__}](#{method.__name__.lower()})', cited(of['paper'])]
+            cells += [f'`{recipe}.py`', of['Needs'].rstrip('.')]
+            cells += [f'{count / 1e6:.2f} M' if count else 'none']
+            for pair in pairs:
+                cost = costs.get((recipe, pair))
+                cells.append(
+                    f'{cost["above_hints_ms"]:+.0f} of {cost["milliseconds"]["hint"]:.0f} ms, '
+                    f'{cost["above_hints_mb"]:+.0f} MB'
+                    if cost
+                    else ''
+                )
+            lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join([*lines, *measured(results)])
+
+
+def measured(results: list[dict]) -> list[str]:
+    """How the costs came about."""
+    said = {}
+    for r in results:
+        kind = 'CPU time' if r['clock'] == 'process_time' else 'time'
+        height, width = r['size']
+        said[r['pair']] = (
+            f'{r["pair"]}: {kind} of {r["images"]} images of {height}×{width} pixels, medians of '
+            f'{r["rounds"]} rounds'
+        )
+    return ['', '; '.join(said.values()) + '.'] if said else []
+
+
+def cited(paper: str) -> str:
+    """Authors, venue and year of the first paper that a docstring names."""
+    quoted = re.search(r'([A-Z][\w ,]+?(?: et al\.| and \w+)?), "[^"]*", ([^,;.]*\d{4})', paper)
+    return f'{quoted[1]}, {quoted[2]}' if quoted else paper
+
+
+def methods() -> str:
+    found = []
+    for method in METHODS:
+        of = sections(method)
+        recipes = ', '.join(f'`configs/_base_/{r}.py`' for r in recipes_of(method))
+        lines = [
+            f'### {method.__name__}', of['what'], of['paper'],
+            f'```math\n{of["formula"]}\n```', of['shapes'],
+            f'- Needs: {of["Needs"]}\n- Parameters: {of["Parameters"]}\n'
+            f'- Public code: {of["Public code"]}\n- Defaults: {of["Defaults"]}\n'
+            f'- Recipe: {recipes or "an entry of `defeat.py`"}',
+        ]  # fmt: skip
+        found.append('\n\n'.join(_wrapped(line) for line in lines if line))
+    return '\n\n'.join(found)
+
+
+def _wrapped(text: str) -> str:
+    if text.startswith(('```', '###')):
+        return text
+    return '\n'.join(
+        textwrap.fill(line, 100, subsequent_indent='  ' if line.startswith('- ') else '',
+                      break_on_hyphens=False, break_long_words=False)
+        for line in text.split('\n')
+    )  # fmt: skip
+
+
+def page() -> str:
+    """The text of docs/methods.md, with its two generated blocks anew."""
+    text = PAGE.read_text(encoding='utf-8')
+    for name, block in (('table', table()), ('methods', methods())):
+        begin, end = f'<!-- {name}: python benchmarks/methods.py -->\n', '\n<!-- end -->'
+        before, _, rest = text.partition(begin)
+        text = before + begin + block + end + rest.partition(end)[2]
+    return text
+
+
+if __name__ == '__main__':
+    PAGE.write_text(page(), encoding='utf-8')
