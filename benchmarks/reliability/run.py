@@ -20,6 +20,7 @@ CAMPAIGNS = {
     'kills': (['--kills', '200'], 'runs killed at random moments and resumed: equal to the bit'),
     'saves': ([], 'each file operation of a save failed, then resumed: equal to the bit'),
     'bad_input': (['--seeds', '1000'], 'bad annotation files, images and recipes'),
+    'acceptance': ([], 'files that torch writes and reads: read too, equal to the bit'),
     'hostile': ([], 'hostile checkpoints, and every single bit of one flipped'),
     'fuzz': (['--seconds', '130'], 'checkpoints mutated by their structure'),
 }
