@@ -660,7 +660,7 @@ def _with(part: str, value) -> bytes:
 
 INTEGRITY = {
     'flipped bit in a tensor': Hostile(
-        'integrity', r'is damaged or forged: the CRC of archive/data/',
+        'integrity', r'is damaged or forged: the CRC of its part data/',
         lambda m: flipped(saved(weights()), _storage_at(saved(weights())) + 5),
     ),
     'flipped bit in the pickle': Hostile(

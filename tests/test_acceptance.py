@@ -233,7 +233,8 @@ def test_what_other_projects_files_hold(tmp_path, packages, kind, protocol):
 def test_arrays_of_plain_values(tmp_path, protocol):
     arrays = [
         np.arange(6.0).reshape(2, 3).T, np.array(['a', 'bcd']), np.array([b'x']),
-        np.array(['2020-01-01'], 'M8[ns]'), np.arange(3, dtype='>i4'), np.zeros((0, 2)),
+        np.array(['2020-01-01'], 'M8[ns]'), np.array(['NaT'], 'M8'),
+        np.arange(3, dtype='>i4'), np.zeros((0, 2)),
         np.array(3), np.array([1, None, 'x'], dtype=object),
     ]  # fmt: skip
     torch.save({'x': arrays}, tmp_path / 'x.pth', pickle_protocol=protocol)

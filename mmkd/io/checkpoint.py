@@ -218,7 +218,7 @@ def require_finite(network: nn.Module, weights: Mapping[str, Any], source: str =
         # The sum of finite numbers may be infinite, but one that is not finite makes the sum so.
         if value.sum().isfinite() or value.isfinite().all():
             continue
-        source = source or _SOURCES.get(weights[key], '')
+        source = source or _SOURCES.get(weights[key], 'that is loaded')
         raise CheckpointError(
             readable(f'checkpoint {source} holds weights that are NaN or infinite, first in ')
             + readable(f'{key:.200}: ')

@@ -224,10 +224,12 @@ def _read_zip(file: BinaryIO, size: int, send: Callable) -> None:
     result = Unpickler(file).load()
     if file.tell() > begin + length:
         damaged('its pickle has no end')
-    places = {name.removeprefix(f'{root}data/'): part[:2] for name, part in parts.items()}
-    send(result, {key: places.get(key) for key in Unpickler.storages})
-    for name, (begin, length, crc) in parts.items() if checked else ():  # while that is used
+    used = {key: parts.pop(f'{root}data/{key}', None) for key in Unpickler.storages}
+    for name, (begin, length, crc) in parts.items() if checked else ():
         _check_crc(file, name, begin, length, crc)
+    send(
+        result, {k: part and (*part[:2], part[2] if checked else None) for k, part in used.items()}
+    )
 
 
 def _read_pickles(file: BinaryIO, size: int, send: Callable) -> None:

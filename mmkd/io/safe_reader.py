@@ -1,7 +1,7 @@
 """Makes values of what a checkpoint holds, by a closed table: nothing in it is imported or run.
 
 A child process (:mod:`.isolated_reader`) unpickles the file into forms, within limits of time and
-memory that the system enforces; the tensors' bytes are read here, while it checks their CRCs.
+memory that the system enforces; the tensors' bytes are read, and their CRCs checked, here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import re
 import signal
 import subprocess
 import sys
+import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,7 +28,16 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 from . import isolated_reader
-from .isolated_reader import AGAIN, REFUSED, ROOM, TOO_LARGE, WAY_OUT, CheckpointError, need
+from .isolated_reader import (
+    AGAIN,
+    REFUSED,
+    ROOM,
+    TOO_LARGE,
+    WAY_OUT,
+    CheckpointError,
+    damaged,
+    need,
+)
 
 _SHOWN = (type(None), bool, int, float, str, bytes)
 
@@ -69,7 +80,7 @@ def read(file: BinaryIO, size: int, map_location: Any) -> Any:
     )  # fmt: skip
     result = cut_off = None
     try:
-        with child:
+        with child, ThreadPoolExecutor(1) as pool:  # which checks CRCs beside the next read
             assert child.stdout is not None and child.stderr is not None
             try:
                 values = _Values(child.stdout)
@@ -77,10 +88,11 @@ def read(file: BinaryIO, size: int, map_location: Any) -> Any:
                 for name in names:
                     _check_name(name)
                 values = _Values(child.stdout)
-                values.storages = _Storages(file, size, restore, storages, places)
+                values.storages = _Storages(file, size, restore, storages, places, pool)
                 held = sum(map(values.storages.nbytes, storages)) if places else 0
                 values.left = ROOM + 2 * max(0, size - held)
                 result = values.load()
+                values.storages.check()
                 need(not pieces, 'a piece of a HistoryBuffer or of numpy data outside of one')
             except (EOFError, pickle.UnpicklingError) as error:  # the child says why
                 cut_off = error
@@ -141,10 +153,14 @@ def _check_booleans(tensor: Tensor, name: str) -> None:
 class _Storages:
     """The file's pieces of memory, each read when it is asked for, to the device asked for."""
 
-    def __init__(self, file: Any, size: int, restore: Any, claims: dict, places: Any) -> None:
+    def __init__(
+        self, file: Any, size: int, restore: Any, claims: dict, places: Any, pool: Any
+    ) -> None:
         self.file, self.size, self.restore = file, size, restore
         self.claims, self.places = claims, places
         self.known: dict[str, tuple] = {}
+        self.pool = pool
+        self.crcs: dict[str, tuple[int, Future]] = {}
         if isinstance(places, list):  # torch's old format: one behind the other, with its length
             begin, keys = places
             self.places = {}
@@ -154,11 +170,17 @@ class _Storages:
                     raise CheckpointError(
                         f'is cut off or damaged at the storage {key:.60}. {AGAIN}'
                     )
-                self.places[key] = begin + 8, nbytes
+                self.places[key] = begin + 8, nbytes, None
                 begin += 8 + nbytes
             if begin != size:
                 what = 'bytes lie behind its end' if begin < size else 'bytes are cut off'
                 raise CheckpointError(f'is damaged: {abs(size - begin)} {what}. {AGAIN}')
+
+    def check(self) -> None:
+        """Insists on the CRCs of what was read."""
+        for key, (wanted, found) in self.crcs.items():
+            if found.result() != wanted:
+                damaged(f'the CRC of its part data/{key:.60} does not fit')
 
     def nbytes(self, key: str) -> int:
         kind, _, count = self.claims[key]
@@ -175,7 +197,7 @@ class _Storages:
         (kind, location, _), nbytes = self.claims[key], self.nbytes(key)
         if self.places[key] is None:
             raise CheckpointError(f'lacks the storage {key:.60}. {AGAIN}')
-        begin, held = self.places[key]
+        begin, held, wanted = self.places[key]
         if held != nbytes:
             what = f'claims {nbytes} bytes for the storage {key:.60}, of which the file has {held}'
             raise CheckpointError(f'{what}. {AGAIN}')
@@ -186,6 +208,8 @@ class _Storages:
             if not count:
                 raise CheckpointError(f'is cut off: it ends in the storage {key:.60}. {AGAIN}')
             done += count
+        if wanted is not None:
+            self.crcs[key] = wanted, self.pool.submit(zlib.crc32, memory)
         if _STORAGES[kind] == torch.bool:
             _check_booleans(data.view(torch.bool), f'the storage {key}')
         try:
@@ -315,6 +339,7 @@ def _numpy_dtype(values: _Values, args: Any, state: Any, items: Any) -> np.dtype
     plain = isinstance(state, tuple) and state[2:5] == (None, None, None)
     need(plain and state[1] in ('<', '>', '|', '='), 'a numpy dtype that is not plain')
     unit = f'[{state[8][-1][1]:d}{state[8][-1][0].decode()}]' if state[8:] else ''
+    unit = '' if 'generic' in unit else unit
     return np.dtype(state[1] + args[0] + unit)
 
 
