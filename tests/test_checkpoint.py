@@ -24,10 +24,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleLR
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint, save_checkpoint
 
-from mmkd.io import checkpoint
 from mmkd.io.checkpoint import (
     TAG,
     CheckpointError,
+    _digits,
     from_plain,
     install,
     load_from_http,
@@ -743,11 +743,10 @@ def test_eight_digits_are_a_hash_only_where_openmmlabs_form_or_place_says_so(sit
             read_checkpoint(official)
 
 
-def test_the_zoos_addresses_state_a_hash(monkeypatch):
-    digits = checkpoint._digits
-    assert digits('resnet50-0676ba61.pth', 'https://download.pytorch.org/models/x') == '0676ba61'
-    assert digits('x-6cc46731.pth', 'https://download.openmmlab.com/pretrain/x') == '6cc46731'
-    assert digits('x-6cc46731.pth', 'https://openmmlab.com.example/x') is None
+def test_the_zoos_addresses_state_a_hash():
+    assert _digits('resnet50-0676ba61.pth', 'https://download.pytorch.org/models/x') == '0676ba61'
+    assert _digits('x-6cc46731.pth', 'https://download.openmmlab.com/pretrain/x') == '6cc46731'
+    assert _digits('x-6cc46731.pth', 'https://openmmlab.com.example/x') is None
 
 
 def test_names_of_the_zoos(site, tmp_path, monkeypatch):
