@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import enum
+import os
 import pathlib
 import pickle
 import sys
@@ -13,7 +14,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 import numpy as np
 import pytest
 import torch
-from hostile import saved
+from hostile import parts_of, saved, zipped
 from mmengine.config import ConfigDict
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -112,12 +113,27 @@ def test_plain_values_in_every_protocol(tmp_path, protocol):
     assert all(same(*pair) for key in theirs for pair in zip(ours[key], theirs[key], strict=True))
 
 
+def test_a_big_endian_machines_file(tmp_path):
+    parts = parts_of(saved({'w': torch.arange(6.0).reshape(2, 3)}))
+    order = next(name for name in parts if name.endswith('/byteorder'))
+    (tmp_path / 'x.pth').write_bytes(zipped({**parts, order: b'big'}))
+    theirs = torch.load(tmp_path / 'x.pth', weights_only=True)['w']
+    assert theirs[0, 1] != 1 and same(read_checkpoint(tmp_path / 'x.pth')['w'], theirs)
+
+
+def test_where_the_environment_forces_weights_only(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    (tmp_path / 'x.pth').write_bytes(saved({'w': torch.ones(2)}, pickle_protocol=4))
+    assert read_checkpoint(tmp_path / 'x.pth')['w'].tolist() == [1, 1]
+    assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
+
+
 REFUSED = {
-    'a sparse tensor': lambda: torch.eye(3).to_sparse(),
-    'a quantized tensor': lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
-    'a meta tensor': lambda: torch.empty(3, device='meta'),
-    'a tensor of a subclass or with attributes': lambda: _with_attribute(torch.ones(3)),
-    'a parameter with attributes': lambda: _with_attribute(torch.nn.Parameter(torch.ones(3))),
+    '_rebuild_sparse_tensor': lambda: torch.eye(3).to_sparse(),
+    '_rebuild_qtensor': lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    '_rebuild_meta_tensor': lambda: torch.empty(3, device='meta'),
+    '_rebuild_from_type': lambda: _with_attribute(torch.ones(3)),
+    '_rebuild_parameter_with_state': lambda: _with_attribute(torch.nn.Parameter(torch.ones(3))),
     'a piece of': lambda: torch.ones(3).untyped_storage(),
 }
 """The kinds that torch reads and mmkd does not: no detector's weights are such."""

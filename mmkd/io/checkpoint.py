@@ -1,7 +1,7 @@
 """Checkpoints: read without running what is in them, written so that plain PyTorch reads them.
 
 MMEngine's training checkpoints hold more than tensors: the log's ``HistoryBuffer`` objects, numpy
-arrays and scalars. :func:`read_checkpoint` reads them by :mod:`mmkd.io.safe_reader`,
+arrays and scalars. :func:`read_checkpoint` reads them by :mod:`mmkd.io.reader`,
 for which a file is data.
 :func:`to_plain` and :func:`from_plain` keep such objects out of the files that mmkd writes.
 :func:`install` puts the reader behind every door of MMEngine and makes its writes atomic.
@@ -44,13 +44,12 @@ from mmengine.runner.checkpoint import (
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import safe_reader
-from .safe_reader import (
+from . import reader
+from .reader import (
     WAY_OUT,
     CheckpointError,
     history_buffer,
     is_safetensors,
-    keys_of,
     show,
 )
 
@@ -77,7 +76,7 @@ def read_checkpoint(
     map_location: MapLocation = 'cpu',
     sha256: str | None = None,
 ) -> dict:
-    """Reads a checkpoint file without running anything in it, see :mod:`mmkd.io.safe_reader`.
+    """Reads a checkpoint file without running anything in it, see :mod:`mmkd.io.reader`.
 
     Tensors and plain containers come back as ``torch.load`` gives them; numpy data, dates, paths,
     ``HistoryBuffer`` and ``Namespace`` objects as real ones, built from their values; dicts whose
@@ -128,7 +127,7 @@ def _read(
             # The one handle, so that what is checked is what is read.
             _check_hash(file, sha256, _digits(name, url or _URLS.get(path, '')))
             size = os.fstat(file.fileno()).st_size
-            checkpoint = safe_reader.read(file, size, map_location)
+            checkpoint = reader.read(file, size, map_location)
         if not isinstance(checkpoint, dict):
             raise CheckpointError(
                 f'holds one {type(checkpoint).__name__} instead of a dict of tensors. {WAY_OUT}'
@@ -516,9 +515,18 @@ def _from_tagged(obj: Any) -> Any:
         case 'dict', {'items': list(items)} if len(form) == 1 and all(
             type(item) is tuple and len(item) == 2 for item in items
         ):
-            keys_of([key for key, _ in items])
+            _check_keys([key for key, _ in items])
             return dict(items)
     raise CheckpointError(f'the checkpoint holds an unknown plain form {show(obj[TAG])}')
+
+
+def _check_keys(keys: list) -> None:
+    for key in keys:
+        parts = key if type(key) is tuple and len(key) <= 16 else (key,)
+        if any(isinstance(part, tuple | list | dict) for part in parts):
+            raise CheckpointError('the checkpoint holds a key that is a container')
+    if len(keys) > 500 and 2 * len({hash(key) for key in keys}) < len(keys):
+        raise CheckpointError('the checkpoint holds a dict whose keys have one hash')
 
 
 def _array(tensor: Tensor) -> np.ndarray:
