@@ -39,7 +39,7 @@ class Range:
         return None
 
 
-TORCH = Range('torch', '2.6')  # the first whose safe_globals accept stand-ins, see io/checkpoint.py
+TORCH = Range('torch', '2.6')  # the first whose torch.load reads data alone by default
 # Import name -> distribution. The extra `stack` of pyproject.toml has the same ranges.
 UPSTREAM = {
     'mmengine': Range('mmengine', '0.10.0', '1'),

@@ -703,8 +703,6 @@ def test_a_missing_metric_is_named():
 
 def test_score_is_the_evaluators_number_unrounded(tmp_path):
     """Boxes shifted by known amounts: COCO's AP at ten thresholds, which CocoMetric rounds."""
-    import pickle
-
     import torch
     from mmdet.registry import MODELS
     from mmengine.config import Config
@@ -727,9 +725,8 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
             'scores': torch.linspace(0.9, 0.5, len(own)),
         }
         samples.append({'img_id': image['id'], 'ori_shape': (64, 64), 'pred_instances': predicted})
-    with open(tmp_path / 'detections.pkl', 'wb') as file:
-        pickle.dump(samples, file)
-    value = score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'detections.pkl'))
+    torch.save({'detections': samples}, tmp_path / 'found.pth')
+    value = score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'found.pth'))
     assert value['exact']
     assert value['reported']['coco/bbox_mAP'] == round(value['mAP'], 3)
     assert value['mAP'] != value['reported']['coco/bbox_mAP']
@@ -737,14 +734,13 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
 
     for sample in samples:
         sample['pred_instances'] = {k: v[:0] for k, v in sample['pred_instances'].items()}
-    with open(tmp_path / 'detections.pkl', 'wb') as file:
-        pickle.dump(samples, file)
-    value = score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'detections.pkl'))
+    torch.save({'detections': samples}, tmp_path / 'found.pth')
+    value = score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'found.pth'))
     assert value['mAP'] == 0.0
 
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'bad.pth')
     with pytest.raises((ValueError, RuntimeError), match='size mismatch|does not fit'):
-        score(str(config), str(tmp_path / 'bad.pth'), str(tmp_path / 'detections.pkl'))
+        score(str(config), str(tmp_path / 'bad.pth'), str(tmp_path / 'found.pth'))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """The page: what it says, that it needs nothing from elsewhere, and how detections are matched."""
 
 import json
-import pickle
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from hostile import HOSTILE
 from mmengine.config import Config
 from tiny import tiny_config
 
+from mmkd.analysis import comparison
 from mmkd.analysis.comparison import report
 from mmkd.analysis.comparison.statistics import judge
 from mmkd.analysis.comparison.table import PairSummary, RowSummary, Summary, columns
@@ -112,8 +115,8 @@ def pictures(tmp_path, count=3):
                 'scores': np.linspace(0.9, 0.2 if k == 1 else 0.5, len(own)),
             }
             samples.append({'img_id': image['id'], 'pred_instances': predicted})
-        paths[label] = tmp_path / f'{k}.pkl'
-        paths[label].write_bytes(pickle.dumps(samples))
+        paths[label] = tmp_path / f'{k}.pth'
+        torch.save({'detections': samples}, paths[label])
     return report.collect_pictures(cfg, paths, count), annotations
 
 
@@ -193,6 +196,38 @@ def test_pictures_show_the_same_images_for_all(tmp_path):
         assert [box for box, _, _ in picture.found['teacher']] == expected
         assert all(score >= 0.3 for found in picture.found.values() for _, _, score in found)
         assert (picture.width, picture.height) == (64, 64)
+
+
+def test_what_cannot_be_drawn_is_a_sentence_and_nothing_in_a_work_folder_is_run(summary, tmp_path):
+    """The folder of a comparison may be somebody else's."""
+    pictures(tmp_path)
+    marker, config = tmp_path / 'marker', Config.fromfile(tmp_path / 'tiny.py')
+    runs = []
+    for k, label in enumerate(('plain', 'cut', 'hostile', 'pickle', 'gone')):
+        folder = tmp_path / label / 'test'
+        folder.mkdir(parents=True)
+        data = (tmp_path / f'{k}.pth').read_bytes()
+        data = {'cut': data[:-300], 'hostile': HOSTILE['os.system'].make(str(marker)),
+                'pickle': HOSTILE['bare pickle'].make(str(marker))}.get(label, data)  # fmt: skip
+        if label != 'gone':
+            (folder / 'detections.pth').write_bytes(data)
+        runs.append(SimpleNamespace(key=label, split='test', test_cfg=config))
+    plan = SimpleNamespace(rows=[SimpleNamespace(label=run.key, runs=[run]) for run in runs])
+    context = SimpleNamespace(directory=lambda run: tmp_path / run.key, work_dir=tmp_path)
+    results = {run.key: {} for run in runs}
+
+    comparison._write_report(plan, context, summary, results, 3)
+    text = Page((tmp_path / 'report.html').read_text()).text
+    for label, why in (('cut', 'is cut off'), ('hostile', r'names \w+\.system'),
+                       ('pickle', r'names \w+\.system'), ('gone', 'is not there')):  # fmt: skip
+        assert re.search(rf'Not drawn: {label}: .*{why}', text)
+    assert 'plain 0 of' in text or 'plain ' in text and 'ground truth' in text
+
+    for image in (tmp_path / 'data').rglob('*.png'):
+        image.unlink()
+    comparison._write_report(plan, context, summary, results, 3)
+    assert 'None: FileNotFoundError' in Page((tmp_path / 'report.html').read_text()).text
+    assert not marker.exists()
 
 
 def test_matching_takes_each_true_box_once_best_score_first():

@@ -399,9 +399,9 @@ def test_out_holds_every_image(predictions):
     assert all(len(entry['pred_instances']['bboxes']) == 10 for entry in predictions[0])
 
 
-def test_out_must_be_a_pickle(config, trained, capsys):
+def test_out_must_be_a_pickle_or_a_file_of_torch(config, trained, capsys):
     line = refusal(capsys, test.main, config, trained, '--out', 'boxes.json')
-    assert line.startswith('error: --out boxes.json') and '.pkl' in line
+    assert line.startswith('error: --out boxes.json') and '.pkl or .pth' in line
 
 
 def test_a_missing_checkpoint(config, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """Reads every hostile file of tests/hostile.py, and a checkpoint with every single bit flipped.
 
-A file is lost when it is not refused by name, runs, takes more than 5 seconds, or more memory than
+A file is lost when it is not refused by name, runs, takes more than 12 seconds, or more memory than
 1.25 times its size and 200 MB. A flipped bit is lost when the file is read as other tensors, or
 anything but a CheckpointError is raised.
 

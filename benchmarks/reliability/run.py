@@ -20,8 +20,9 @@ CAMPAIGNS = {
     'kills': (['--kills', '200'], 'runs killed at random moments and resumed: equal to the bit'),
     'saves': ([], 'each file operation of a save failed, then resumed: equal to the bit'),
     'bad_input': (['--seeds', '1000'], 'bad annotation files, images and recipes'),
+    'acceptance': ([], 'files that torch writes and reads: read too, equal to the bit'),
     'hostile': ([], 'hostile checkpoints, and every single bit of one flipped'),
-    'fuzz': (['--seconds', '130'], 'checkpoints mutated by their structure'),
+    'fuzz': (['--seconds', '600'], 'checkpoints mutated by their structure'),
 }
 TEXT = """\
 # What was tried to break a run

@@ -8,6 +8,7 @@ import os.path as osp
 from collections.abc import Sequence
 from copy import deepcopy
 
+import torch
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -20,6 +21,7 @@ from ..engine.exit import leave, stop
 from ..engine.processes import build_runner
 from ..engine.testing import check_complete
 from ..engine.work_dir import reporting_full_disk
+from ..io.checkpoint import to_plain
 from ..recipe import plain_student
 
 
@@ -28,7 +30,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='test config file path')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='the folder for the file with the evaluation metrics')
-    parser.add_argument('--out', help='pickle file (.pkl) to write the predictions to')
+    parser.add_argument(
+        '--out',
+        help='write the predictions: a pickle (.pkl), or tensors in plain containers (.pth)',
+    )
     parser.add_argument('--show', action='store_true', help='show the predictions')
     parser.add_argument(
         '--show-dir', help='folder below work_dir/timestamp for images with predictions painted in'
@@ -68,10 +73,25 @@ def apply_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
+class DumpPlain(DumpDetResults):
+    """Writes the predictions as tensors in plain containers, ``{'detections': [...]}``."""
+
+    def __init__(self, out_file_path: str) -> None:
+        super().__init__(out_file_path='.pkl')  # no other is accepted
+        self.out_file_path = out_file_path
+
+    def compute_metrics(self, results: list) -> dict:
+        torch.save(to_plain({'detections': results}), self.out_file_path)
+        return {}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
-        stop(f'--out {args.out}: predictions are a pickle; the name must end in .pkl')
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle', '.pth')):
+        stop(
+            f'--out {args.out}: predictions are a pickle or, to be read without running code, a '
+            'file of torch.save; the name must end in .pkl or .pth'
+        )
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         stop(f'no such checkpoint: {args.checkpoint}')
     setup_cache_size_limit_of_dynamo()
@@ -92,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = None if 'labels' in cfg.test_cfg else class_names(Config(tests))
     check_complete(runner.model, args.checkpoint, classes)
     if args.out is not None:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        kind = DumpPlain if args.out.endswith('.pth') else DumpDetResults
+        runner.test_evaluator.metrics.append(kind(out_file_path=args.out))
     with reporting_full_disk(cfg.work_dir):
         runner.test()
     leave()

@@ -26,6 +26,7 @@ class FromPlainHook(Hook):
         checkpoints.from_plain(checkpoint)
         resuming = getattr(runner, '_resuming', None)
         model = unwrap(runner.model)
+        checkpoints.require_finite(model, checkpoint.get('ema_state_dict', {}))
         if resuming is not None:
             check_resumed(checkpoint, resuming, runner, model)
         if not any(key.startswith('kd_terms.') for key in model.state_dict()):

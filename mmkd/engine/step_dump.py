@@ -81,8 +81,7 @@ def read_step(path: str) -> tuple[dict, dict]:
     Raises:
         CheckpointError: the file is no saved step, or is damaged.
     """
-    # Weights that are not finite are allowed: they may be the cause.
-    step = checkpoints.from_plain(checkpoints.read_checkpoint(path, finite=False))
+    step = checkpoints.from_plain(checkpoints.read_checkpoint(path))
     if STEP not in step:
         raise checkpoints.CheckpointError(
             f'{path} is no step: name the step_*.pth that a stopped run has left in its work_dir'

@@ -79,7 +79,8 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
         if teacher.source == UNTRAINED:
             row('  weights', "RANDOM: teacher_ckpt='random' (for tests)")
         else:
-            row('  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}')
+            of = f' ({teacher.wrapping})' if teacher.wrapping else ''
+            row('  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}{of}')
         if teacher.passed_over:
             row('  weights', f'{teacher.passed_over} adaptation tensors in the file passed over')
         if teacher.acceleration != type(teacher.acceleration)():

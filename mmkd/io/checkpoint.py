@@ -1,7 +1,7 @@
 """Checkpoints: read without running what is in them, written so that plain PyTorch reads them.
 
 MMEngine's training checkpoints hold more than tensors: the log's ``HistoryBuffer`` objects, numpy
-arrays and scalars. :func:`read_checkpoint` reads them by :mod:`mmkd.io.safe_reader`,
+arrays and scalars. :func:`read_checkpoint` reads them by :mod:`mmkd.io.reader`,
 for which a file is data.
 :func:`to_plain` and :func:`from_plain` keep such objects out of the files that mmkd writes.
 :func:`install` puts the reader behind every door of MMEngine and makes its writes atomic.
@@ -20,10 +20,11 @@ import re
 import sys
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import mmengine
 import numpy as np
@@ -31,6 +32,7 @@ import torch
 from mmengine.dist import broadcast_object_list, get_dist_info
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import checkpoint as checkpoint_io
 from mmengine.runner.checkpoint import (
     CheckpointLoader,
     _get_mmengine_home,
@@ -41,17 +43,25 @@ from mmengine.runner.checkpoint import (
     get_torchvision_models,
 )
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from . import safe_reader
-from .safe_reader import (
-    NUMPY_DTYPES,
+from . import reader
+from .reader import (
     WAY_OUT,
     CheckpointError,
-    Keys,
     history_buffer,
-    readable,
+    is_safetensors,
     show,
 )
+
+NUMPY_DTYPES = frozenset(
+    np.dtype(code)
+    for code in (
+        *('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'),
+        *('f2', 'f4', 'f8', 'c8', 'c16'),
+    )
+)
+"""The element types of arrays that are written: those that a tensor can hold."""
 
 TAG = '__mmkd__'
 """Key that marks the plain form of something that is not plain, see :func:`to_plain`."""
@@ -66,23 +76,23 @@ def read_checkpoint(
     path: str | os.PathLike,
     map_location: MapLocation = 'cpu',
     sha256: str | None = None,
-    finite: bool = True,
     config_text: bool = False,
 ) -> dict:
-    """Reads a checkpoint file without running anything in it, see :mod:`mmkd.io.safe_reader`.
+    """Reads a checkpoint file without running anything in it, see :mod:`mmkd.io.reader`.
 
-    Tensors and plain containers come back as they are; ``HistoryBuffer`` objects and numpy data of
-    a training checkpoint as real ones, built from their numbers. The text of a config is left out
+    Tensors and plain containers come back as ``torch.load`` gives them; numpy data, dates, paths,
+    ``HistoryBuffer`` and ``Namespace`` objects as real ones, built from their values; dicts whose
+    items are attributes (addict's, EasyDict, ConfigDict) as plain dicts; a member of an enumeration
+    that this process has not imported is refused. The text of a config is left out
     (``meta.config``, ``meta.cfg`` and ``message_hub.runtime_info.cfg``): ``Runner.resume`` and the
-    inferencer run it as Python. What :func:`to_plain` put in plain form stays so. A file named
-    ``.safetensors`` gives its tensors by name.
+    inferencer run it as Python. What :func:`to_plain` put in plain form stays so. A safetensors
+    file, whatever its name, gives its tensors by name.
 
     Args:
-        path: a local file. Where its name ends in 8 digits of its SHA-256, as OpenMMLab's
-            published files do (``name-1a2b3c4d.pth``), they have to fit.
+        path: a local file. Where its name ends as OpenMMLab's published files do, with a date and
+            8 digits of its SHA-256 (``name_20200130-1a2b3c4d.pth``), they have to fit.
         map_location: as for ``torch.load``.
         sha256: the file's SHA-256, 64 hex digits.
-        finite: whether weights that are NaN or infinite are refused.
         config_text: whether the text of the config stays, for who reads it as data.
 
     Raises:
@@ -95,10 +105,14 @@ def read_checkpoint(
     if not osp.exists(path):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        checkpoint = _read(path, map_location, sha256, osp.basename(path), finite)
+        checkpoint = _read(path, map_location, sha256, osp.basename(path))
         config_left_out = not config_text and _drop_config_text(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(readable(f'checkpoint {path} {error}')) from None
+    for weights in (checkpoint, *map(checkpoint.get, ('state_dict', 'ema_state_dict'))):
+        for value in (weights or {}).values():
+            if isinstance(value, Tensor):
+                _SOURCES[value] = path
     if config_left_out:
         print_log(
             f'the config text in checkpoint {path} is left out: resuming would run it',
@@ -108,22 +122,23 @@ def read_checkpoint(
 
 
 def _read(
-    path: str, map_location: MapLocation, sha256: str | None, name: str, finite: bool
+    path: str, map_location: MapLocation, sha256: str | None, name: str, url: str = ''
 ) -> dict:
-    _check_kind(path, name)
+    _check_kind(path)
     try:
         with open(path, 'rb') as file:
             # The one handle, so that what is checked is what is read.
-            _check_hash(file, sha256, name)
+            _check_hash(file, sha256, _digits(name, url or _URLS.get(path, '')))
             size = os.fstat(file.fileno()).st_size
-            checkpoint = safe_reader.read(file, size, map_location, name.endswith('.safetensors'))
+            checkpoint = reader.read(file, size, map_location)
         if not isinstance(checkpoint, dict):
             raise CheckpointError(
                 f'holds one {type(checkpoint).__name__} instead of a dict of tensors. {WAY_OUT}'
             )
-        checkpoint = _replace(checkpoint, safe_reader.real, {})
-        if finite:
-            _check_weights(checkpoint)
+        for part in ('state_dict', 'ema_state_dict'):
+            weights = checkpoint.get(part, {})
+            if not isinstance(weights, dict) or not all(type(key) is str for key in weights):
+                raise CheckpointError(f'holds a {part} that is no dict of tensors by name')
         return checkpoint
     except CheckpointError:
         raise
@@ -136,11 +151,26 @@ def _read(
         ) from None
 
 
-# A date is no hash, although its digits could be one.
-_DIGITS = re.compile(r'-(?!(?:19|20)\d\d[01]\d[0-3]\d)([0-9a-f]{8})\.pth$')
+_OF_OPENMMLAB, _OF_ZOOS = r'_20\d{6}-([0-9a-f]{8})\.pth$', r'-([0-9a-f]{8})\.pth$'
 
 
-def _check_hash(file: BinaryIO, sha256: str | None, name: str) -> None:
+_URLS: dict[str, str] = {}
+"""Where the downloaded files are from."""
+
+
+def _digits(name: str, url: str = '') -> str | None:
+    """The first digits of the SHA-256 that a file's name states.
+
+    A local name states them in OpenMMLab's form alone: other names end in eight digits of their
+    own (``model-12345678.pth``, ``ckpt-00012000.pth``). The zoos' addresses always do.
+    """
+    host = (urlsplit(url).hostname or '').split('.')[-2:]
+    of_zoo = host in (['openmmlab', 'com'], ['pytorch', 'org'])
+    found = re.search(_OF_ZOOS if of_zoo else _OF_OPENMMLAB, name)
+    return found[1] if found else None
+
+
+def _check_hash(file: BinaryIO, sha256: str | None, in_name: str | None) -> None:
     """Leaves the file at its beginning.
 
     Raises:
@@ -151,7 +181,6 @@ def _check_hash(file: BinaryIO, sha256: str | None, name: str) -> None:
             f'cannot be told by the SHA-256 {sha256!r}: give the 64 hex digits that `sha256sum` '
             'prints'
         )
-    in_name = _DIGITS.search(name)
     if sha256 is None and in_name is None:
         return
     own = hashlib.sha256()
@@ -159,7 +188,7 @@ def _check_hash(file: BinaryIO, sha256: str | None, name: str) -> None:
         own.update(part)
     file.seek(0)
     wanted = [sha256.lower()] if sha256 is not None else []
-    wanted += [in_name[1]] if in_name else []
+    wanted += [in_name] if in_name else []
     for digits in wanted:
         if not own.hexdigest().startswith(digits):
             raise CheckpointError(
@@ -169,86 +198,61 @@ def _check_hash(file: BinaryIO, sha256: str | None, name: str) -> None:
             )
 
 
-def _check_weights(checkpoint: dict) -> None:
-    """Weights have names and are numbers.
+def require_finite(network: nn.Module, weights: Mapping[str, Any], source: str = '') -> None:
+    """Where weights meet a network: its parameters are numbers. Buffers may be anything (a mask).
+
+    Args:
+        network: whose parameters they are to be.
+        weights: by the network's names, ``module.`` before them or not.
+        source: the file, for the message; '': where :func:`read_checkpoint` read them.
 
     Raises:
-        CheckpointError: with the name of the first tensor that is not finite.
+        CheckpointError: with the name of the first parameter that is NaN or infinite.
     """
-    look = _Finite()
-    for part in ('state_dict', 'ema_state_dict'):
-        weights = checkpoint.get(part, {})
-        if not isinstance(weights, dict) or not all(type(key) is str for key in weights):
-            raise CheckpointError(f'holds a {part} that is no dict of tensors by name')
-        look.through(weights)
-    if 'state_dict' not in checkpoint:
-        look.through(checkpoint)
+    parameters = {name.removeprefix('module.') for name, _ in network.named_parameters()}
+    for key, value in weights.items():
+        if not isinstance(value, Tensor) or key.removeprefix('module.') not in parameters:
+            continue
+        value = value.detach()
+        if not (value.is_floating_point() or value.is_complex()):
+            continue
+        value = value.float() if value.element_size() < 4 else value
+        # The sum of finite numbers may be infinite, but one that is not finite makes the sum so.
+        if value.sum().isfinite() or value.isfinite().all():
+            continue
+        source = source or _SOURCES.get(weights[key], 'that is loaded')
+        raise CheckpointError(
+            readable(f'checkpoint {source} holds weights that are NaN or infinite, first in ')
+            + readable(f'{key:.200}: ')
+            + 'the training that wrote it had failed. Take an earlier checkpoint'
+        )
 
 
-_PART = 2**20
-"""Elements looked at together: the answer takes as much memory as what it is asked of."""
+_SOURCES = WeakIdKeyDictionary()
+"""The file that each of the weights that were read is from, as long as it lives."""
 
 
-class _Finite:
-    """Looks at each tensor once, by however many names it goes."""
-
-    def __init__(self) -> None:
-        self.seen: set[tuple] = set()
-        self.looked_at: Counter[int] = Counter()
-
-    def through(self, weights: dict) -> None:
-        """Raises a CheckpointError with the name of the first tensor that is not finite."""
-        for key, value in weights.items():
-            if not isinstance(value, Tensor) or not (
-                value.is_floating_point() or value.is_complex()
-            ):
-                continue
-            memory = value.untyped_storage()
-            start = memory.data_ptr()
-            view = (start, value.storage_offset(), value.shape, value.stride(), value.dtype)
-            if view in self.seen:
-                continue
-            self.seen.add(view)
-            self.looked_at[start] += value.nbytes
-            if self.looked_at[start] > 10 * memory.nbytes() + 2**27:
-                raise CheckpointError(
-                    'holds more views of one piece of memory than any network has, which would '
-                    f'take long to look through. {WAY_OUT}'
-                )
-            for part in _parts(value.detach()):
-                part = part.float() if part.element_size() == 1 else part
-                if not part.isfinite().all():
-                    raise CheckpointError(
-                        f'holds weights that are NaN or infinite, first in {key:.200}: the '
-                        'training that wrote it had failed. Take an earlier checkpoint'
-                    )
-
-
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """All of a tensor, in the order of its memory, so that nothing large is copied."""
-    if tensor.numel() <= _PART:
-        yield tensor
-        return
-    tensor = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
-    rows = _PART * len(tensor) // tensor.numel()
-    for part in tensor.split(max(1, rows)):
-        yield from [part] if rows else _parts(part[0])
-
-
-def _check_kind(path: str, name: str) -> None:
+def _check_kind(path: str) -> None:
     """Names what is not a checkpoint at all.
 
     Raises:
         CheckpointError: a directory, an empty file, a git-LFS pointer, a web page, a zip archive
-            without its end, or a file that is neither a zip archive nor a pickle.
+            without its end, or a file that is neither of these nor a pickle or safetensors.
     """
+    if path.endswith('.distcp') or osp.isfile(osp.join(path, '.metadata')):
+        raise CheckpointError(
+            'is of a distributed checkpoint (torch.distributed.checkpoint), which is a folder. '
+            'Where you trust it, make one file of it: python -m '
+            'torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth'
+        )
     if osp.isdir(path):
         raise CheckpointError('is a directory: name the file in it')
     if not osp.isfile(path):
         raise CheckpointError('is no regular file')
+    size = osp.getsize(path)
     with open(path, 'rb') as file:
         head = file.read(512)
-        file.seek(max(0, osp.getsize(path) - 2**16 - 22))  # a zip archive's end, and its comment
+        file.seek(max(0, size - 2**16 - 22))  # a zip archive's end, and its comment
         tail = file.read()
     if not head:
         raise CheckpointError('is empty (0 bytes): download or copy it again')
@@ -264,14 +268,27 @@ def _check_kind(path: str, name: str) -> None:
     if head.startswith(b'PK'):
         if b'PK\5\6' not in tail:
             raise CheckpointError(
-                f'is cut off: a zip archive without its end ({osp.getsize(path)} bytes are there). '
+                f'is cut off: a zip archive without its end ({size} bytes are there). '
                 'Download or copy it again'
             )
-    elif not head.startswith(b'\x80') and not name.endswith('.safetensors'):
+    elif not head.startswith((b'\x80', _MAGIC)) and not is_safetensors(head[:9], size):
         raise CheckpointError(
             f'is no PyTorch checkpoint: it starts with {head[:12]!r}, '
-            'which is neither a zip archive nor a pickle'
+            'which is neither a zip archive, a pickle nor safetensors'
         )
+
+
+_MAGIC = b'L119547037146038801333356L'
+"""The beginning of PyTorch's old format in the protocols 0 and 1."""
+
+
+def readable(said: str) -> str:
+    """A message without what a terminal would take for an instruction, and not endless."""
+    said = said if len(said) <= 1500 else f'{said[:1500]}...'
+    return ''.join(
+        letter if letter.isprintable() else letter.encode('unicode_escape').decode()
+        for letter in said
+    )
 
 
 def _drop_config_text(checkpoint: dict) -> bool:
@@ -467,7 +484,6 @@ def from_plain(checkpoint: dict) -> dict:
         CheckpointError: Something is marked as a plain form and is none.
     """
     seen: set[int] = set()
-    keys = Keys()
 
     def convert(obj: Any) -> Any:
         if type(obj) is not dict or TAG not in obj:
@@ -479,12 +495,12 @@ def from_plain(checkpoint: dict) -> dict:
                 if memory in seen:
                     raise CheckpointError('the checkpoint holds plain forms that share a tensor')
                 seen.add(memory)
-        return _from_tagged(obj, keys)
+        return _from_tagged(obj)
 
     return _replace(checkpoint, convert, {})
 
 
-def _from_tagged(obj: Any, keys: Keys) -> Any:
+def _from_tagged(obj: Any) -> Any:
     form = {key: value for key, value in obj.items() if key != TAG}
     match obj[TAG] if type(obj[TAG]) is str else None, form:
         case 'HistoryBuffer', {
@@ -502,9 +518,18 @@ def _from_tagged(obj: Any, keys: Keys) -> Any:
         case 'dict', {'items': list(items)} if len(form) == 1 and all(
             type(item) is tuple and len(item) == 2 for item in items
         ):
-            keys.check(key for key, _ in items)
+            _check_keys([key for key, _ in items])
             return dict(items)
     raise CheckpointError(f'the checkpoint holds an unknown plain form {show(obj[TAG])}')
+
+
+def _check_keys(keys: list) -> None:
+    for key in keys:
+        parts = key if type(key) is tuple and len(key) <= 16 else (key,)
+        if any(isinstance(part, tuple | list | dict) for part in parts):
+            raise CheckpointError('the checkpoint holds a key that is a container')
+    if len(keys) > 500 and 2 * len({hash(key) for key in keys}) < len(keys):
+        raise CheckpointError('the checkpoint holds a dict whose keys have one hash')
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -621,19 +646,18 @@ def _download(url: str, model_dir: str) -> str:
     """
     name = osp.basename(url.split('?')[0].split('#')[0])
     target = osp.join(model_dir, name)
+    _URLS[target] = url
     if osp.isfile(target):
         return target
     way_out = f'Download it by hand and give the local path instead (or put it at {target})'
-    digits = _DIGITS.search(name)
+    digits = _digits(name, url)
     temporary = f'{target}.{os.getpid()}.download'
     try:
         os.makedirs(model_dir, exist_ok=True)
         print_log(f'downloading {url} to {target}', logger='current')
-        torch.hub.download_url_to_file(
-            url, temporary, digits and digits[1], progress=sys.stderr.isatty()
-        )
+        torch.hub.download_url_to_file(url, temporary, digits, progress=sys.stderr.isatty())
         # As a whole: what is cut off must not stay, and not every format has an end to look for.
-        _read(temporary, 'cpu', None, name, finite=False)
+        _read(temporary, 'cpu', None, name, url)
         os.replace(temporary, target)
     except CheckpointError as error:
         raise CheckpointError(f'what {url} gave {error}. {way_out}') from None
@@ -748,3 +772,12 @@ def install() -> None:
     ):
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
+    if checkpoint_io.load_state_dict is not _load_finite:
+        _load_finite.original = checkpoint_io.load_state_dict  # type: ignore[attr-defined]
+        checkpoint_io.load_state_dict = _load_finite
+
+
+def _load_finite(module: nn.Module, state_dict: Mapping, *args: Any, **kwargs: Any) -> Any:
+    """MMEngine's ``load_state_dict``, by which all its doors fill a network, of finite weights."""
+    require_finite(module, state_dict)
+    return _load_finite.original(module, state_dict, *args, **kwargs)  # type: ignore[attr-defined]

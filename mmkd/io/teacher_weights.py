@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
 
 from ..recipe import (
     UNTRAINED,
@@ -19,7 +21,7 @@ from ..recipe import (
     read_teacher_config,
     without_terms,
 )
-from .checkpoint import CheckpointError, load_verified
+from .checkpoint import CheckpointError, load_verified, require_finite
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class LoadedTeacher:
         source: of its weights: a path or URL, or 'random'.
         loaded: how many tensors were loaded.
         passed_over: how many were not, because they are of the terms of a distilled student.
+        wrapping: what the file's weights were wrapped in; '' where they are as MMEngine saves them.
     """
 
     network: Any
@@ -41,6 +44,7 @@ class LoadedTeacher:
     source: str
     loaded: int = 0
     passed_over: int = 0
+    wrapping: str = ''
 
 
 def load_teacher(
@@ -65,7 +69,7 @@ def load_teacher(
     cfg = read_teacher_config(config)
     name = str(cfg.filename or 'given as a dict')
     network = MODELS.build({**plain_student(cfg.model), 'train_cfg': None})
-    counts = (0, 0)
+    counts: tuple[int, int, str] = (0, 0, '')
     if checkpoint != UNTRAINED:
         counts = load_completely(network, str(checkpoint), sha256, name)
     elif isinstance(network, BaseModule):
@@ -76,8 +80,11 @@ def load_teacher(
 
 def load_completely(
     network: nn.Module, checkpoint: str, sha256: str | None, config: str
-) -> tuple[int, int]:
+) -> tuple[int, int, str]:
     """Load a checkpoint into a teacher's network.
+
+    Weights that are wrapped in another way than MMEngine's (:func:`wrappings`) are unwrapped if
+    exactly one way makes all keys fit.
 
     Args:
         network: built from ``teacher_config``.
@@ -86,8 +93,8 @@ def load_completely(
         config: the name of ``teacher_config``, for messages.
 
     Returns:
-        How many tensors were loaded, and how many were passed over because they are of the terms
-        of a distilled student.
+        How many tensors were loaded, how many were passed over because they are of the terms of a
+        distilled student, and the wrapping ('' if there is none).
 
     Raises:
         TeacherError: if keys are missing, left over, or have another shape.
@@ -103,10 +110,13 @@ def load_completely(
     except CheckpointError as error:
         said = f"the teacher's checkpoint, model.teacher_ckpt: {error}"
         raise CheckpointError(said) from error.__cause__
-    state = state.get('state_dict', state)
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    own = without_terms(state)
     wanted = network.state_dict()
+    ways = wrappings(state)
+    fitting_ways = [way for way, weights in ways.items() if _fits(without_terms(weights), wanted)]
+    unwrap = len(fitting_ways) == 1 and '' not in fitting_ways
+    wrapping = fitting_ways[0] if unwrap else ''
+    state = ways[wrapping]
+    own = without_terms(state)
     misshaped = {
         k: f'{k} ({tuple(own[k].shape)} in the file, {tuple(v.shape)} in teacher_config)'
         for k, v in wanted.items()
@@ -114,6 +124,7 @@ def load_completely(
     }
     # Through the network's own hooks: they translate the keys of older versions.
     fitting = {k: v for k, v in own.items() if k not in misshaped}
+    require_finite(network, fitting, checkpoint)
     result = network.load_state_dict(fitting, strict=False)
     missing = [
         k
@@ -131,10 +142,72 @@ def load_completely(
     ]
     if problems:
         raise TeacherError(
-            f'teacher checkpoint {checkpoint} {"; ".join(problems)}. It was trained with another '
-            f'config than teacher_config {config}: name the config it was trained with'
+            f'teacher checkpoint {checkpoint} {"; ".join(problems)}. '
+            + _way_out(fitting_ways, [way for way in ways if way], config)
         )
-    return len(wanted) - len(result.missing_keys), len(state) - len(own)
+    return len(wanted) - len(result.missing_keys), len(state) - len(own), wrapping
+
+
+_HOLDERS = (
+    *('state_dict', 'model', 'model_state_dict', 'ema', 'ema_state_dict', 'model_ema', 'module'),
+    *('state_dict_ema', 'teacher', 'network', 'net', 'weights'),
+)
+_PREFIXES = ('module.', '_orig_mod.', 'model.', 'net.', 'network.', 'ema_model.', 'teacher.')
+
+
+def wrappings(file: dict) -> dict[str, dict[str, Any]]:
+    """The weights in a file by how they are wrapped there.
+
+    Args:
+        file: a checkpoint.
+
+    Returns:
+        First those where MMEngine has them (under ``state_dict`` or not, after ``module.`` or not),
+        by ''; then those under other names, and after prefixes that all keys have.
+    """
+    usual = file.get('state_dict', file)
+    found = {'': {k.removeprefix('module.'): v for k, v in usual.items() if isinstance(k, str)}}
+    holders = {f'under {k!r}': file[k] for k in _HOLDERS if isinstance(file.get(k), dict)}
+    for where, weights in {'': usual, **holders}.items():
+        tensors = {
+            k: v if isinstance(v, Tensor) else torch.from_numpy(v)
+            for k, v in weights.items()
+            if isinstance(k, str) and isinstance(v, Tensor | np.ndarray)
+        }
+        steps = [where] if where and weights is not usual else []
+        if steps and tensors:
+            found[where] = tensors
+        while tensors:
+            tensors.pop('steps', None)  # of MMEngine's EMA
+            prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), '')
+            if not prefix:
+                break
+            tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+            steps.append(f'after {prefix!r}')
+            if steps != ["after 'module.'"]:
+                found[' '.join(steps)] = tensors
+    return found
+
+
+def _fits(weights: dict[str, Any], wanted: dict[str, Tensor]) -> bool:
+    shapes = {k: tuple(getattr(v, 'shape', ())) for k, v in weights.items()}
+    return all(
+        shapes.get(k) == tuple(v.shape) or (k not in shapes and k.endswith('num_batches_tracked'))
+        for k, v in wanted.items()
+    ) and set(shapes) <= set(wanted)
+
+
+def _way_out(fitting: list[str], seen: list[str], config: str) -> str:
+    if fitting:
+        return (
+            f'It holds {len(fitting)} sets of weights that fit ({"; ".join(fitting)}): save the '
+            "one that you mean as torch.save({'state_dict': weights}, path)"
+        )
+    wrapped = f'. Its weights {"; and those ".join(seen)} do not fit either' if seen else ''
+    return (
+        f'It was trained with another config than teacher_config {config}: name the config it was '
+        f'trained with{wrapped}'
+    )
 
 
 def _without_pretrained(network: Any) -> Any:

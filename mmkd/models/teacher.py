@@ -57,6 +57,7 @@ class Teacher:
         found = load_teacher(config, checkpoint, sha256)
         self.network, self.config, self.name = found.network, found.config, found.name
         self.source, self.loaded, self.passed_over = found.source, found.loaded, found.passed_over
+        self.wrapping = found.wrapping
         self.taps = Taps()
         self.acceleration, self.prepared = acceleration or Acceleration(), False
         self.digests = tensor_digests(self.network)

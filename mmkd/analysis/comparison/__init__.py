@@ -145,15 +145,22 @@ def _write_report(
     plan: Plan, context: RunContext, summary: Summary, results: dict[str, dict], images: int
 ) -> None:
     curves, detections, cfg = {}, {}, None
+    missing: list[str] = []
     for row in plan.rows:
         of_seeds = [results[run.key].get('curves') for run in row.runs if run.key in results]
         curves[row.label] = [c for c in of_seeds if c]
         run = row.runs[0]
-        path = context.directory(run) / run.split / 'detections.pkl'
+        path = context.directory(run) / run.split / 'detections.pth'
         if run.key in results and path.exists():
             detections[row.label] = path
             cfg = cfg or run.test_cfg
-    pictures = []
+        elif run.key in results:
+            missing.append(f'{row.label}: {path} is not there')
+    pictures: list = []
     if cfg is not None and images:
-        pictures = report.collect_pictures(cfg, detections, images)
-    (context.work_dir / 'report.html').write_text(report.render(summary, curves, pictures))
+        try:
+            pictures = report.collect_pictures(cfg, detections, images, missing=missing)
+        except Exception as error:  # every number is in the table without them
+            missing.append(f'{type(error).__name__}: {error}')
+    page = report.render(summary, curves, pictures, missing if images else ())
+    (context.work_dir / 'report.html').write_text(page)

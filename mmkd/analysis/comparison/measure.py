@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from mmdet.evaluation.metrics import coco_metric
 from mmdet.registry import DATASETS, MODELS
-from mmengine import load
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
@@ -32,7 +31,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ...recipe import without_terms
-from .results import find_metrics
+from .results import find_metrics, read_detections
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -80,7 +79,7 @@ def score(config: str, checkpoint: str, detections: str) -> dict:
     cfg = Config.fromfile(config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     load_weights(MODELS.build(cfg.model), checkpoint)
-    predictions = load(detections)
+    predictions = read_detections(detections)
     count = sum(len(sample['pred_instances']['bboxes']) for sample in predictions)
     base = {'detections': count, 'images': len(predictions)}
     if count == 0:

@@ -6,7 +6,6 @@ This file computes what the page shows; :file:`report.html.jinja` is the page.
 from __future__ import annotations
 
 import base64
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from mmengine.config import Config
 from mmengine.fileio import get
 from mmengine.registry import init_default_scope
 
+from ...io.checkpoint import CheckpointError
+from .results import read_detections
 from .table import PairSummary, Summary, columns, format_number, interval, pair_columns
 
 SCORE_THRESHOLD = 0.3
@@ -91,25 +92,34 @@ class Chart:
 
 
 def collect_pictures(
-    cfg: Config, detections: Mapping[str, Path], count: int, longest: int = 640
+    cfg: Config,
+    detections: Mapping[str, Path],
+    count: int,
+    longest: int = 640,
+    missing: list[str] | None = None,
 ) -> list[Picture]:
     """Takes ``count`` images at equal distances through the test set, so that nobody chose them.
 
     Args:
         cfg: a test config; its ``test_dataloader.dataset`` gives images and ground truth.
-        detections: by network's label, the pickle that ``tools/test.py --out`` wrote; those with a
+        detections: by network's label, the file that ``tools/test.py --out`` wrote; those with a
             score below ``SCORE_THRESHOLD`` are left out.
         count: how many images.
         longest: images are scaled down to this many pixels on the longer side; boxes are not.
+        missing: takes a sentence for each network whose detections cannot be read; None: that
+            raises.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     classes = dataset.metainfo['classes']
     by_image: dict[str, dict] = {}
     for label, path in detections.items():
-        with open(path, 'rb') as file:
-            # Trusted: this comparison's own test has written it.
-            by_image[label] = {sample['img_id']: sample for sample in pickle.load(file)}
+        try:
+            by_image[label] = {sample['img_id']: sample for sample in read_detections(path)}
+        except (CheckpointError, OSError, KeyError) as error:
+            if missing is None:
+                raise
+            missing.append(f'{label}: {error}')
     pictures = []
     for index in sorted(set(np.linspace(0, len(dataset) - 1, min(count, len(dataset)), dtype=int))):
         info = dataset.get_data_info(int(index))
@@ -163,7 +173,10 @@ def match(
 
 
 def render(
-    summary: Summary, curves: Mapping[str, list[dict]], pictures: Sequence[Picture] = ()
+    summary: Summary,
+    curves: Mapping[str, list[dict]],
+    pictures: Sequence[Picture] = (),
+    missing: Sequence[str] = (),
 ) -> str:
     """Renders the page.
 
@@ -172,6 +185,7 @@ def render(
         curves: by row's label, what the trainings logged, one entry per seed
             (:func:`.results.read_curves`).
         pictures: see :func:`collect_pictures`.
+        missing: a sentence for each network that is not in them, or for all.
     """
     trained = [row for row in summary.rows if row.role != 'teacher']
     order = {row.label: i for i, row in enumerate(trained)}
@@ -202,6 +216,7 @@ def render(
         drawn=list(curves),
         charts=_charts(curves),
         pictures=[(picture, _panels(picture)) for picture in pictures],
+        missing=missing,
         score_threshold=SCORE_THRESHOLD,
         iou_threshold=IOU_THRESHOLD,
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...io.checkpoint import CheckpointError, from_plain, read_checkpoint
 from .plan import Plan, arch_key, file_digest
 
 
@@ -200,3 +201,15 @@ def find_metrics(reported: dict[str, float]) -> tuple[float, float | None]:
     if value is None:
         raise KeyError(f'no box mAP among the metrics: {sorted(reported)}')
     return value, find('bbox_mAP_50', 'bbox_AP50', 'AP50')
+
+
+def read_detections(path: str | Path) -> list[dict]:
+    """What ``tools/test.py --out NAME.pth`` wrote, image by image; the file is data, not code.
+
+    Raises:
+        CheckpointError: if the file is damaged, or holds anything else.
+    """
+    samples = from_plain(read_checkpoint(path)).get('detections')
+    if not isinstance(samples, list) or not all(isinstance(each, dict) for each in samples):
+        raise CheckpointError(f'{path} holds no detections: write it by tools/test.py --out')
+    return samples

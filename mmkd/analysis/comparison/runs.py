@@ -238,7 +238,7 @@ def _test(
     folder = directory / run.split
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    config, detections, out = folder / 'config.py', folder / 'detections.pkl', folder / 'score.json'
+    config, detections, out = folder / 'config.py', folder / 'detections.pth', folder / 'score.json'
     run.test_cfg.dump(str(config))
 
     def poll() -> None:
