@@ -9,8 +9,6 @@ versions.check()
 # line of a run; whoever uses mmkd cannot mend that.
 warnings.filterwarnings('ignore', '(pkg_resources is deprecated|Deprecated call to `pkg_resources)')
 
-from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
-
 from .datasets.two_views import TwoViews  # noqa: E402
 from .engine.guard import guard  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
@@ -55,8 +53,6 @@ from .version import __version__  # noqa: E402
 # loads them by CheckpointLoader, which unpickles anything, from many places (init_cfg, inferencers,
 # other hooks). Registering its schemes is the documented way to change that, and it is global.
 checkpoint.install()
-# Once mmkd is imported, `mmkd::kd/...` names a config of mmkd, as `mmdet::...` MMDetection's.
-MODULE2PACKAGE['mmkd'] = 'mmkd'
 
 __all__ = [
     'AT',

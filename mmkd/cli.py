@@ -17,7 +17,7 @@ from .engine.cfg_options import CfgOptions
 from .engine.config_files import locate_files
 from .engine.exit import stop
 from .engine.student_class import keep_detector
-from .shipped import base
+from .recipe import read_config
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -51,9 +51,7 @@ def read_config_file(path: str) -> Config:
         SystemExit: The config, or one that it inherits, cannot be read.
     """
     try:
-        if path.startswith('mmkd::'):
-            return Config.fromfile(base(path.removeprefix('mmkd::')))
-        return Config.fromfile(path)
+        return read_config(path)
     except (OSError, ConfigParsingError) as error:
         missing = not osp.isfile(path) and '::' not in path
         stop(f'config {path} cannot be read: {"no such file" if missing else error}')

@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from torch import nn
 
+from . import shipped
 from .options.acceleration import Acceleration
 from .options.adapters import KINDS
 from .options.resolution import Resolution
@@ -389,10 +390,13 @@ def check_model(constructor: Callable, given: dict, eval_teacher: bool) -> None:
 
 
 def read_config(config: str | Path | dict) -> Config:
-    """Resolve a config: a path, an ``mmdet::...`` name of the installed package, a dict."""
+    """Resolve a config: a path, a name (``mmdet::...``, or ``mmkd::...`` of mmkd's own), a dict."""
     if isinstance(config, dict):
         return Config(copy.deepcopy(dict(config)))
-    return get_config(str(config)) if '::' in str(config) else Config.fromfile(config)
+    path = str(config)
+    if path.startswith('mmkd::'):
+        return Config.fromfile(shipped.base(path.removeprefix('mmkd::')))
+    return get_config(path) if '::' in path else Config.fromfile(path)
 
 
 def read_teacher_config(config: str | Path | dict | None) -> Config:

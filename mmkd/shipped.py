@@ -1,6 +1,6 @@
 """The configs and tools that mmkd brings along, found wherever it is installed.
 
-``.mim`` is where MMEngine looks for those of a package: links in a clone, files in a wheel.
+``.mim`` is where OpenMMLab's tools look for those of a package: links in a clone, files in a wheel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The second setting: two views of one image, and each comparison at one place of it."""
 
 import copy
-import importlib.util
+import importlib
 from types import SimpleNamespace
 
 import cv2
@@ -642,9 +642,7 @@ def test_cv2_aligns_pixels_by_their_middle():
 
 def test_the_student_is_tested_at_its_own_scale(tmp_path, monkeypatch):
     """tools/test.py on the distilled config: the teacher is gone, its scale as well."""
-    spec = importlib.util.spec_from_file_location('mmkd_tool_test', ROOT / 'tools/test.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = importlib.import_module('mmkd.commands.test')
     cfg = config_of(tmp_path, dict(student=(48, 40), teacher=(96, 80)))
     built = []
 

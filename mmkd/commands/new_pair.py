@@ -21,7 +21,7 @@ from ..shipped import CONFIGS, command, names
 PAPER = 'chen2017'
 RECIPES = ['paper', *(name for name in names() if '/' not in name)]
 PAIR = """\
-_base_ = [{student!r}, __import__('mmkd').base({recipe!r})]
+_base_ = [{student}, __import__('mmkd').base({recipe!r})]
 
 model = dict(
     type='mmkd.KnowledgeDistillationTwoStageDetector',
@@ -81,6 +81,17 @@ def beside(path: str, folder: Path) -> str:
     return os.path.relpath(whole, folder)
 
 
+def inherited(path: str, folder: Path) -> str:
+    """The expression by which the config inherits another.
+
+    MMEngine gives what it inherits as ``mmkd::...`` the scope mmkd, in which no data set is found.
+    """
+    name = beside(path, folder)
+    if name.startswith('mmkd::'):
+        return f"__import__('mmkd').base({name.removeprefix('mmkd::')!r})"
+    return repr(name)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     out = Path(args.out).resolve()
@@ -100,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     text = PAIR.format(
         detector='    detector=_base_.model.type,\n' if own else '',
-        student=beside(args.student, out.parent),
+        student=inherited(args.student, out.parent),
         recipe=PAPER if args.recipe == 'paper' else args.recipe,
         teacher=teacher,
         checkpoint=checkpoint,

@@ -92,8 +92,8 @@ def publish(
     )
     if plain is None:
         print(
-            f'{in_file} carries no config, so no config and no model card were written: '
-            'name the one it was trained with by --config'
+            'no config and no model card were written: name the config that it was trained with by '
+            '--config'
         )
         return final
     plain.dump(files[1])
@@ -116,10 +116,8 @@ def _config(in_file: str, text: Any, config: str | None) -> Config | None:
     try:
         found = read_config_text(text)
     except ValueError as error:
-        stop(
-            f'{in_file}: the config that it carries cannot be read as data ({error}): name the '
-            'config it was trained with by --config'
-        )
+        print(f'{in_file}: the config that it carries is not run, and is no plain data: {error}')
+        return None
     return Config(found) if 'model' in found else None
 
 

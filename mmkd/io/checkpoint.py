@@ -93,7 +93,7 @@ def read_checkpoint(
             8 digits of its SHA-256 (``name_20200130-1a2b3c4d.pth``), they have to fit.
         map_location: as for ``torch.load``.
         sha256: the file's SHA-256, 64 hex digits.
-        config_text: whether the text of the config stays, for who reads it as data.
+        config_text: whether ``meta.cfg`` stays, for who reads it as data.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -106,7 +106,7 @@ def read_checkpoint(
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
         checkpoint = _read(path, map_location, sha256, osp.basename(path))
-        config_left_out = not config_text and _drop_config_text(checkpoint)
+        config_left_out = _drop_config_text(checkpoint, keep_cfg=config_text)
     except CheckpointError as error:
         raise CheckpointError(readable(f'checkpoint {path} {error}')) from None
     for weights in (checkpoint, *map(checkpoint.get, ('state_dict', 'ema_state_dict'))):
@@ -291,7 +291,7 @@ def readable(said: str) -> str:
     )
 
 
-def _drop_config_text(checkpoint: dict) -> bool:
+def _drop_config_text(checkpoint: dict, keep_cfg: bool = False) -> bool:
     """Removes the configs that MMEngine would run as Python: on resume, or in an inferencer.
 
     Returns:
@@ -309,7 +309,8 @@ def _drop_config_text(checkpoint: dict) -> bool:
         info.pop('cfg', None)
     if not isinstance(meta, dict):
         return False
-    meta.pop('cfg', None)
+    if not keep_cfg:
+        meta.pop('cfg', None)
     return meta.pop('config', None) is not None
 
 
