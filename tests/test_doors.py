@@ -351,7 +351,7 @@ def test_a_text_in_a_checkpoint_is_left_out_and_the_rest_is_used(
     'door', ['--resume PATH', "MMEngine's Runner", 'DetInferencer of weights alone']
 )
 def test_the_text_runs_where_it_is_not_left_out(door, armed, case, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, '_drop_config_text', lambda checkpoint: False)
+    monkeypatch.setattr(checkpoint, '_drop_config_text', lambda checkpoint, keep_cfg: False)
     with contextlib.suppress(Exception):
         RUN_LATER[door](case, armed)
     assert (tmp_path / 'marker').exists()

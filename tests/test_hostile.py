@@ -31,20 +31,25 @@ from mmkd.recipe import plain_student
 
 
 @pytest.fixture(scope='module')
-def outcomes(tmp_path_factory):
-    """All files read in one process of its own: message, whether it ran, seconds, bytes, size."""
-    folder = tmp_path_factory.mktemp('hostile')
-    subprocess.run([sys.executable, __file__, str(folder)], check=True, timeout=1800)
-    return json.loads((folder / 'outcomes.json').read_text())
+def outcome(tmp_path_factory):
+    """Reads a file in a process of its own: message, whether it ran, seconds, bytes, size."""
+    command = [sys.executable, __file__, str(tmp_path_factory.mktemp('hostile'))]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
 
+        def read(name):
+            process.stdin.write(f'{name}\n')
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
 
-def read_all(folder: Path) -> dict:
-    return {name: hostile.attempt(name, folder)[1:] for name in HOSTILE}
+        yield read
+        process.stdin.close()
 
 
 @pytest.mark.parametrize('name', HOSTILE)
-def test_refused_by_name_without_running_in_time_and_in_memory(outcomes, name):
-    message, ran, seconds, memory, size = outcomes[name]
+def test_refused_by_name_without_running_in_time_and_in_memory(outcome, name):
+    message, ran, seconds, memory, size = outcome(name)
     assert message.startswith('checkpoint /') and HOSTILE[name].file in message
     assert re.search(HOSTILE[name].reason, message), message
     assert not ran
@@ -99,7 +104,7 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
     data, path = saved(weights()), tmp_path / 'x.pth'
     expected = weights()['state_dict']
     refused = 0
-    for at in range(0, len(data), 11):
+    for at in range(0, len(data), 29):
         path.write_bytes(flipped(data, at, at % 8))
         try:
             read = read_checkpoint(path)['state_dict']
@@ -108,23 +113,23 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
         else:
             assert list(read) == list(expected)
             assert all(torch.equal(read[key], expected[key]) for key in expected)
-    assert refused > 50
+    assert refused > 20
 
 
 def test_mutated_files_give_nothing_but_refusals(tmp_path, monkeypatch):
-    """The first few hundred cases of benchmarks/reliability/fuzz.py."""
+    """The first two hundred cases of benchmarks/reliability/fuzz.py."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks' / 'reliability')
     monkeypatch.setitem(sys.modules, 'hostile', hostile)
     fuzz = importlib.import_module('fuzz')
     rng, seeds, read = random.Random(0), fuzz.genuine(), 0
-    for _ in range(500):
+    for _ in range(200):
         form, data = rng.choice(seeds)
         path = tmp_path / ('x.safetensors' if form == 'safetensors' else 'x.pth')
         path.write_bytes(fuzz.mutate((form, data), rng))
         with contextlib.suppress(CheckpointError):
             fuzz.touch(from_plain(read_checkpoint(path)))
             read += 1
-    assert 0 < read < 250
+    assert 0 < read < 100
 
 
 def test_a_file_written_without_crcs_is_read(tmp_path):
@@ -266,5 +271,6 @@ def test_the_teachers_digest_is_checked_and_is_no_part_of_the_student(tmp_path):
 
 
 if __name__ == '__main__':
-    target = Path(sys.argv[1])
-    (target / 'outcomes.json').write_text(json.dumps(read_all(target / 'files')))
+    for asked in sys.stdin:
+        tried = hostile.attempt(asked.rstrip('\n'), Path(sys.argv[1], 'files'))
+        print(json.dumps(tried[1:]), flush=True)
