@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def report(
     name: str, tried: int, lost: int, start: float, notes: list[str], rows: list, path: str | None
@@ -31,7 +33,7 @@ def report(
         'handled': tried - lost,
         'lost': lost,
         'seconds': round(time.perf_counter() - start, 1),
-        'command': 'python ' + shlex.join(sys.argv),
+        'command': 'python ' + shlex.join(sys.argv).replace(f'{ROOT}/', ''),
         'notes': notes,
         'rows': rows,
     }
