@@ -118,6 +118,7 @@ def elsewhere(published, tmp_path_factory):
     return json.loads(done.stdout.partition('FOUND')[2].splitlines()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_without_mmkd_it_predicts_the_same(kind, published, elsewhere):
     final, figures, predictions = published[kind]
@@ -128,18 +129,21 @@ def test_without_mmkd_it_predicts_the_same(kind, published, elsewhere):
     assert same_predictions(there, predictions)
 
 
+@pytest.mark.slow
 def test_class_and_class_names_are_the_students(elsewhere):
     classes = {kind: found['class'] for kind, found in elsewhere.items()}
     assert classes['own detector class'] == 'InvertedFasterRCNN'
     assert elsewhere['class map']['classes'] == ['red', 'blue']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_config_names_neither_mmkd_nor_the_teacher(kind, published):
     text = published[kind][0].with_suffix('.py').read_text()
     assert not any(word in text for word in ('mmkd', 'teacher', 'distillation', 'TwoViews'))
 
 
+@pytest.mark.slow
 def test_the_model_card_says_what_it_is(published):
     card = published['two resolutions'][0].with_suffix('.md').read_text()
     for words in ('red, green, blue', 'train.json', 'teacher.pth', 'SHA-256', 'GFLOPs', 'images/s',
