@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f'did you mean {near[0]}?' if near else f'the commands are {", ".join(COMMANDS)}'
         print(f'error: mmkd has no command {command!r}; {hint}', file=sys.stderr)
         return 2
-    if command in ('train', 'test') and '--gpus' in arguments:
+    if command in ('train', 'test') and any(a.partition('=')[0] == '--gpus' for a in arguments):
         launch(arguments)
     sys.argv = [f'mmkd {command}', *arguments[1:]]  # what argparse says of itself
     module = importlib.import_module(f'mmkd.commands.{command.replace("-", "_")}')
@@ -59,13 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launch(arguments: list[str]) -> None:
     """Replaces this process by PyTorch's launcher with ``--gpus`` processes."""
-    at = arguments.index('--gpus')
-    number = arguments[at + 1] if at + 1 < len(arguments) else ''
+    words = [part for a in arguments for part in (a.split('=') if a[:7] == '--gpus=' else [a])]
+    at = words.index('--gpus')
+    number = words[at + 1] if at + 1 < len(words) else ''
     if not number.isdigit() or int(number) < 1:
         raise SystemExit(
             f'error: --gpus {number}: a number of GPUs (of processes, where there are none), from 1'
         )
-    rest = arguments[:at] + arguments[at + 2 :]
+    rest = words[:at] + words[at + 2 :]
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     launcher = ['-m', 'torch.distributed.run', f'--nproc_per_node={number}']
     launcher += [f'--master_port={os.environ.get("PORT", "29500")}', '-m', 'mmkd']

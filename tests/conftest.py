@@ -13,9 +13,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
-from mmengine.config import utils  # noqa: E402
+from mmengine.config import Config, utils  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 from mmengine.utils import manager  # noqa: E402
+from tiny import tiny_config  # noqa: E402
 
 settings.register_profile(
     'mmkd',
@@ -72,3 +73,12 @@ def _scope():
     # is full, say); the next test that asks for one in another thread would wait for ever.
     while manager._lock._is_owned():
         manager._lock.release()
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A plain detector on a tiny data set, under mmkd's runner."""
+    made = Config.fromfile(tiny_config(tmp_path))
+    made.runner_type = 'mmkd.DistillationRunner'
+    made.experiment_name = tmp_path.name
+    return made

@@ -13,25 +13,14 @@ import pairs
 import pytest
 import torch
 import warm
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from tiny import tiny_config
 
 from mmkd.engine import exit as ends
 from mmkd.engine.memory import OutOfMemoryError, is_out_of_memory
 from mmkd.engine.runner import DistillationRunner
 from mmkd.engine.work_dir import WorkDirError
 from mmkd.recipe import TeacherError
-
-
-@pytest.fixture
-def config(tmp_path):
-    made = Config.fromfile(tiny_config(tmp_path))
-    made.runner_type = 'mmkd.DistillationRunner'
-    made.experiment_name = tmp_path.name
-    return made
-
 
 # ------------------------------------------------------------------------------------ out of memory
 

@@ -159,3 +159,23 @@ def test_the_command_helps(arguments, status, says, capsys):
     assert main(arguments) == status
     said = capsys.readouterr()
     assert says in said.out + said.err
+
+
+@pytest.mark.parametrize('option', [['--gpus', '2'], ['--gpus=2']])
+def test_gpus_are_processes_of_pytorchs_launcher(option, monkeypatch):
+    from mmkd import __main__ as command
+
+    class Replaced(Exception):
+        pass
+
+    def replaced(path, words):
+        raise Replaced(words)
+
+    monkeypatch.setattr('os.execv', replaced)
+    with pytest.raises(Replaced) as found:
+        command.main(['train', 'x.py', *option, '--amp'])
+    words = found.value.args[0]
+    assert '--nproc_per_node=2' in words
+    assert words[-5:] == ['train', 'x.py', '--amp', '--launcher', 'pytorch']
+    with pytest.raises(SystemExit, match='a number of GPUs'):
+        command.main(['test', 'x.py', '--gpus', 'all'])

@@ -48,14 +48,6 @@ def said(monkeypatch):
     return found
 
 
-@pytest.fixture
-def config(tmp_path):
-    made = Config.fromfile(tiny_config(tmp_path))
-    made.runner_type = 'mmkd.DistillationRunner'
-    made.experiment_name = tmp_path.name
-    return made
-
-
 PAIR = """\
 _base_ = [{student!r}, {recipe!r}]
 model = dict(

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd'
 
 FLOORS = (
-    ('version', 'versions', 'shipped', 'digests', 'options'),
+    ('version', 'literals', 'versions', 'shipped', 'digests', 'options'),
     ('recipe',),
     ('registry', 'layer_pairs', 'observers', 'compatibility', 'inference', 'io'),
     ('models', 'datasets'),

@@ -19,7 +19,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from PIL import Image
 from test_check_pair import tool
-from tiny import tiny_config
 
 import mmkd
 from mmkd import KnowledgeDistillationTwoStageDetector, cli, plain_student
@@ -31,14 +30,6 @@ from mmkd.engine.class_names import class_names
 from mmkd.engine.summary import startup_table
 
 train, new_pair, test, publish_model = map(tool, ('train', 'new_pair', 'test', 'publish_model'))
-
-
-@pytest.fixture
-def config(tmp_path):
-    made = Config.fromfile(tiny_config(tmp_path))
-    made.runner_type = 'mmkd.DistillationRunner'
-    made.experiment_name = tmp_path.name
-    return made
 
 
 # ------------------------------------------------------------------------------- the data

@@ -5,9 +5,9 @@ python benchmarks/reliability/mutants.py --modules share.py   # every one of a m
 
 A mutant survives if its tests pass. Survivors are listed in the JSON with their line before and
 after; those that change nothing which a run can show (``EQUAL``) are judged there, by that pair of
-lines. Cosmic Ray and mutmut were looked at: neither drops an operand, a call such as ``detach()``
-or a keyword, which is what slips in when such code is edited, and each starts Python anew for
-every mutant, which costs more than the tests.
+lines. Cosmic Ray was looked at: it drops no operand, no call such as ``detach()`` and no keyword,
+which is what slips in when such code is edited, and it starts Python anew for every mutant, which
+costs more than most of the tests.
 """
 
 import argparse

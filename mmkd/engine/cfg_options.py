@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import DictAction
 
+from ..literals import literal
 from .exit import stop
 
 _DICT = re.compile(r'\bdict\(|\{')
@@ -52,25 +53,12 @@ def read_value(text: str) -> Any:
         ValueError: if it is no such expression.
     """
     try:
-        return _value(ast.parse(text.strip(), mode='eval').body)
+        return literal(ast.parse(text.strip(), mode='eval').body, _word)
     except SyntaxError as error:
         raise ValueError(str(error)) from None
 
 
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call):
-        named = isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args
-        if not named or not all(each.arg for each in node.keywords):
-            raise ValueError(f'{ast.unparse(node)} is no dict of literals')
-        return {each.arg: _value(each.value) for each in node.keywords}
-    if isinstance(node, ast.Dict):
-        keys = [_value(key) for key in node.keys if key is not None]
-        return dict(zip(keys, map(_value, node.values), strict=True))
-    if isinstance(node, (ast.List, ast.Tuple)):
-        values = [_value(each) for each in node.elts]
-        return values if isinstance(node, ast.List) else tuple(values)
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        word = ast.unparse(node)  # such as neck[2]
-        return {'true': True, 'false': False, 'none': None}.get(word.lower(), word)
+def _word(node: ast.expr) -> Any:
+    """A bare word, such as ``neck[2]``."""
+    word = ast.unparse(node)
+    return {'true': True, 'false': False, 'none': None}.get(word.lower(), word)
