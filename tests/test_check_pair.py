@@ -235,7 +235,8 @@ def digits(tmp_path_factory):
     root = tmp_path_factory.mktemp('digits')
     tool('make_digits').make(root / 'data', size=96, train=2, val=40, test=1, seed=0)
     cfg = Config.fromfile(ROOT / 'configs/digits/mmkd.py')
-    cfg.val_dataloader.dataset.data_root = str(root / 'data') + '/'
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = str(root / 'data') + '/'
     return cfg
 
 
@@ -251,7 +252,6 @@ def test_names_in_another_order_than_the_files_are_a_no_go(digits):
     """MMDetection numbers classes as the file does, so every name would mean another digit."""
     cfg = copy.deepcopy(digits)
     order = list(reversed(cfg.train_dataloader.dataset.metainfo.classes))
-    cfg.train_dataloader.dataset.data_root = cfg.val_dataloader.dataset.data_root
     cfg.train_dataloader.dataset.metainfo.classes = order
     report = check(cfg, size=(96, 96))
     assert any('in the order of the file. Write classes=' in text for text in report.against)
