@@ -111,9 +111,32 @@ def test_shares_are_those_of_the_gradients(folder, capsys):
     for weight in (0.5, 1.0):
         check(pair(folder, recipe('hint', hint=dict(loss_weight=weight))))
         lines = capsys.readouterr().out.splitlines()
-        (line,) = [x for x in lines if x.startswith('| loss_kd_hint') and x.count('|') == 6]
+        (line,) = [x for x in lines if x.startswith('| loss_kd_hint') and x.count('|') == 8]
         shares.append(float(line.split('|')[4]))
     assert shares[1] == pytest.approx(2 * shares[0], rel=0.02)
+
+
+def test_the_weight_for_a_wanted_share_gives_it(folder, tmp_path):
+    """For every term, of the paper or not, by the command that a user would type."""
+    terms = {**recipe(), 'more': dict(type='DKD', loss_weight=0.3)}
+    path = pair(folder, terms).filename
+    call = [str(path), '--size', '64', '64', '--processes', '1', '--json', str(tmp_path / 'x.json')]
+
+    def losses(*more):
+        assert tool('check_pair').main([*call, *more]) == 0
+        found = json.loads((tmp_path / 'x.json').read_text())['losses']
+        return {each['key']: each for each in found if 'key' in each}
+
+    first = losses('--share', '0.05')
+    assert len(first) == 6 and all(each['wanted_share'] == 0.05 for each in first.values())
+    options = [f'{key}={each["weight_for_it"]!r}' for key, each in first.items()]
+    for each in losses('--cfg-options', *options).values():
+        assert each['share'] == pytest.approx(0.05, rel=1e-3)
+
+
+def test_a_share_that_cannot_be_is_refused(folder):
+    with pytest.raises(SystemExit, match='--share -1: it must be above 0'):
+        tool('check_pair').main([str(pair(folder).filename), '--share', '-1'])
 
 
 def test_a_term_out_of_proportion_is_warned_about(folder):

@@ -112,6 +112,7 @@ def check_pair(
     data: int = 0,
     download: bool = False,
     processes: int = 2,
+    share: float = 0.2,
 ) -> Report:
     """Check the pair of a config with one step; no weight is changed and no file written.
 
@@ -123,6 +124,8 @@ def check_pair(
             with training images, at the config's own scale.
         download: download checkpoints instead of replacing them by random weights.
         processes: number of processes in the trial under DDP; 1 skips it.
+        share: the norm of a term's gradient, as a multiple of the hard losses', for which the
+            ``loss_weight`` is told.
     """
     report = Report(found=dict(config=str(cfg.filename)))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -161,7 +164,7 @@ def check_pair(
     _sizes(cfg, model, size, report)
     if batch is None:
         batch = synthetic_batch(cfg, size, image, channels=channels)
-    _trial(model, batch, trained, '' if data else ' (on an invented picture)', report)
+    _trial(model, batch, trained, '' if data else ' (on an invented picture)', share, report)
     if processes > 1 and report.go:
         _under_ddp(cfg, processes, report)
     _epoch(cfg, report)
@@ -350,8 +353,11 @@ def _picture(
     return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
 
 
-def _trial(model: Any, batch: dict, trained: bool, on: str, report: Report) -> None:
-    """Run one step: losses, times, and each term's gradient relative to the hard losses'."""
+def _trial(
+    model: Any, batch: dict, trained: bool, on: str, wanted: float, report: Report
+) -> None:  # fmt: skip
+    """Run one step: losses, times, each term's gradient relative to the hard losses', and the
+    weight at which it would be the wanted share of theirs."""
     costs: dict[str, float] = {}
     _at_full_weight(model)
     data = model.data_preprocessor(copy.deepcopy(batch), True)
@@ -370,19 +376,25 @@ def _trial(model: Any, batch: dict, trained: bool, on: str, report: Report) -> N
            if p.requires_grad and not n.startswith(TERM_PREFIXES)]  # fmt: skip
     hard: Any = sum(v for k, v in single.items() if not k.startswith('loss_kd_'))
     gradient, took = _norm(hard, own)
-    rows = [['loss', 'value', 'gradient at the student', 'share', 'backward, ms']]
+    head = ['loss', 'value', 'gradient at the student', 'share', 'loss_weight']
+    rows = [[*head, f'for a share of {wanted:g}', 'backward, ms']]
     value = float(hard.detach())
-    rows.append(['the student alone', f'{value:.4g}', f'{gradient:.3g}', '', f'{took:.0f}'])
+    rows.append(['the student alone', f'{value:.4g}', f'{gradient:.3g}', '', '', '', f'{took:.0f}'])
     losses = [dict(loss='the student alone', value=value, gradient=gradient, backward=took)]
     for name, term in model.kd_terms.items():
         logged = log_name(name)
         part: Any = sum(v for k, v in single.items() if term_of(k, model.kd_terms) == name)
         norm, took = _norm(part, own)
         value, share, weight = float(part.detach()), norm / max(gradient, 1e-12), term.loss_weight
-        rows.append([logged, f'{value:.4g}', f'{norm:.3g}', f'{share:.3g}', f'{took:.0f}'])
+        fitting = None if term.share is not None or not share else weight * wanted / share
+        to_set = '' if fitting is None else f'{fitting:.2g}'
+        rows.append([logged, f'{value:.4g}', f'{norm:.3g}', f'{share:.3g}', f'{weight:g}',
+                     to_set if term.share is None else f'found: {term.share.share:g}',
+                     f'{took:.0f}'])  # fmt: skip
         losses.append(
             dict(loss=logged, key=f'model.distillation.{name}.loss_weight', loss_weight=weight,
-                 value=value, gradient=norm, share=share, backward=took)
+                 value=value, gradient=norm, share=share, backward=took,
+                 wanted_share=wanted, weight_for_it=fitting)
         )  # fmt: skip
         if term.share is not None:
             continue  # its weight is computed from this ratio

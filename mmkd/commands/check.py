@@ -34,6 +34,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='try the teacher on N images of the validation data (default: 200), and make the step '
         "with training images at the config's own scale",
     )  # fmt: skip
+    parser.add_argument(
+        '--share', type=float, default=0.2,
+        help="name for each term the loss_weight that makes its gradient this multiple of the hard "
+        "losses' (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument('--download', action='store_true', help='fetch checkpoints by URL')
     parser.add_argument('--processes', type=int, default=2, help='of the trial under DDP; 1: none')
     cli.add_shared_arguments(parser)
@@ -45,12 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.json and args.json != '-' and not args.json.endswith('.json'):
         stop(f'--json {args.json}: the name must end in .json; put the config before --json')
+    if not 0 < args.share < float('inf'):
+        stop(f'--share {args.share:g}: it must be above 0')
     warnings.simplefilter('ignore')
     to = contextlib.redirect_stdout(sys.stderr) if args.json == '-' else contextlib.nullcontext()
     with to:
         report = check_pair(
             cli.load_config(args), tuple(args.size), args.image, args.data, args.download,
-            args.processes,
+            args.processes, args.share,
         )  # fmt: skip
         for text in report.warnings:
             print(f'warning: {text}')
