@@ -53,6 +53,7 @@ PAIRS = {
 }
 CASCADE = 'mmdet::cascade_rcnn/cascade-rcnn_r101_fpn_1x_coco.py'
 TERMS = ('hint', 'all')
+RAZOR_METHODS = ('cwd', 'pkd', 'mgd', 'fbkd')
 RECIPES = sorted(
     p.stem for p in (ROOT / 'configs/_base_').glob('*.py') if p.stem not in ('chen2017', 'mmkd')
 )
@@ -167,8 +168,54 @@ class _Stub(types.ModuleType):
         return type(name, (), {})
 
 
-def razor(model: dict, algorithm: str, hints: list, device: str) -> Any:
-    """The same pair with the same hints as MMRazor has it."""
+def razor_hints(hints: list) -> tuple[dict, dict, dict]:
+    """Connectors, losses and where each loss reads, for hints with 1x1 connectors."""
+    connectors, losses, sides = {}, {}, {}
+    for i, pair in enumerate(hints):
+        connectors[f'connect{i}'] = dict(
+            type='ConvModuleConnector', in_channel=pair.shapes[0][1],
+            out_channel=pair.shapes[1][1], act_cfg=None,
+        )  # fmt: skip
+        losses[f'loss_fpn{i}'] = dict(
+            type='L2Loss', loss_weight=0.5, normalize=False, div_element=True
+        )
+        sides[f'loss_fpn{i}'] = {'s_feature': f'connect{i}', 't_feature': None}
+    return connectors, losses, sides
+
+
+def razor_method(recipe: str, term: dict, pairs: list) -> tuple[dict, dict, dict]:
+    """The same of a published method, with the settings of ours on the same layers."""
+    connectors, losses, sides = {}, {}, {}
+    for i, pair in enumerate(pairs):
+        width = pair.shapes[0][1]
+        name = f'loss_fpn{i}'
+        sides[name] = {'preds_S': None, 'preds_T': None}
+        if recipe == 'cwd':
+            losses[name] = dict(
+                type='ChannelWiseDivergence', tau=term['tau'], loss_weight=term['loss_weight']
+            )
+        elif recipe == 'pkd':
+            losses[name] = dict(type='PKDLoss', loss_weight=term['loss_weight'])
+        elif recipe == 'mgd':
+            losses[name] = dict(type='MGDLoss', alpha_mgd=term['loss_weight'])
+            connectors[f'connect{i}'] = dict(
+                type='MGDConnector', student_channels=width, teacher_channels=pair.shapes[1][1],
+                lambda_mgd=term['lambda_mgd'],
+            )  # fmt: skip
+            sides[name]['preds_S'] = f'connect{i}'
+        else:
+            losses[name] = dict(type='FBKDLoss')
+            for side in ('Student', 'Teacher'):
+                connectors[f'{side}{i}'] = dict(
+                    type=f'FBKD{side}Connector', in_channels=width, mode='dot_product',
+                    sub_sample=True, reduction=term['reduction'][i], maxpool_stride=term['pool'][i],
+                )  # fmt: skip
+            sides[name] = {'s_input': f'Student{i}', 't_input': f'Teacher{i}'}
+    return connectors, losses, sides
+
+
+def razor(model: dict, algorithm: str, method: tuple[dict, dict, dict], device: str) -> Any:
+    """The same pair and terms as MMRazor has them."""
     modules = ('mmrazor.structures.quantization', 'mmrazor.models.quantizers',
                'mmrazor.models.fake_quants', 'mmrazor.models.observers',
                'mmrazor.models.algorithms.quantization')  # fmt: skip
@@ -182,21 +229,15 @@ def razor(model: dict, algorithm: str, hints: list, device: str) -> Any:
     teacher = read_teacher_config(model['teacher_config']).model
     without_downloads(teacher)
     teacher['_scope_'] = 'mmdet'
-    recorders, connectors, losses, mappings = {}, {}, {}, {}
-    for i, pair in enumerate(hints):
-        name = f'fpn{i}'
-        recorders[name] = dict(type='ModuleOutputs', source=f'neck.fpn_convs.{i}.conv')
-        connectors[f'connect{i}'] = dict(
-            type='ConvModuleConnector', in_channel=pair.shapes[0][1],
-            out_channel=pair.shapes[1][1], act_cfg=None,
-        )  # fmt: skip
-        losses[f'loss_{name}'] = dict(
-            type='L2Loss', loss_weight=0.5, normalize=False, div_element=True
-        )
-        mappings[f'loss_{name}'] = dict(
-            s_feature=dict(from_student=True, recorder=name, connector=f'connect{i}'),
-            t_feature=dict(from_student=False, recorder=name),
-        )
+    connectors, losses, sides = method
+    recorders = dict(neck=dict(type='ModuleOutputs', source='neck'))
+    mappings = {}
+    for i, (loss, arguments) in enumerate(sides.items()):
+        mappings[loss] = {
+            name: dict(from_student=own, recorder='neck', data_idx=i)
+            | (dict(connector=connector) if connector else {})
+            for (name, connector), own in zip(arguments.items(), (True, False), strict=True)
+        }
     from mmrazor.registry import MODELS as RAZOR
 
     # Its other parts need what the stubs stand for.
@@ -274,7 +315,8 @@ def measure(
     }
     if with_razor and chosen == 'hint':
         for algorithm in ('SingleTeacherDistill', 'FpnTeacherDistill'):
-            network = razor(cfg.model, algorithm, model.kd_terms['hint'].pairs, device)
+            hints = razor_hints(model.kd_terms['hint'].pairs)
+            network = razor(cfg.model, algorithm, hints, device)
             actions[algorithm] = stepper(network, data, amp)
     times = rounds_of(actions, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
@@ -297,7 +339,7 @@ def measure(
 
 def measure_recipe(
     pair: str, recipe: str, rounds: int, device: str, amp: bool, accelerate: dict | None,
-    size: tuple[int, int] | None,
+    size: tuple[int, int] | None, with_razor: bool,
 ) -> dict:  # fmt: skip
     """What a published method's step costs above that of hints alone: milliseconds and MB."""
     _, own_size, images = PAIRS[pair]
@@ -307,7 +349,14 @@ def measure_recipe(
     data = synthetic_batch(configs['hint'], size or own_size, None, images)
     models = {name: built(cfg.model, device) for name, cfg in configs.items()}
     actions = {name: stepper(model, data, amp) for name, model in models.items()}
-    times, memory = rounds_of(actions, rounds), {n: peak(a, device) for n, a in actions.items()}
+    memory = {name: peak(action, device) for name, action in actions.items()}
+    if with_razor and recipe in RAZOR_METHODS:
+        (term,) = configs['recipe'].model.distillation.values()
+        pairs = models['recipe'].kd_terms[recipe].pairs
+        theirs = razor_method(recipe, term, pairs)
+        network = razor(configs['recipe'].model, 'FpnTeacherDistill', theirs, device)
+        actions['mmrazor'] = stepper(network, data, amp)
+    times = rounds_of(actions, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     apart = [r - h for h, r in zip(times['hint'], times['recipe'], strict=True)]
     quartiles = statistics.quantiles(apart, n=4)[::2] if rounds > 1 else apart * 2
@@ -341,7 +390,7 @@ def rounds_of(actions: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
 
 def recipe_table(results: list[dict]) -> str:
     columns = ['pair', 'recipe', 'hints alone', 'with the recipe', 'above hints', 'quartiles',
-               'memory above hints', 'parameters']  # fmt: skip
+               'memory above hints', 'parameters', 'MMRazor Fpn']  # fmt: skip
     lines = ['| ' + ' | '.join(columns) + ' |', '| --- ' * len(columns) + '|']
     for result in results:
         ms = result['milliseconds']
@@ -349,6 +398,8 @@ def recipe_table(results: list[dict]) -> str:
         cells = [result['pair'], result['recipe'], f'{ms["hint"]:.0f} ms', f'{ms["recipe"]:.0f} ms']
         cells += [f'{result["above_hints_ms"]:+.0f} ms', f'{low:+.0f} to {high:+.0f} ms']
         cells += [f'{result["above_hints_mb"]:+.1f} MB', f'{result["parameters"]:,}']
+        razors = ms.get('mmrazor')
+        cells += [f'{razors:.0f} ms (ours: {ms["recipe"] / razors:.2f})' if razors else '']
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
@@ -409,7 +460,7 @@ def main() -> None:
     size = args.size and tuple(args.size)
     for pair in args.pairs:
         for recipe in RECIPES if 'all' in (args.recipe or ()) else args.recipe or ():
-            settings = (args.rounds, device, args.amp, args.accelerate, size)
+            settings = (args.rounds, device, args.amp, args.accelerate, size, args.mmrazor)
             results.append(measure_recipe(pair, recipe, *settings))
             print(json.dumps(results[-1]), flush=True)
         for chosen in () if args.recipe else args.terms:
