@@ -74,6 +74,27 @@ def test_an_image_does_not_depend_on_how_many_there_are(small, tmp_path):
     assert all(mine[name] == fewer[name] for name in names)
 
 
+def test_images_listed_as_unlabelled_have_no_annotations(tmp_path):
+    given = {**SMALL, 'half': 'second', 'labelled': 2}
+    assert make_digits.make(tmp_path / 'out', **given)
+    assert not make_digits.make(tmp_path / 'out', **given)
+    lists = {
+        name: json.loads((tmp_path / f'out/{name}.json').read_text())
+        for name in ('train', 'labelled', 'unlabelled')
+    }
+    whole, first, others = lists.values()
+    assert first['images'] + others['images'] == whole['images'] and len(first['images']) == 2
+    assert first['annotations'] == [a for a in whole['annotations'] if a['image_id'] < 2]
+    assert others['annotations'] == [] and others['categories'] == whole['categories']
+    other = {**given, 'half': 'first'}
+    make_digits.make(tmp_path / 'other', **other)
+    mine, theirs = contents(tmp_path / 'out'), contents(tmp_path / 'other')
+    same = {name for name in mine if name.endswith('.jpg') and mine[name] == theirs[name]}
+    assert same == {n for n in mine if n.endswith('.jpg') and not n.startswith('train/')}
+    with pytest.raises(ValueError, match='--labelled 12: it must be above 0 and below --train 12'):
+        make_digits.make(tmp_path / 'wrong', **{**given, 'labelled': SMALL['train']})
+
+
 def test_splits_share_no_scan_and_no_column_of_a_photograph(monkeypatch, tmp_path):
     """A photograph whose pixels are their own column number shows which columns a split gets."""
     columns = np.broadcast_to(np.arange(640)[None, :, None], (427, 640, 3))
@@ -91,6 +112,16 @@ def test_splits_share_no_scan_and_no_column_of_a_photograph(monkeypatch, tmp_pat
     make_digits.make(tmp_path / 'out', **SMALL)
 
     assert set(seen) == {'train', 'val', 'test'}
+    whole, parts = seen['train'], []
+    for half in make_digits.HALVES:
+        make_digits.make(tmp_path / half, **SMALL, half=half)
+        parts.append(seen['train'])
+    for pick in (lambda p: [x.tobytes() for x in p[0]], lambda p: set(p[2][0][0, :, 0].tolist())):
+        first, second, all_ = (set(pick(p)) for p in (*parts, whole))
+        assert not first & second and first | second == all_
+        assert abs(len(first) - len(second)) <= 10
+    assert all(set(labels) == set(range(10)) for _, labels, _ in parts)
+    seen['train'] = whole
     digits = load_digits()
     every = [scan.tobytes() for scans, _, _ in seen.values() for scan in scans]
     assert len(every) == len(set(every)) == 1797

@@ -7,6 +7,11 @@ noisy, into crops of the photographs, and written as three COCO data sets (``tra
 column of each photograph. The same arguments give the same bytes.
 
     python tools/make_digits.py                 # data/digits/{train,val,test}{/,.json}
+
+With ``--half`` the training images are made of one half of the training split's scans and columns
+alone, so that two data sets share nothing but ``val`` and ``test``. With ``--labelled N`` the first
+N training images are listed in ``labelled.json`` too, and the others, without what is in them, in
+``unlabelled.json``.
 """
 
 import argparse
@@ -32,6 +37,7 @@ MARKER = 'made.json'
 VISIBLE = 0.3
 MIN_BOX = 6
 DIGITS = (2, 6)
+HALVES = ('first', 'second')
 
 
 def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -64,6 +70,17 @@ def split_columns(width: int) -> dict[str, tuple[int, int]]:
     taken = [x for start, end in columns.values() for x in range(start, end)]
     assert len(taken) == len(set(taken)), 'a stretch of photograph is in two splits'
     return columns
+
+
+def halve(
+    scans: np.ndarray, labels: np.ndarray, regions: list[np.ndarray], half: str, seed: int
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """One half of the scans of each class, and of the columns of each photograph."""
+    which = HALVES.index(half)
+    rng = np.random.default_rng([seed, 2])
+    own = [rng.permutation(np.flatnonzero(labels == label)) for label in range(len(CLASSES))]
+    kept = np.sort(np.concatenate([np.array_split(each, 2)[which] for each in own]))
+    return scans[kept], labels[kept], [np.array_split(r, 2, axis=1)[which] for r in regions]
 
 
 def background(regions: list[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
@@ -197,12 +214,13 @@ def write_split(
     regions: list[np.ndarray],
     digits: tuple[int, int],
     heights: tuple[float, float] | None,
+    stream: int = 1,
 ) -> None:
     """Write ``count`` images to folder/split and their COCO annotations to folder/split.json."""
     (folder / split).mkdir()
     images, annotations = [], []
     for index in range(count):
-        key = [seed, 1, SPLITS.index(split), index]
+        key = [seed, stream, SPLITS.index(split), index]
         pixels, objects = draw(scans, labels, regions, size, key, digits, heights)
         name = f'{index:06d}.jpg'
         target = str(folder / split / name)
@@ -227,6 +245,16 @@ def write_split(
     (folder / f'{split}.json').write_text(json.dumps(content))
 
 
+def list_apart(folder: Path, labelled: int) -> None:
+    """Write labelled.json, of the first training images, and unlabelled.json, of the others."""
+    content = json.loads((folder / 'train.json').read_text())
+    first, others = content['images'][:labelled], content['images'][labelled:]
+    boxes = [a for a in content['annotations'] if a['image_id'] < labelled]
+    for name, images, found in (('labelled', first, boxes), ('unlabelled', others, [])):
+        each = dict(content, images=images, annotations=found)
+        (folder / f'{name}.json').write_text(json.dumps(each))
+
+
 def is_complete(out: Path, parameters: dict) -> bool:
     """Whether ``out`` holds every image of a data set made with just these parameters."""
     marker = out / MARKER
@@ -248,6 +276,8 @@ def make(
     seed: int,
     digits: tuple[int, int] = DIGITS,
     heights: tuple[float, float] | None = None,
+    half: str | None = None,
+    labelled: int | None = None,
 ) -> bool:
     """Write the data set to ``out`` unless it is there already.
 
@@ -259,6 +289,8 @@ def make(
         train, val, test: number of images of each split.
         seed: seed of everything that is drawn.
         digits, heights: see :func:`draw`.
+        half: which half of the training split's scans and columns; None: all.
+        labelled: how many training images are listed apart; None: no lists.
 
     Returns:
         Whether anything was written.
@@ -278,11 +310,16 @@ def make(
             f'--heights {heights[0]:g} {heights[1]:g}: smallest first, from {MIN_BOX} pixels to '
             f'half of --size {size}'
         )
+    if labelled is not None and not 0 < labelled < train:
+        raise ValueError(f'--labelled {labelled}: it must be above 0 and below --train {train}')
     parameters: dict = dict(version=VERSION, size=size, train=train, val=val, test=test, seed=seed)
     if digits != DIGITS:
         parameters['digits'] = list(digits)
     if heights is not None:
         parameters['heights'] = list(heights)
+    for name, value in (('half', half), ('labelled', labelled)):
+        if value is not None:
+            parameters[name] = value
     if is_complete(out, parameters):
         print(f'{out} is there and complete ({train}/{val}/{test} images of {size}x{size})')
         return False
@@ -305,10 +342,16 @@ def make(
                 left, right = split_columns(photo.shape[1])[split]
                 regions.append(photo[:, left:right])
             own = indices[split]
+            images, labels = scans.images[own], scans.target[own]
+            stream = 1
+            if split == 'train' and half is not None:
+                images, labels, regions = halve(images, labels, regions, half, seed)
+                stream = 3 + HALVES.index(half)  # else both would have digits in the same places
             write_split(
-                partial, split, count, size, seed, scans.images[own], scans.target[own], regions,
-                digits, heights,
-            )  # fmt: skip
+                partial, split, count, size, seed, images, labels, regions, digits, heights, stream
+            )
+        if labelled is not None:
+            list_apart(partial, labelled)
         (partial / MARKER).write_text(json.dumps(parameters))
         if out.exists():
             shutil.rmtree(out)
@@ -337,11 +380,16 @@ def main() -> int:
         '--heights', type=float, nargs=2, metavar=('LOW', 'HIGH'),
         help='heights of digits in pixels; default: 12 to 0.4 of the image',
     )  # fmt: skip
+    parser.add_argument('--half', choices=HALVES, help="of the training split's scans and columns")
+    parser.add_argument('--labelled', type=int, help='training images that are listed apart')
     args = parser.parse_args()
     heights = tuple(args.heights) if args.heights else None
     counts = (args.train, args.val, args.test)
     try:
-        make(args.out, args.size, *counts, args.seed, tuple(args.digits), heights)
+        make(
+            args.out, args.size, *counts, args.seed, tuple(args.digits), heights,
+            args.half, args.labelled,
+        )  # fmt: skip
     except (ValueError, FileExistsError) as error:
         print(f'make_digits: {error}', file=sys.stderr)
         return 1
