@@ -23,13 +23,14 @@ from .options.adapters import KINDS
 from .options.resolution import Resolution
 from .options.schedule import WeightSchedule
 from .options.share import GradientShare
+from .options.unlabelled import PseudoLabels, Unlabelled
 
 UNTRAINED = 'random'
 """The ``teacher_ckpt`` of a teacher that is left untrained, for tests."""
 TERM_PREFIXES = ('kd_terms.', 'kd_adapters.')
 """How the keys of what a distilled checkpoint holds beside the plain student begin; the second is
 that of earlier versions, which had no terms but hints."""
-SETTINGS = ('start', 'resolution', 'classes', 'accelerate', 'check_teacher')
+SETTINGS = ('start', 'resolution', 'classes', 'accelerate', 'check_teacher', 'unlabelled')
 """The entries of ``distillation`` that are no terms."""
 PAPER_TERMS = {
     'rpn_cls': ('rpn', 'cls'),
@@ -98,6 +99,7 @@ class Recipe:
     acceleration: Acceleration
     resolution: Resolution | None
     classes: dict = field(default_factory=dict)
+    unlabelled: PseudoLabels = field(default_factory=PseudoLabels)
 
 
 def read_recipe(distillation: Any) -> Recipe:
@@ -130,7 +132,10 @@ def read_recipe(distillation: Any) -> Recipe:
             f'distillation.{" and distillation.".join(twice)} would both be logged as '
             f'{log_name(twice[0])}: rename one'
         )
-    return Recipe(terms, start == 'teacher', check_teacher, acceleration, resolution, classes)
+    return Recipe(
+        terms, start == 'teacher', check_teacher, acceleration, resolution, classes,
+        PseudoLabels(Unlabelled.of(given.get('unlabelled'))),
+    )  # fmt: skip
 
 
 def _read_term(key: str, given: Any) -> TermConfig:

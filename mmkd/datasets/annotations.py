@@ -108,7 +108,8 @@ def leaves(dataset: Any) -> Iterator[dict]:
         for part in dataset:
             yield from leaves(part)
     elif isinstance(dataset, dict):
-        inner = [dataset[key] for key in ('dataset', 'datasets') if key in dataset]
+        keys = ('dataset', 'datasets', 'labelled')  # the last of a mixed one
+        inner = [dataset[key] for key in keys if dataset.get(key)]
         yield from leaves(inner) if inner else [dataset]
 
 
@@ -149,7 +150,9 @@ def _join(root: str, path: str) -> str:
     return osp.join(root, path) if root and not osp.isabs(path) and '://' not in path else path
 
 
-def read_coco(path: str, what: str) -> dict[str, list[dict]]:
+def read_coco(
+    path: str, what: str, lists: Sequence[str] = ('images', 'annotations', 'categories')
+) -> dict[str, list[dict]]:
     """Read the images, annotations and categories of a COCO file; ``what`` names it in messages.
 
     Raises:
@@ -164,7 +167,6 @@ def read_coco(path: str, what: str) -> dict[str, list[dict]]:
     except ValueError as error:
         state = 'are an empty file' if not osp.getsize(path) else f'are not JSON ({error})'
         raise AnnotationError(f'{what} {state}: write or copy the file again') from None
-    lists = ('images', 'annotations', 'categories')
     for name in lists:
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):

@@ -35,17 +35,18 @@ def require_intact_images(dataset: Any) -> None:
     Args:
         dataset: a built data set, or a wrapper round one or several; changed in place.
     """
-    for load in _image_loaders(dataset):
-        load.transform = functools.partial(_load_intact, load)
+    for load in transforms_in(dataset):
+        own = isinstance(load, LoadImageFromFile)
+        if own and type(load).transform is LoadImageFromFile.transform:
+            load.transform = functools.partial(_load_intact, load)
 
 
-def _image_loaders(node: Any) -> Iterator[LoadImageFromFile]:
-    """The transforms that load images, also those inside wrappers."""
+def transforms_in(node: Any) -> Iterator[Any]:
+    """The transforms of a data set or a pipeline, also those inside wrappers."""
     inside: Any = []
-    if isinstance(node, LoadImageFromFile):
-        if type(node).transform is LoadImageFromFile.transform:
-            yield node
-    elif isinstance(node, (list, tuple)):
+    if isinstance(node, BaseTransform):
+        yield node
+    if isinstance(node, (list, tuple)):
         inside = node
     elif isinstance(node, dict):
         inside = node.values()
@@ -55,7 +56,7 @@ def _image_loaders(node: Any) -> Iterator[LoadImageFromFile]:
         own = getattr(node, '__dict__', {})
         inside = [own[k] for k in ('pipeline', 'dataset', 'datasets', '_dataset') if k in own]
     for each in inside:
-        yield from _image_loaders(each)
+        yield from transforms_in(each)
 
 
 def _load_intact(load: LoadImageFromFile, results: dict) -> dict | None:

@@ -157,7 +157,7 @@ class TrainingChecksHook(Hook):
         require_trainable(model, runner.optim_wrapper)
         _require_begun(model, runner)
         teacher = model.teacher
-        if teacher is None or not model.kd_terms:
+        if teacher is None or not (model.kd_terms or model.unlabelled.asks):
             model.guarded = True
             return
         loader = None if getattr(runner, 'resumed_from', None) else runner.train_dataloader
