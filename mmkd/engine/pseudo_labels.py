@@ -8,6 +8,7 @@ written when all images are done.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
 import json
@@ -162,6 +163,8 @@ def labeller_of(
             f'({", ".join(theirs[:4])}): set metainfo=dict(classes=[...]) of its data sets'
         )
     student = theirs if student is None else student
+    if classes is not None:
+        _require_known(classes, theirs, name)
     try:
         indices = ClassMap(student, theirs, names).indices
     except ValueError as error:
@@ -186,6 +189,18 @@ def labeller_of(
         min_score=min_score,
     )
     return Labeller(teacher.network, pipeline, list(student), labels, info)
+
+
+def _require_known(classes: dict[str, str], known: Sequence[str], name: str) -> None:
+    for own, their in classes.items():
+        if their not in known:
+            near = difflib.get_close_matches(their, known, 3, 0)
+            raise LabelsError(f'{name} has no class {their!r}; near ones: {", ".join(near)}')
+        twice = [other for other, same in classes.items() if same == their and other != own]
+        if twice:
+            raise LabelsError(
+                f'class {their!r} of {name} is to be {own!r} and {twice[0]!r}: choose'
+            )
 
 
 def _pipeline(cfg: Config, own: Config, name: str, pairs_own_view: bool) -> list:
