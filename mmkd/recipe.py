@@ -394,8 +394,13 @@ def check_model(constructor: Callable, given: dict, eval_teacher: bool) -> None:
 # --------------------------------------------------------------------------------- the two configs
 
 
-def read_config(config: str | Path | dict) -> Config:
-    """Resolve a config: a path, a name (``mmdet::...``, or ``mmkd::...`` of mmkd's own), a dict."""
+def read_config(config: str | Path | dict | Config) -> Config:
+    """Resolve a config: a path, a name (``mmdet::...``, or ``mmkd::...`` of mmkd's own), a dict.
+
+    One that has been read already is copied.
+    """
+    if isinstance(config, Config):
+        return copy.deepcopy(config)
     if isinstance(config, dict):
         return Config(copy.deepcopy(dict(config)))
     path = str(config)
@@ -404,7 +409,7 @@ def read_config(config: str | Path | dict) -> Config:
     return get_config(path) if '::' in path else Config.fromfile(path)
 
 
-def read_teacher_config(config: str | Path | dict | None) -> Config:
+def read_teacher_config(config: str | Path | dict | Config | None) -> Config:
     """Resolve ``teacher_config``: a path, an ``mmdet::...`` name of the installed package, a dict.
 
     Raises:
@@ -415,8 +420,8 @@ def read_teacher_config(config: str | Path | dict | None) -> Config:
             'model.teacher_config is missing: name the config that teacher_ckpt was trained with, '
             'a path or an mmdet:: name'
         )
-    path = str(config)
-    if not isinstance(config, dict) and '::' not in path and not os.path.isfile(path):
+    path = '' if isinstance(config, dict | Config) else str(config)
+    if path and '::' not in path and not os.path.isfile(path):
         raise MissingFileError('teacher_config', path)
     try:
         resolved = read_config(config)

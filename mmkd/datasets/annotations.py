@@ -135,7 +135,7 @@ def _check_dataset(dataset: dict, who: str) -> None:
     content = read_coco(path, what)
     _check_coco(content, what, classes)
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
-    _check_images(content['images'], _join(root, prefix), what, _loads_pictures(dataset))
+    _check_images(content['images'], _join(root, prefix), what, loads_pictures(dataset))
 
 
 def _reads_coco(cls: Any) -> bool:
@@ -153,7 +153,7 @@ def _join(root: str, path: str) -> str:
 def read_coco(
     path: str, what: str, lists: Sequence[str] = ('images', 'annotations', 'categories')
 ) -> dict[str, list[dict]]:
-    """Read the images, annotations and categories of a COCO file; ``what`` names it in messages.
+    """Read a COCO file; ``what`` names it in messages, ``lists`` are those that it has to have.
 
     Raises:
         AnnotationError: there is no such file, or it has another content.
@@ -325,7 +325,7 @@ def _boxes(annotations: list[dict], what: str) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
-def _loads_pictures(dataset: dict) -> bool:
+def loads_pictures(dataset: dict) -> bool:
     """Whether the files are pictures for Pillow too; a loader of one's own may read others."""
     loaders = [t for t in dataset.get('pipeline') or () if isinstance(t, dict)]
     return any(

@@ -8,9 +8,12 @@ would take hours on network storage, so each file is checked when it is loaded.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
@@ -18,6 +21,7 @@ from mmengine import fileio
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image, UnidentifiedImageError
 
 _WAY_OUT = 'copy it again, or take it out of the annotation file'
 
@@ -118,6 +122,31 @@ def cut_short(content: bytes) -> str | None:
             return None if content.rfind(b'\xff\xd9', at) > 0 else 'JPEG'
         at += 1 if marker == b'\xff' else 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
     return 'JPEG'
+
+
+def unreadable(paths: Sequence[str], pictures: bool = True) -> dict[str, str]:
+    """Why files cannot be images, as far as their first bytes tell, by path.
+
+    Args:
+        paths: of the files.
+        pictures: whether OpenCV or Pillow have to be able to read them.
+    """
+
+    def look(path: str) -> str | None:
+        try:
+            if not os.path.getsize(path):
+                return 'it is an empty file'
+            if pictures and not cv2.haveImageReader(path):
+                with Image.open(path):
+                    return None
+        except UnidentifiedImageError:
+            return 'it is no image'
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    with ThreadPoolExecutor(16) as pool:  # it is the disk, or the network, that takes the time
+        return {p: why for p, why in zip(paths, pool.map(look, paths), strict=True) if why}
 
 
 class IntactImagesHook(Hook):

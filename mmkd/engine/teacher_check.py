@@ -26,7 +26,7 @@ from ..options.acceleration import input_channels
 from ..options.resolution import View
 from ..recipe import UNTRAINED, TeacherError
 from ..shipped import command
-from .random_state import random_state, set_random_state
+from .random_state import random_state_kept
 
 IMAGE_COUNTS = (32, 64, 128, 256, 512)
 """Numbers of images after which preprocessings are compared; the last one is the limit."""
@@ -88,7 +88,7 @@ def check_teacher(model: Any, loader: Any) -> str:
         ours, theirs = (_classes(each) for each in (model, network))
         if ours != theirs:
             return f'teacher check: skipped, it has {theirs} classes and the student {ours}'
-    with _random_state_kept():
+    with random_state_kept():
         own, others = _look(model, loader, indices, by_class)
     boxes = sum(map(len, own))
     if _few(own):
@@ -260,15 +260,6 @@ def _classes(detector: Any) -> int | None:
     head = getattr(getattr(detector, 'roi_head', detector), 'bbox_head', None)
     head = head[0] if isinstance(head, torch.nn.ModuleList) else head
     return getattr(head, 'num_classes', None)
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
 
 
 def _with_own_pipeline(dataset: Any) -> Any:
