@@ -13,6 +13,7 @@ from .datasets.two_views import TwoViews  # noqa: E402
 from .engine.guard import guard  # noqa: E402
 from .engine.runner import DistillationRunner  # noqa: E402
 from .engine.testing import RelabelledTestLoop  # noqa: E402
+from .engine.unlabelled import mixed_dataloader  # noqa: E402
 from .io import checkpoint  # noqa: E402
 from .methods import (  # noqa: E402
     AT,
@@ -89,5 +90,6 @@ __all__ = [
     '__version__',
     'base',
     'guard',
+    'mixed_dataloader',
     'plain_student',
 ]

@@ -14,11 +14,14 @@ COMMANDS = {
     'train': 'train a detector, with or without distillation; --gpus N',
     'test': 'test a detector; --gpus N',
     'compare': 'train a pair and its own baseline over seeds: a table with intervals, a report',
+    'pseudo-label': 'label images with a detector: a COCO file with scores; --gpus N',
     'publish': "write the plain student's weights, config and model card",
     'replay': 'repeat a step whose loss was not finite, and name the layer',
     'terms': 'list the terms of distillation, and what each needs',
     'demo': 'teach a small detector of digits: data, training, table and report in minutes',
 }
+ON_GPUS = ('train', 'test', 'pseudo-label')
+"""The commands that take ``--gpus``."""
 
 
 def usage() -> str:
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f'did you mean {near[0]}?' if near else f'the commands are {", ".join(COMMANDS)}'
         print(f'error: mmkd has no command {command!r}; {hint}', file=sys.stderr)
         return 2
-    if command in ('train', 'test') and any(a.partition('=')[0] == '--gpus' for a in arguments):
+    if command in ON_GPUS and any(a.partition('=')[0] == '--gpus' for a in arguments):
         launch(arguments)
     sys.argv = [f'mmkd {command}', *arguments[1:]]  # what argparse says of itself
     module = importlib.import_module(f'mmkd.commands.{command.replace("-", "_")}')

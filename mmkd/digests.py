@@ -18,3 +18,9 @@ def sha256(tensor: Tensor) -> str:
     """SHA-256 of a tensor's numbers, in hexadecimal digits."""
     numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(numbers).hexdigest()
+
+
+def digest(digests: dict[str, str]) -> str:
+    """One hash of the digests of all tensors, 16 hexadecimal digits."""
+    lines = '\n'.join(f'{name} {each}' for name, each in digests.items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -23,13 +23,14 @@ from .options.adapters import KINDS
 from .options.resolution import Resolution
 from .options.schedule import WeightSchedule
 from .options.share import GradientShare
+from .options.unlabelled import PseudoLabels, Unlabelled
 
 UNTRAINED = 'random'
 """The ``teacher_ckpt`` of a teacher that is left untrained, for tests."""
 TERM_PREFIXES = ('kd_terms.', 'kd_adapters.')
 """How the keys of what a distilled checkpoint holds beside the plain student begin; the second is
 that of earlier versions, which had no terms but hints."""
-SETTINGS = ('start', 'resolution', 'classes', 'accelerate', 'check_teacher')
+SETTINGS = ('start', 'resolution', 'classes', 'accelerate', 'check_teacher', 'unlabelled')
 """The entries of ``distillation`` that are no terms."""
 PAPER_TERMS = {
     'rpn_cls': ('rpn', 'cls'),
@@ -98,6 +99,7 @@ class Recipe:
     acceleration: Acceleration
     resolution: Resolution | None
     classes: dict = field(default_factory=dict)
+    unlabelled: PseudoLabels = field(default_factory=PseudoLabels)
 
 
 def read_recipe(distillation: Any) -> Recipe:
@@ -130,7 +132,10 @@ def read_recipe(distillation: Any) -> Recipe:
             f'distillation.{" and distillation.".join(twice)} would both be logged as '
             f'{log_name(twice[0])}: rename one'
         )
-    return Recipe(terms, start == 'teacher', check_teacher, acceleration, resolution, classes)
+    return Recipe(
+        terms, start == 'teacher', check_teacher, acceleration, resolution, classes,
+        PseudoLabels(Unlabelled.of(given.get('unlabelled'))),
+    )  # fmt: skip
 
 
 def _read_term(key: str, given: Any) -> TermConfig:
@@ -389,8 +394,13 @@ def check_model(constructor: Callable, given: dict, eval_teacher: bool) -> None:
 # --------------------------------------------------------------------------------- the two configs
 
 
-def read_config(config: str | Path | dict) -> Config:
-    """Resolve a config: a path, a name (``mmdet::...``, or ``mmkd::...`` of mmkd's own), a dict."""
+def read_config(config: str | Path | dict | Config) -> Config:
+    """Resolve a config: a path, a name (``mmdet::...``, or ``mmkd::...`` of mmkd's own), a dict.
+
+    One that has been read already is copied.
+    """
+    if isinstance(config, Config):
+        return copy.deepcopy(config)
     if isinstance(config, dict):
         return Config(copy.deepcopy(dict(config)))
     path = str(config)
@@ -399,7 +409,7 @@ def read_config(config: str | Path | dict) -> Config:
     return get_config(path) if '::' in path else Config.fromfile(path)
 
 
-def read_teacher_config(config: str | Path | dict | None) -> Config:
+def read_teacher_config(config: str | Path | dict | Config | None) -> Config:
     """Resolve ``teacher_config``: a path, an ``mmdet::...`` name of the installed package, a dict.
 
     Raises:
@@ -410,8 +420,8 @@ def read_teacher_config(config: str | Path | dict | None) -> Config:
             'model.teacher_config is missing: name the config that teacher_ckpt was trained with, '
             'a path or an mmdet:: name'
         )
-    path = str(config)
-    if not isinstance(config, dict) and '::' not in path and not os.path.isfile(path):
+    path = '' if isinstance(config, dict | Config) else str(config)
+    if path and '::' not in path and not os.path.isfile(path):
         raise MissingFileError('teacher_config', path)
     try:
         resolved = read_config(config)

@@ -108,7 +108,8 @@ def leaves(dataset: Any) -> Iterator[dict]:
         for part in dataset:
             yield from leaves(part)
     elif isinstance(dataset, dict):
-        inner = [dataset[key] for key in ('dataset', 'datasets') if key in dataset]
+        keys = ('dataset', 'datasets', 'labelled')  # the last of a mixed one
+        inner = [dataset[key] for key in keys if dataset.get(key)]
         yield from leaves(inner) if inner else [dataset]
 
 
@@ -134,7 +135,7 @@ def _check_dataset(dataset: dict, who: str) -> None:
     content = read_coco(path, what)
     _check_coco(content, what, classes)
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
-    _check_images(content['images'], _join(root, prefix), what, _loads_pictures(dataset))
+    _check_images(content['images'], _join(root, prefix), what, loads_pictures(dataset))
 
 
 def _reads_coco(cls: Any) -> bool:
@@ -149,8 +150,10 @@ def _join(root: str, path: str) -> str:
     return osp.join(root, path) if root and not osp.isabs(path) and '://' not in path else path
 
 
-def read_coco(path: str, what: str) -> dict[str, list[dict]]:
-    """Read the images, annotations and categories of a COCO file; ``what`` names it in messages.
+def read_coco(
+    path: str, what: str, lists: Sequence[str] = ('images', 'annotations', 'categories')
+) -> dict[str, list[dict]]:
+    """Read a COCO file; ``what`` names it in messages, ``lists`` are those that it has to have.
 
     Raises:
         AnnotationError: there is no such file, or it has another content.
@@ -164,7 +167,6 @@ def read_coco(path: str, what: str) -> dict[str, list[dict]]:
     except ValueError as error:
         state = 'are an empty file' if not osp.getsize(path) else f'are not JSON ({error})'
         raise AnnotationError(f'{what} {state}: write or copy the file again') from None
-    lists = ('images', 'annotations', 'categories')
     for name in lists:
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
@@ -323,7 +325,7 @@ def _boxes(annotations: list[dict], what: str) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
-def _loads_pictures(dataset: dict) -> bool:
+def loads_pictures(dataset: dict) -> bool:
     """Whether the files are pictures for Pillow too; a loader of one's own may read others."""
     loaders = [t for t in dataset.get('pipeline') or () if isinstance(t, dict)]
     return any(

@@ -8,9 +8,12 @@ would take hours on network storage, so each file is checked when it is loaded.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform, LoadImageFromFile
@@ -18,6 +21,7 @@ from mmengine import fileio
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image, UnidentifiedImageError
 
 _WAY_OUT = 'copy it again, or take it out of the annotation file'
 
@@ -35,17 +39,18 @@ def require_intact_images(dataset: Any) -> None:
     Args:
         dataset: a built data set, or a wrapper round one or several; changed in place.
     """
-    for load in _image_loaders(dataset):
-        load.transform = functools.partial(_load_intact, load)
+    for load in transforms_in(dataset):
+        own = isinstance(load, LoadImageFromFile)
+        if own and type(load).transform is LoadImageFromFile.transform:
+            load.transform = functools.partial(_load_intact, load)
 
 
-def _image_loaders(node: Any) -> Iterator[LoadImageFromFile]:
-    """The transforms that load images, also those inside wrappers."""
+def transforms_in(node: Any) -> Iterator[Any]:
+    """The transforms of a data set or a pipeline, also those inside wrappers."""
     inside: Any = []
-    if isinstance(node, LoadImageFromFile):
-        if type(node).transform is LoadImageFromFile.transform:
-            yield node
-    elif isinstance(node, (list, tuple)):
+    if isinstance(node, BaseTransform):
+        yield node
+    if isinstance(node, (list, tuple)):
         inside = node
     elif isinstance(node, dict):
         inside = node.values()
@@ -55,7 +60,7 @@ def _image_loaders(node: Any) -> Iterator[LoadImageFromFile]:
         own = getattr(node, '__dict__', {})
         inside = [own[k] for k in ('pipeline', 'dataset', 'datasets', '_dataset') if k in own]
     for each in inside:
-        yield from _image_loaders(each)
+        yield from transforms_in(each)
 
 
 def _load_intact(load: LoadImageFromFile, results: dict) -> dict | None:
@@ -117,6 +122,31 @@ def cut_short(content: bytes) -> str | None:
             return None if content.rfind(b'\xff\xd9', at) > 0 else 'JPEG'
         at += 1 if marker == b'\xff' else 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
     return 'JPEG'
+
+
+def unreadable(paths: Sequence[str], pictures: bool = True) -> dict[str, str]:
+    """Why files cannot be images, as far as their first bytes tell, by path.
+
+    Args:
+        paths: of the files.
+        pictures: whether OpenCV or Pillow have to be able to read them.
+    """
+
+    def look(path: str) -> str | None:
+        try:
+            if not os.path.getsize(path):
+                return 'it is an empty file'
+            if pictures and not cv2.haveImageReader(path):
+                with Image.open(path):
+                    return None
+        except UnidentifiedImageError:
+            return 'it is no image'
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    with ThreadPoolExecutor(16) as pool:  # it is the disk, or the network, that takes the time
+        return {p: why for p, why in zip(paths, pool.map(look, paths), strict=True) if why}
 
 
 class IntactImagesHook(Hook):

@@ -31,6 +31,7 @@ from ..options.resolution import (
     scales_key,
     transform_name,
 )
+from ..options.unlabelled import Unlabelled
 from ..recipe import require_dict, terms_on
 
 # They change pixels without moving them, by draws that mmcv's cache_random_params can repeat.
@@ -213,11 +214,13 @@ def at_teachers_scale(cfg: Config) -> Config:
 
 
 def needs_view(distillation: dict) -> bool:
-    """Whether a term is on and the two scales differ."""
+    """Whether a term, or a search for labels, is on, and the two scales differ."""
     resolution = Resolution.of(distillation.get('resolution'))
     if resolution is None or resolution.student == resolution.teacher:
         return False
-    return bool(terms_on(distillation))
+    unlabelled = Unlabelled.of(distillation.get('unlabelled'))
+    asks = unlabelled is not None and unlabelled.view == 'student'
+    return asks or bool(terms_on(distillation))
 
 
 def _wrap(pipeline: list, resolution: Resolution) -> list:

@@ -123,7 +123,7 @@ def _is_here(checkpoint: str | None) -> bool:
 
 def head_classes(model: Any) -> int | None:
     """``num_classes`` of the (first) box head in a model config, else None."""
-    head = (model.get('roi_head') or {}).get('bbox_head')
+    head = (model.get('roi_head') or model).get('bbox_head')
     head = head[0] if isinstance(head, (list, tuple)) else head
     return (head or {}).get('num_classes')
 

@@ -13,6 +13,7 @@ from ..options.class_map import first_names
 from .class_names import teacher_names
 from .summary import startup_table
 from .training_checks import TrainingSetupError, check_teaching
+from .unlabelled import check_data, set_thresholds
 from .wrappers import distils, unwrap
 
 
@@ -27,7 +28,8 @@ def guard(model: nn.Module, train_dataloader: DataLoader) -> None:
         train_dataloader: of the training data, with MMDetection's data set.
 
     Raises:
-        ValueError: the data number their classes in another order than their names.
+        ValueError: the data number their classes in another order than their names; the unlabelled
+            images are not in the data.
         TrainingSetupError: teacher and student have other classes, and no class map.
         TeacherError: the teacher is not frozen, does not detect, or its files are missing.
     """
@@ -35,16 +37,21 @@ def guard(model: nn.Module, train_dataloader: DataLoader) -> None:
     if not distils(detector):
         return
     require_teacher(detector)
-    if not detector.kd_terms:
+    data = train_dataloader.dataset
+    own = list((getattr(data, 'metainfo', None) or {}).get('classes') or [])
+    labels = detector.unlabelled
+    if labels.on:
+        set_thresholds(labels, own)
+        check_data(labels, data)
+    if not detector.kd_terms and not labels.asks:
         detector.guarded = True
         return
-    data = train_dataloader.dataset
     check_labels(data)
     check_same_labels(data, None)
     require_intact_images(data)
-    own = list((getattr(data, 'metainfo', None) or {}).get('classes') or [])
     theirs = teacher_names(detector.teacher.config, detector.teacher.source)
-    if detector.classes is None and 'rcnn' in detector.sites and theirs not in (None, own) and own:
+    by_class = 'rcnn' in detector.sites or labels.asks
+    if detector.classes is None and by_class and theirs not in (None, own) and own:
         raise TrainingSetupError(
             f'the student has the classes {first_names(own)} and the teacher '
             f'{first_names(theirs)}, in other numbers or another order, and they are not mapped: '

@@ -10,7 +10,7 @@ import sys
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import get_rank, get_world_size, init_dist
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -26,17 +26,38 @@ def build_runner(cfg: Config) -> Runner:
             that cannot be written.
     """
     check_work_dir(cfg.work_dir)
-    if cfg.launcher == 'pytorch':
-        check_devices()
-    if cfg.launcher != 'none' and get_device() == 'cpu':
-        if cfg.launcher != 'pytorch':
-            stop(
-                f'--launcher {cfg.launcher} needs a GPU, and this machine shows none: '
-                'for processes on CPUs use `mmkd train --gpus N`, or tools/dist_train.sh'
-            )
+    if _on_cpus(cfg.launcher):
         _use_gloo(cfg)
     with reporting_full_disk(cfg.work_dir):
         return RUNNERS.build(cfg)
+
+
+def join_processes(launcher: str) -> None:
+    """Joins the processes that ``launcher`` has started, for work that exchanges no tensors.
+
+    Raises:
+        SystemExit: see :func:`build_runner`.
+    """
+    on_cpus = _on_cpus(launcher)
+    # One may wait long for another that has more to do.
+    if on_cpus:
+        torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(days=7))
+    elif launcher != 'none':
+        init_dist(launcher, backend='gloo', timeout=7 * 24 * 3600)
+
+
+def _on_cpus(launcher: str) -> bool:
+    """Whether there are several processes, and no GPU for them."""
+    if launcher == 'pytorch':
+        check_devices()
+    if launcher == 'none' or get_device() != 'cpu':
+        return False
+    if launcher != 'pytorch':
+        stop(
+            f'--launcher {launcher} needs a GPU, and this machine shows none: '
+            'for processes on CPUs use `mmkd train --gpus N`, or tools/dist_train.sh'
+        )
+    return True
 
 
 def check_devices() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,3 +48,13 @@ def random_state(cuda: bool = True) -> dict:
         'torch': torch.get_rng_state(),
         'cuda': torch.cuda.get_rng_state() if cuda and torch.cuda.is_available() else None,
     }
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """What is drawn inside does not count outside."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

@@ -41,6 +41,7 @@ from .step_dump import StepDumpHook, image_files
 from .student_class import keep_detector
 from .summary import SummaryHook
 from .training_checks import InputChecksHook, TrainingChecksHook
+from .unlabelled import UnlabelledHook, mixed_dataloader, settings_of
 from .work_dir import DiskSpaceHook, WorkDirError, WorkDirHook
 from .wrappers import optimizers, unwrap
 
@@ -125,7 +126,8 @@ class DistillationRunner(Runner):
         self.register_hook(self._steps, priority='LOWEST')
         self.register_hook(self._divergence)
         self._folders = WorkDirHook()
-        for hook in (self._folders, FromPlainHook(), InputChecksHook(), SummaryHook()):
+        first = (self._folders, FromPlainHook(), InputChecksHook(), UnlabelledHook(), SummaryHook())
+        for hook in first:
             self.register_hook(hook, priority='HIGHEST')
         for hook in (TrainingChecksHook(), IntactImagesHook(), ToPlainHook()):
             self.register_hook(hook, priority='LOWEST')
@@ -167,7 +169,8 @@ class DistillationRunner(Runner):
         with _naming_both_places(self.cfg):
             require_teacher(unwrap(self.model))
         check_num_classes(self.cfg)
-        check_annotations(self._train_dataloader, 'train')
+        if getattr(settings_of(self.model), 'share', 0) < 1:  # else it is not used
+            check_annotations(self._train_dataloader, 'train')
         check_annotations(self._val_dataloader, 'val')
         check_evaluator(self._val_evaluator, self._val_dataloader, 'val')
         earlier = None if self._resume else latest_checkpoint(self.work_dir)
@@ -264,12 +267,19 @@ class DistillationRunner(Runner):
     def build_train_loop(self, loop: Any) -> Any:
         """Builds the loop with workers whose random state is saved and restored."""
         config = self._train_dataloader
-        if isinstance(loop, BaseLoop) or self._checkpoints is None:
+        if isinstance(loop, BaseLoop):
             return super().build_train_loop(loop)
-        if isinstance(config, dict):
+        given = mixed_dataloader(config, self.model, self.cfg) if isinstance(config, dict) else None
+        if self._checkpoints is None:
+            self._train_dataloader = given or config
+            try:
+                return super().build_train_loop(loop)
+            finally:
+                self._train_dataloader = config
+        if given is not None:
             # An iteration-based loop starts the workers when it is built.
             self._train_dataloader = self.build_dataloader(
-                config,
+                given,
                 seed=self.seed,
                 diff_rank_seed=self._randomness_cfg.get('diff_rank_seed', False),
             )

@@ -90,8 +90,10 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
         if student.resolution is not None:
             (w, h), (width, height) = student.resolution.student, student.resolution.teacher
             row('  pixels', f'{width}x{height}, where the student sees {w}x{h}')
-        elif student.kd_terms and not student.teacher_inputs.same:
+        elif hasattr(student, 'teacher_inputs') and not student.teacher_inputs.same:
             row('  pixels', 'another normalisation or channel order than the student: converted')
+    for label, text in student.unlabelled.table:
+        row(label, text)
     for key in dict.fromkeys([*PAPER_TERMS, *student.left_out, *student.kd_terms]):
         if key not in student.kd_terms:
             why = student.left_out.get(key)

@@ -21,11 +21,12 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import wilcoxon
 from torch import Tensor
 
+from ..datasets.unlabelled import labelled_part
 from ..options.acceleration import input_channels
 from ..options.resolution import View
 from ..recipe import UNTRAINED, TeacherError
 from ..shipped import command
-from .random_state import random_state, set_random_state
+from .random_state import random_state_kept
 
 IMAGE_COUNTS = (32, 64, 128, 256, 512)
 """Numbers of images after which preprocessings are compared; the last one is the limit."""
@@ -79,13 +80,15 @@ def check_teacher(model: Any, loader: Any) -> str:
         return "teacher check: skipped, teacher_ckpt='random'"
     if getattr(network, 'test_cfg', None) is None or not hasattr(network, 'predict'):
         return 'teacher check: skipped, this teacher has no test_cfg'
+    if labelled_part(loader.dataset) is None:
+        return 'teacher check: skipped, there are no labelled images'
     indices = model.classes.indices if model.classes is not None else None
-    by_class = 'rcnn' in model.sites
+    by_class = 'rcnn' in model.sites or model.unlabelled.asks
     if not by_class and indices is None:
         ours, theirs = (_classes(each) for each in (model, network))
         if ours != theirs:
             return f'teacher check: skipped, it has {theirs} classes and the student {ours}'
-    with _random_state_kept():
+    with random_state_kept():
         own, others = _look(model, loader, indices, by_class)
     boxes = sum(map(len, own))
     if _few(own):
@@ -259,15 +262,6 @@ def _classes(detector: Any) -> int | None:
     return getattr(head, 'num_classes', None)
 
 
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
-
-
 def _with_own_pipeline(dataset: Any) -> Any:
     """A data set with a copy of the pipeline, since some transforms cache images."""
     dataset = copy.copy(dataset)
@@ -283,7 +277,7 @@ def _with_own_pipeline(dataset: Any) -> Any:
 
 def _batches(model: Any, loader: Any, indices: list[int | None] | None) -> Iterator[tuple]:
     """The teacher's inputs, the samples in its frame, and (boxes, labels) of each image."""
-    dataset = _with_own_pipeline(loader.dataset)
+    dataset = _with_own_pipeline(labelled_part(loader.dataset))
     preprocessor = copy.deepcopy(model.data_preprocessor)
     # In random order, since files may be sorted by class.
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))

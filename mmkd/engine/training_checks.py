@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from typing import Any
 
@@ -11,7 +10,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..datasets.labels import check_labels, check_same_labels
-from ..digests import tensor_digests
+from ..digests import digest, tensor_digests
 from ..models.chen2017 import TeacherBoundedL2Loss
 from ..recipe import TERM_PREFIXES, TeacherError, log_name
 from .save_best import check_metrics, check_predictions
@@ -75,13 +74,6 @@ class InputChecksHook(Hook):
                 f'{error}. Unless the detector was trained on a file in the same order, its '
                 'classes are scored as others'
             )
-
-
-def digest(prints: dict[str, str]) -> str:
-    """One hash of all tensors' hashes, 16 hexadecimal digits."""
-    return hashlib.sha256('\n'.join(f'{k} {v}' for k, v in prints.items()).encode()).hexdigest()[
-        :16
-    ]
 
 
 def check_teaching(
@@ -157,7 +149,7 @@ class TrainingChecksHook(Hook):
         require_trainable(model, runner.optim_wrapper)
         _require_begun(model, runner)
         teacher = model.teacher
-        if teacher is None or not model.kd_terms:
+        if teacher is None or not (model.kd_terms or model.unlabelled.asks):
             model.guarded = True
             return
         loader = None if getattr(runner, 'resumed_from', None) else runner.train_dataloader

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class LoadedTeacher:
 
 
 def load_teacher(
-    config: str | Path | dict | None, checkpoint: str | None, sha256: str | None
+    config: str | Path | dict | Config | None, checkpoint: str | None, sha256: str | None
 ) -> LoadedTeacher:
     """Build and load a teacher.
 

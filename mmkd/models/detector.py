@@ -13,13 +13,7 @@ from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from ..compatibility import compare_networks, distilling_class, map_classes
-from ..inference import (
-    at_own_scale,
-    check_scale,
-    drop_terms,
-    require_own_class,
-    without_teacher,
-)
+from ..inference import at_own_scale, check_scale, drop_terms, require_own_class, without_teacher
 from ..layer_pairs import Probe
 from ..observers import OBSERVERS, refuse_total, refuse_unguarded
 from ..options.acceleration import input_channels
@@ -69,6 +63,8 @@ class DistillationMixin(Detector):
         recipe = read_recipe(distillation)
         self.check_teacher, self.resolution = recipe.check_teacher, recipe.resolution
         self.starts_from_teacher, self.start = recipe.starts_from_teacher, None
+        self.unlabelled = recipe.unlabelled
+        asks = self.starts_from_teacher or self.unlabelled.asks
         self.kd_terms = nn.ModuleDict()
         self.taps, self.hard_losses = Taps(), ScaledLosses()
         self.sites: dict[str, Any] = {}
@@ -81,7 +77,7 @@ class DistillationMixin(Detector):
             # None where nothing is asked of it.
             self.teacher: Teacher = None  # type: ignore[assignment]
             self.missing_teacher: Exception | None = None
-            if terms or self.starts_from_teacher:
+            if terms or asks:
                 try:
                     self.teacher = Teacher(
                         teacher_config, teacher_ckpt, recipe.acceleration, teacher_sha256
@@ -91,9 +87,10 @@ class DistillationMixin(Detector):
             # Weights first: those of another config would be blamed on its class names.
             self.classes = None
             if self.missing_teacher is None:
-                self.classes = map_classes(recipe.classes, terms, self.starts_from_teacher)
-            if terms and self.teacher is not None:
+                self.classes = map_classes(recipe.classes, terms, asks)
+            if (terms or self.unlabelled.asks) and self.teacher is not None:
                 self._connect(terms)
+        self.unlabelled.attach(self, getattr(self.teacher, 'network', None), self.classes)
         self.unproven = set(self.kd_terms)
         # Whether a runner, or mmkd.guard, has checked what this would be trained on.
         self.guarded = False
@@ -109,10 +106,11 @@ class DistillationMixin(Detector):
         if self.training:
             if self.missing_teacher is not None:
                 raise self.missing_teacher
-            if not self.guarded and (self.kd_terms or self.resolution is not None):
+            if not self.guarded and (self.kd_terms or self.resolution or self.unlabelled.on):
                 refuse_unguarded()
         factors = {key: term.schedule() for key, term in self.kd_terms.items()}
-        if not any(factors.values()) and not self.unproven:
+        asked = self.unlabelled.begin(batch_data_samples)
+        if not any(factors.values()) and not self.unproven and not asked:
             # Every term is off, or not in force now: the teacher need not look.
             losses = super().loss(batch_inputs, batch_data_samples)
             terms = {key: {'': self._nothing(key)} for key in factors}
@@ -125,6 +123,7 @@ class DistillationMixin(Detector):
         with self.taps as record, self.teacher.taps as teacher_record:
             # Before the student's forward fills the memory: what this needs is then free again.
             seen = self._show(batch_inputs, batch_data_samples)
+            batch_data_samples = self.unlabelled.label(self.teacher, seen, batch_data_samples)
             with self.hard_losses(mu):  # μ · L_hard of (2)
                 losses = super().loss(batch_inputs, batch_data_samples)  # L_RPN + L_RCN of (1)
             step = Step(self, record, teacher_record, seen, batch_data_samples)
@@ -157,6 +156,7 @@ class DistillationMixin(Detector):
 
     def _join(self, losses: dict, terms: dict, factors: dict[str, float]) -> dict:
         """The terms, and their weights where these vary, beside the student's losses."""
+        losses.update(self.unlabelled.end(losses))
         for key, term in self.kd_terms.items():
             factor = factors[key]
             if term.share is not None:
@@ -197,7 +197,7 @@ class DistillationMixin(Detector):
         if self.starts_from_teacher and self.start is None and self.teacher is not None:
             self.start = inherit(self, self.teacher.network, self.classes)
             set_identity(self.kd_terms)
-            if not self.kd_terms:
+            if not self.kd_terms and not self.unlabelled.asks:
                 self.teacher = None  # type: ignore[assignment]
 
     def _connect(self, terms: dict) -> None:
@@ -226,7 +226,8 @@ class DistillationMixin(Detector):
             term.bind(probe.pairs(f'distillation.{key}', needs[key].pairs))
         self.kd_terms.update(terms)
         # How far the teacher runs before the student: its neck, its RPN.
-        self.depth = bool(self.sites) or probe.needs_neck, 'rpn' in self.sites
+        neck = bool(self.sites) or probe.needs_neck or self.unlabelled.asks
+        self.depth = neck, 'rpn' in self.sites
 
     def parse_losses(self, losses: dict) -> tuple[Tensor, dict]:
         """MMEngine's sum; raises NonFiniteLossError before one that is not finite is trained on."""

@@ -78,7 +78,8 @@ class Taps:
 
     def tap_loss(self, site: str, stage: int, kind: str, loss: nn.Module) -> None:
         """Record the calls of a loss module, ``kind`` 'cls' or 'bbox' of a site's stage."""
-        loss.register_forward_hook(partial(self._on_loss, (site, stage, kind)), with_kwargs=True)
+        call = partial(self._on_loss, (site, stage, kind))
+        loss.register_forward_pre_hook(call, with_kwargs=True)
 
     def tap_rois(self, stage: int, extractor: nn.Module) -> None:
         """Record the RoIs that an extractor is given; they join the stage's loss calls."""
@@ -122,9 +123,7 @@ class Taps:
         if self._record is not None:
             self._record.map_sizes = [tuple(level.shape[-2:]) for level in output[0]]
 
-    def _on_loss(
-        self, where: tuple, module: nn.Module, args: tuple, kwargs: dict, out: Any
-    ) -> None:
+    def _on_loss(self, where: tuple, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self._record is None or not _is_the_loss(kwargs):
             return
         weight, avg_factor = (

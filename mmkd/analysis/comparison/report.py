@@ -5,13 +5,11 @@ This file computes what the page shows; :file:`report.html.jinja` is the page.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
@@ -21,6 +19,7 @@ from mmengine.fileio import get
 from mmengine.registry import init_default_scope
 
 from ...io.checkpoint import CheckpointError
+from ..pages import jpeg_uri, render_page
 from .results import read_detections
 from .table import PairSummary, Summary, columns, format_number, interval, pair_columns
 
@@ -127,11 +126,6 @@ def collect_pictures(
         if image is None:
             raise ValueError(f'{info["img_path"]} is not an image that OpenCV can read')
         height, width = image.shape[:2]
-        scale = longest / max(height, width)
-        if scale < 1:
-            size = (round(width * scale), round(height * scale))
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
         truth = [
             (list(map(float, instance['bbox'])), classes[instance['bbox_label']])
             for instance in info['instances']
@@ -144,7 +138,7 @@ def collect_pictures(
                 fields = (np.asarray(predicted[k]).tolist() for k in ('bboxes', 'labels', 'scores'))
                 rows = zip(*fields, strict=True)
                 found[label] = [(b, classes[c], s) for b, c, s in rows if s >= SCORE_THRESHOLD]
-        uri = 'data:image/jpeg;base64,' + base64.b64encode(encoded).decode()
+        uri = jpeg_uri(image, longest)
         pictures.append(Picture(Path(info['img_path']).name, width, height, uri, truth, found))
     return pictures
 
@@ -195,16 +189,8 @@ def render(
         [row.label, *(format_number(row.by_seed.get(seed), '.2f') for seed in summary.seeds)]
         for row in trained
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters['number'] = lambda value, form='.1f': format(value, form)
-    return environment.get_template('report.html.jinja').render(
+    return render_page(
+        Path(__file__).with_name('report.html.jinja'),
         summary=summary,
         interval=interval,
         numbers=columns(summary),

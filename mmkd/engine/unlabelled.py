@@ -1,0 +1,234 @@
+"""A run with unlabelled images: its data loader, its checks and its log."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import os.path as osp
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..datasets.unlabelled import MixedDataset, image_infos, with_unlabelled
+from ..options.class_map import first_names
+from ..options.unlabelled import PseudoLabels, Unlabelled
+from ..recipe import UNTRAINED, TeacherError
+from .class_names import class_names
+from .wrappers import unwrap
+
+LOOKED = 256
+"""After so many unlabelled images the teacher must have found something on some of them."""
+FEWEST = 3
+"""Images of those with a box, below which the run stops."""
+
+
+class LeakError(ValueError):
+    """Images that the student is validated or tested on are among those it is trained on."""
+
+
+def settings_of(model: nn.Module) -> Unlabelled | None:
+    """What ``distillation.unlabelled`` of a detector says; None of one without."""
+    return getattr(getattr(unwrap(model), 'unlabelled', None), 'settings', None)
+
+
+def mixed_dataloader(dataloader: dict, model: nn.Module, cfg: Any = None) -> dict:
+    """The config of the training data loader, with unlabelled images if the detector wants them.
+
+    Args:
+        dataloader: the config of the labelled one.
+        model: the detector, wrapped or not; it learns the thresholds of its classes.
+        cfg: the config of the run, for what is found out before training.
+
+    Raises:
+        ValueError: if the two cannot share batches, or thresholds do not fit the classes.
+    """
+    settings = settings_of(model)
+    if settings is None:
+        return dataloader
+    given = with_unlabelled(dataloader, settings)
+    names = class_names({'train_dataloader': dataloader})
+    set_thresholds(unwrap(model).unlabelled, names)
+    return given
+
+
+def set_thresholds(labels: PseudoLabels, names: list[str] | None) -> None:
+    """Tell a detector's pseudo-labels the names of the classes, if they need them.
+
+    Raises:
+        ValueError: if the thresholds do not fit.
+    """
+    settings = labels.settings
+    if settings is not None and labels.thresholds is None and names:
+        labels.thresholds = settings.by_class(names, len(names))
+
+
+def check_data(labels: PseudoLabels, dataset: Any) -> MixedDataset:
+    """Check that a training data set holds the unlabelled images, and describe it for the table.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    settings: Any = labels.settings
+    if not isinstance(dataset, MixedDataset):
+        raise ValueError(
+            'the detector has distillation.unlabelled, and the training data loader was built '
+            'without those images: give DistillationRunner the config of train_dataloader, or '
+            'build the loader from mmkd.mixed_dataloader(cfg.train_dataloader, model)'
+        )
+    images = dataset.images
+    own = f'{len(images)} images, {100 * settings.share:g} % of each batch'
+    own += '' if dataset.labelled is not None else '; no labelled ones: the teacher alone teaches'
+    labels.table = [('unlabelled', own)]
+    if dataset.labelled is not None:
+        labels.table.append(('  labelled', f'{len(dataset.labelled)} images'))
+    given = labels.thresholds or []
+    scores = f'{given[0]:g}' if len(set(given)) == 1 else ', '.join(f'{t:.3g}' for t in given)
+    scores += ' (auto)' if settings.threshold == 'auto' else ''
+    if settings.ignore is not None:
+        scores += f'; from {settings.ignore:g} on ignored regions'
+    labels.table.append(('  threshold', scores))
+    view = "the student's view" if settings.view == 'student' else 'the clean image'
+    weight = '' if settings.hard_weight == 1 else f'; hard losses times {settings.hard_weight:g}'
+    labels.table.append(('  teacher', f'detects in {view}{weight}'))
+    if labels.classes is not None and labels.classes.unknown:
+        unknown = first_names(labels.classes.unknown)
+        labels.table.append(('  classes', f'{unknown}: never found, so background there'))
+    if images.passed_over:
+        first = '; '.join(images.passed_over[:3])
+        labels.table.append(('  passed over', f'{len(images.passed_over)}: {first}'))
+    for change in dict.fromkeys(dataset.adapted):
+        labels.table.append(('  pipeline', f'{change}, so that no unlabelled image is dropped'))
+    return dataset
+
+
+class UnlabelledHook(Hook):
+    """Checks the unlabelled images before training, and what the teacher finds there after some.
+
+    Raises:
+        LeakError: validation or test images are among them.
+        TeacherError: the teacher finds next to nothing.
+    """
+
+    priority = 'HIGHEST'
+
+    def __init__(self) -> None:
+        self.looks = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks the images, and lets the log average what the teacher finds over its interval."""
+        model = unwrap(runner.model)
+        if settings_of(model) is None:
+            return
+        labels = model.unlabelled
+        data = check_data(labels, runner.train_dataloader.dataset)
+        paths = [info['img_path'] for info in image_infos(data.images)]
+        others = {
+            'validation': getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None),
+            'test': _dataset_of(runner, '_test_dataloader'),
+        }
+        known = _Files(paths)
+        for who, dataset in others.items():
+            if dataset is not None:
+                _refuse_leak(known, who, _paths_of(dataset, who, runner))
+        if data.labelled is not None:
+            twice = list(known.found(_paths_of(data.labelled, 'training', runner)))
+            if twice:
+                labels.table.append(
+                    ('  twice', f'{len(twice)} labelled images are among the unlabelled ones')
+                )
+        interval = next((h.interval for h in runner.hooks if isinstance(h, LoggerHook)), 10)
+        for name in ('unlabelled_empty', 'unlabelled_boxes'):
+            own = dict(data_src=name, method_name='mean', window_size=interval)
+            if all(each.get('data_src') != name for each in runner.log_processor.custom_cfg):
+                runner.log_processor.custom_cfg.append(own)
+        source = getattr(model.teacher, 'source', None)
+        self.looks = labels.asks and model.check_teacher and source != UNTRAINED
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Stops the run once, if the teacher has found next to nothing so far."""
+        model: Any = unwrap(runner.model) if self.looks else None
+        if model is None or model.unlabelled.tally.images < LOOKED:
+            return
+        self.looks = False
+        tally = model.unlabelled.tally
+        counts = torch.tensor([tally.images, tally.empty], dtype=torch.float)
+        counts = counts.to(next(model.parameters()).device)
+        all_reduce(counts)
+        images, empty = (int(count) for count in counts)
+        if images - empty < FEWEST:
+            raise TeacherError(
+                f'the teacher {model.teacher.name} has found an object on {images - empty} of the '
+                f'first {images} unlabelled images, at threshold '
+                f'{_range(model.unlabelled.thresholds)}: look at what it says there (`mmkd '
+                'pseudo-label --gallery`), lower distillation.unlabelled.threshold, or take images '
+                'like those it was trained on. If they are so empty, set '
+                'distillation.check_teacher=False'
+            )
+
+
+def _range(scores: list[float]) -> str:
+    low, high = min(scores), max(scores)
+    return f'{low:.3g}' if low == high else f'{low:.3g} to {high:.3g}'
+
+
+def _dataset_of(runner: Any, name: str) -> Any:
+    loader = getattr(runner, name, None)
+    return loader.dataset if isinstance(loader, DataLoader) else (loader or {}).get('dataset')
+
+
+def _paths_of(dataset: Any, who: str, runner: Runner) -> list[str]:
+    try:
+        return [info['img_path'] for info in image_infos(dataset) if 'img_path' in info]
+    except Exception as error:  # test data may be on another machine
+        runner.logger.warning(
+            f'the unlabelled images ARE NOT COMPARED with the {who} images, which cannot be '
+            f'listed: {error}'
+        )
+        return []
+
+
+def _refuse_leak(known: _Files, who: str, paths: Iterable[str]) -> None:
+    if same := list(known.found(paths)):
+        some = ', '.join(f'{own} is {other}' for own, other in same[:3])
+        raise LeakError(
+            f'{len(same)} {who} images are among the unlabelled ones, so the student would be '
+            f'trained on what it is scored on: {some}{", ..." if len(same) > 3 else ""}. Take them '
+            'out of distillation.unlabelled'
+        )
+
+
+class _Files:
+    """Files that can be found again by their place or their bytes."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.places = {osp.realpath(path): path for path in paths}
+        self.by_size: dict[int, list[str]] = defaultdict(list)
+        for path in self.places:
+            if osp.isfile(path):
+                self.by_size[os.stat(path).st_size].append(path)
+        self.digests: dict[int, dict[str, str]] = {}
+
+    def found(self, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Each of ``paths`` that is one of the files: that file, and the path."""
+        for path in dict.fromkeys(map(osp.realpath, paths)):
+            if path in self.places:
+                yield self.places[path], path
+            elif osp.isfile(path) and (size := os.stat(path).st_size) in self.by_size:
+                if size not in self.digests:
+                    self.digests[size] = {_digest(own): own for own in self.by_size[size]}
+                if own := self.digests[size].get(_digest(path)):
+                    yield self.places[own], path
+
+
+def _digest(path: str) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()

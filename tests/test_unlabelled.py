@@ -1,0 +1,673 @@
+"""Images without labels: batches of both kinds, and the teacher's detections as ground truth."""
+
+import copy
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pairs
+import pytest
+import torch
+import zoo
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.config import Config
+from mmengine.dataset import Compose, DefaultSampler, InfiniteSampler
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from PIL import Image
+from test_checkpoint import same
+from tiny import CLASSES, tiny_config
+
+import mmkd
+from mmkd.datasets.intact_images import ImageError
+from mmkd.datasets.unlabelled import MixedDataset, with_unlabelled
+from mmkd.engine import unlabelled as engine
+from mmkd.engine.exact_resume import latest_checkpoint
+from mmkd.io.checkpoint import from_plain, read_checkpoint
+from mmkd.options import unlabelled as options
+from mmkd.options.unlabelled import MARK, Unlabelled
+from mmkd.recipe import TeacherError, read_recipe
+
+# ------------------------------------------------------------------------------ the two networks
+
+
+def recipe(*terms, entry=None, **unlabelled):
+    given = dict(images='folder', threshold=0.2, **unlabelled)
+    return dict(entry or pairs.recipe(*terms), unlabelled=given)
+
+
+def marked(data, *images):
+    for i in images:
+        data['data_samples'][i].set_metainfo({MARK: True})
+    return data
+
+
+def emptied(data, *images):
+    """Unlabelled images, as the pipeline makes them."""
+    for i in images:
+        data['data_samples'][i].gt_instances = InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+        )
+    return marked(data, *images)
+
+
+def found(monkeypatch, *images, scores=0.9):
+    """Let the teacher find these boxes, (x1, y1, x2, y2, class[, score])."""
+
+    def detect(teacher, features, rows, frames):
+        return [
+            InstanceData(
+                bboxes=torch.tensor([box[:4] for box in boxes]).float().reshape(-1, 4),
+                labels=torch.tensor([box[4] for box in boxes], dtype=torch.long),
+                scores=torch.tensor([(*box, scores)[5] for box in boxes]).float(),
+            )
+            for boxes in images[: len(rows)]
+        ]
+
+    monkeypatch.setattr(options, 'detect', detect)
+
+
+def labels_of(model, data, seen=None):
+    samples = model.data_preprocessor(copy.deepcopy(data), True)['data_samples']
+    seen = seen or SimpleNamespace(features=(torch.zeros(len(samples), 1, 1, 1),), view=None)
+    return model.unlabelled.label(model.teacher, seen, samples)
+
+
+def trident(**unlabelled):
+    given = recipe(entry=zoo.recipe_for('Trident', 'Trident'), **unlabelled)
+    model = pairs.build(dict(zoo.config('Trident', 'Trident'), distillation=given))
+    zoo.settle(model)
+    zoo.settle(model.teacher.network)
+    return model
+
+
+STUDENTS = {
+    'paper': lambda: pairs.distil(pairs.fpn(), pairs.fpn(8), recipe()),
+    'cascade': lambda: pairs.distil(pairs.cascade(), None, recipe()),
+    'trident': trident,
+    'methods': lambda: pairs.distil(pairs.fpn(), pairs.fpn(8), recipe(entry=dict(
+        fgd=dict(type='FGD'), defeat=dict(type='DeFeat'), fgfi=dict(type='FGFI'),
+        frs=dict(type='FRS'), crosskd=dict(type='CrossKD'), mgd=dict(type='MGD'),
+        share=dict(type='DKD', share=0.5)))),
+    'teacher alone, hard': lambda: pairs.distil(
+        pairs.fpn(), pairs.fpn(8), recipe(entry=pairs.off(start=None))),
+    'same start': lambda: pairs.distil(
+        pairs.fpn(), pairs.fpn(), recipe(entry=pairs.off(start='teacher'))),
+}  # fmt: skip
+
+
+def plainly(losses):
+    return {k: [t.detach() for t in (v if isinstance(v, list) else [v])] for k, v in losses.items()}
+
+
+@pytest.mark.parametrize('case', STUDENTS)
+def test_the_teachers_boxes_are_ground_truth_like_any(case):
+    """An unlabelled image costs what it costs with the teacher's boxes written by hand."""
+    model = STUDENTS[case]()
+    data = emptied(pairs.batch((2, 0, 1)), 1)
+    values = pairs.losses(model, data)
+    with model.teacher.taps, torch.no_grad():
+        ready = model.data_preprocessor(copy.deepcopy(data), True)
+        seen = model._show(ready['inputs'], ready['data_samples'])
+        by_hand = model.unlabelled.label(model.teacher, seen, ready['data_samples'])[1]
+    assert len(by_hand.gt_instances) > 1
+    written = pairs.batch((2, 0, 1))
+    written['data_samples'][1].gt_instances = by_hand.gt_instances
+    expected = pairs.losses(model, written)
+    assert float(values.pop('unlabelled_empty')) == 0
+    assert float(values.pop('unlabelled_boxes')) == len(by_hand.gt_instances)
+    assert set(values) == set(expected)
+    for name, value in values.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    pairs.total(model, values).backward()
+    assert all(g.isfinite().all() for g in pairs.gradients(model).values())
+
+
+def test_a_batch_without_unlabelled_images_is_what_it_was():
+    plain = pairs.distil(pairs.fpn(), pairs.fpn(8), pairs.recipe())
+    model = STUDENTS['paper']()
+    expected, values = pairs.losses(plain), pairs.losses(model)
+    assert set(values) == set(expected)
+    assert same(plainly(values), plainly(expected))
+    # Hard labels alone: the teacher is not asked about it.
+    model = STUDENTS['teacher alone, hard']()
+    model.teacher.see = None
+    assert set(pairs.losses(model)) == {n for n in expected if not n.startswith('loss_kd')}
+
+
+@pytest.mark.parametrize('images', [(0,), (0, 1)])
+def test_a_teacher_that_finds_nothing_leaves_background(monkeypatch, images):
+    model = STUDENTS['paper']()
+    found(monkeypatch, *[[]] * len(images))
+    values = pairs.losses(model, emptied(pairs.batch((2, 2)), *images))
+    assert float(values['unlabelled_empty']) == 1 and float(values['unlabelled_boxes']) == 0
+    pairs.total(model, values).backward()
+    assert all(g.isfinite().all() for g in pairs.gradients(model).values())
+    tally = model.unlabelled.tally
+    assert (tally.images, tally.empty, tally.boxes) == (len(images), len(images), 0)
+
+
+def test_boxes_at_the_border_are_clipped_and_empty_ones_dropped(monkeypatch):
+    model = STUDENTS['paper']()
+    boxes = [(-9, 50, 20, 90, 0), (60, 60, 80, 80, 1), (64, 0, 90, 30, 2), (9, 9, 9.5, 30, 2)]
+    found(monkeypatch, boxes)
+    mine = labels_of(model, emptied(pairs.batch((1, 1)), 1))[1].gt_instances
+    assert mine.bboxes.tolist() == [[0, 50, 20, 64], [60, 60, 64, 64]]
+    assert mine.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('threshold', [[0.5, 0.3, 0.9], dict(b=0.3, c=0.9, a=0.5)])
+def test_each_class_has_its_threshold_and_its_name(monkeypatch, threshold):
+    """A teacher of five classes, a student of three, of which it knows two."""
+    given = recipe(ignore=0.2)
+    given['unlabelled']['threshold'] = threshold
+    given['classes'] = dict(student=['a', 'b', 'c'], teacher=['x', 'b', 'y', 'a', 'z'])
+    model = pairs.distil(pairs.fpn(), pairs.fpn(classes=5), given)
+    place = (5, 5, 25, 25)
+    boxes = [(*place, c, s) for c in range(5) for s in (0.6, 0.4, 0.25, 0.1)]
+    found(monkeypatch, boxes)
+    sample = labels_of(model, emptied(pairs.batch((1, 1)), 0))[0]
+    assert Counter(sample.gt_instances.labels.tolist()) == {0: 1, 1: 2}
+    assert Counter(sample.ignored_instances.labels.tolist()) == {0: 2, 1: 1}
+    assert model.classes.unknown == ['c']
+
+
+def test_boxes_of_a_larger_view_come_back():
+    """The teacher sees twice the pixels, and what it finds there lies at half the place."""
+    given = recipe()
+    given['resolution'] = dict(student=(64, 64), teacher=(128, 128))
+    model = pairs.distil(pairs.fpn(), pairs.fpn(8), given)
+    data = emptied(pairs.batch((2, 0)), 1)
+    for image, sample in zip(data['inputs'], data['data_samples'], strict=True):
+        large = torch.nn.functional.interpolate(image[None].float(), scale_factor=2)[0].byte()
+        pairs.second_view(sample, large, offset=(0.0, 4.0))
+    ready = model.data_preprocessor(copy.deepcopy(data), True)
+    with model.teacher.taps:
+        seen = model._show(ready['inputs'], ready['data_samples'])
+        mine = model.unlabelled.label(model.teacher, seen, ready['data_samples'])[1].gt_instances
+        frames = [options._frame(ready['data_samples'][1])]
+        theirs = options.detect(model.teacher, seen.features, [1], frames)[0]
+    expected = (theirs.bboxes - torch.tensor([0.0, 4.0, 0.0, 4.0])) / 2
+    expected = expected.clamp(0, 64)
+    kept = (theirs.scores >= 0.2) & ((expected[:, 2:] - expected[:, :2]).amin(-1) >= 1)
+    assert len(mine) > 1 and theirs.bboxes.max() > 64
+    torch.testing.assert_close(mine.bboxes, expected[kept])
+    pairs.losses(model, data)
+
+
+def assigned(model, data):
+    """What the student's RPN assigns to its anchors, image by image: (anchors, gt_inds)."""
+    calls, head = [], model.rpn_head
+    assign = head.assigner.assign
+
+    def spy(priors, *args, **kwargs):
+        result = assign(priors, *args, **kwargs)
+        calls.append((priors.priors, result.gt_inds))
+        return result
+
+    head.assigner.assign = spy
+    values = pairs.losses(model, data)
+    head.assigner.assign = assign
+    pairs.total(model, values).backward()
+    return calls
+
+
+@pytest.mark.parametrize('student', [pairs.fpn, pairs.cascade])
+def test_ignored_regions_are_no_background(monkeypatch, student):
+    model = pairs.distil(student(), None, recipe(ignore=0.1))
+    doubtful, sure = (0, 0, 40, 40, 1, 0.15), (8, 8, 28, 28, 0, 0.9)
+    crowd = InstanceData(bboxes=torch.tensor([[0.0, 0.0, 40.0, 40.0]]), labels=torch.tensor([0]))
+    data = emptied(pairs.batch((1, 1, 1)), 1, 2)
+    data['data_samples'][0].ignored_instances = crowd
+    found(monkeypatch, [doubtful, sure], [doubtful])
+    labelled, both, none = assigned(model, data)
+    region = torch.tensor([doubtful[:4]]).float()
+    for anchors, given in (both, none):
+        inside = bbox_overlaps(anchors, region, mode='iof')[:, 0] > 0.5
+        assert inside.any() and (~inside).any()
+        assert not (given[inside] == 0).any() and (given[~inside] == 0).any()
+    # A sure object before a doubtful one is still found; MMDetection's own way would drop it.
+    assert (both[1] > 0).any() and not (none[1] > 0).any()
+    # A labelled image stays as MMDetection has it: its assigners do not use crowds.
+    assert not (labelled[1] == -1)[bbox_overlaps(labelled[0], region, mode='iof')[:, 0] > 0.5].all()
+    copied = copy.deepcopy(model)
+    assert copied.rpn_head.assigner.assign.args[1] is copied.rpn_head.assigner
+
+
+@pytest.mark.parametrize('student', ['fpn', 'cascade', 'giou', 'Trident'])
+def test_the_hard_losses_of_unlabelled_images_have_a_weight(monkeypatch, student):
+    """Losses are linear in it; terms do not change; at 0 nothing of such an image is left."""
+    box = (10, 10, 30, 36, 1)
+    found(monkeypatch, [box], [(20, 8, 44, 30, 2)], [box])
+
+    def losses(weight, *images):
+        if student == 'Trident':
+            torch.manual_seed(0)
+            model = trident(hard_weight=weight)
+        else:
+            model = pairs.distil(getattr(pairs, student)(), None, recipe(hard_weight=weight))
+        values = pairs.losses(model, emptied(pairs.batch((2, 0, 1)), *images))
+        return {k: v for k, v in values.items() if 'loss' in k}
+
+    def number(value):
+        return float(sum(v.sum() for v in value) if isinstance(value, list) else value.sum())
+
+    none, half, whole = (losses(weight, 1) for weight in (0, 0.5, 1))
+    for name in whole:
+        a, b, c = (number(values[name]) for values in (none, half, whole))
+        if name.startswith('loss_kd'):
+            assert a == b == c, name
+        else:
+            assert b == pytest.approx((a + c) / 2, rel=1e-4, abs=1e-6), name
+    hard = [name for name in whole if not name.startswith('loss_kd')]
+    assert any(number(none[name]) < number(whole[name]) for name in hard if 'rpn' in name)
+    assert any(number(none[name]) < number(whole[name]) for name in hard if 'rpn' not in name)
+    assert all(number(v) == 0 for n, v in losses(0, 0, 1, 2).items() if n in hard)
+
+
+def test_a_copy_of_the_student_weighs_its_own_losses(monkeypatch):
+    """As an average over steps (EMA) makes one."""
+    found(monkeypatch, [(10, 10, 30, 36, 1)])
+    model = pairs.distil(pairs.fpn(), None, recipe(hard_weight=0))
+    values = pairs.losses(copy.deepcopy(model), emptied(pairs.batch((1,)), 0))
+    assert float(values['loss_cls']) == 0
+
+
+def test_a_student_with_another_hard_loss_has_no_such_weight(monkeypatch):
+    model = pairs.distil(pairs.fpn(), None, recipe(hard_weight=0.5))
+    with pytest.raises(ValueError, match="hard_weight: the student has a loss 'loss_iou'"):
+        model.unlabelled.end({'loss_cls': 0, 's0.loss_bbox': 0, 'loss_rpn_cls': 0, 'loss_iou': 0})
+
+
+def masked():
+    model = pairs.zoo('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
+    pairs._narrow(model, 4, 8)
+    pairs._box_head(model.roi_head.bbox_head, 8, 3)
+    model.roi_head.mask_head.update(in_channels=8, conv_out_channels=8, num_classes=3)
+    model.roi_head.mask_roi_extractor.update(out_channels=8)
+    return model
+
+
+def low(model, score):
+    model = copy.deepcopy(model)
+    model.test_cfg.rcnn.score_thr = score
+    return model
+
+
+REFUSED = {
+    'masks': (dict(), masked, None, 'predicts masks'),
+    'class counts': (dict(), pairs.fpn, lambda: pairs.fpn(classes=5), 'has 5 classes'),
+    'threshold per class': (dict(threshold=[0.5]), pairs.fpn, None, 'has 1 scores, and the'),
+    'lower than the teacher keeps': (
+        dict(ignore=0.1), pairs.fpn, lambda: low(pairs.fpn(), 0.15), 'no detection below 0.15'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_a_pair_that_cannot_be_is_refused(case):
+    changes, student, teacher, message = REFUSED[case]
+    given = recipe(entry=pairs.off())
+    given['unlabelled'].update(changes)
+    with pytest.raises(ValueError, match=message):
+        pairs.distil(student(), teacher and teacher(), given)
+
+
+ENTRIES = {
+    'images': (dict(), 'names no images'),
+    'two sources': (dict(images='a', ann_file='b'), 'names images and ann_file'),
+    'an unknown key': (dict(images='a', treshold=0.4), "'treshold'; did you mean threshold"),
+    'share 0': (dict(images='a', share=0), 'share=0 must be a number above 0'),
+    'share 1.5': (dict(images='a', share=1.5), 'share=1.5'),
+    'share True': (dict(images='a', share=True), 'share=True'),
+    'weight': (dict(images='a', hard_weight=-1), 'hard_weight=-1 must be a number at least 0'),
+    'threshold': (dict(images='a', threshold=1.5), 'threshold=1.5 must be a number between 0'),
+    'a word': (dict(images='a', threshold='atuo'), "threshold='atuo'"),
+    'no score': (dict(images='a', threshold=[]), 'has no score'),
+    'a class': (dict(images='a', threshold=dict(a='x')), r"threshold\['a'\]='x'"),
+    'ignore': (dict(images='a', threshold=[0.5, 0.3], ignore=0.3), 'ignore=0.3 must be below'),
+    'view': (dict(images='a', view='teacher'), "view='teacher' must be 'student' or 'clean'"),
+    'cache': (dict(images='a', cache='x.json'), "set view='clean'"),
+    'prefix': (dict(images='a', img_prefix='b'), 'img_prefix is the folder of ann_file'),
+    'folder': (dict(images=3), 'images=3 must be a folder'),
+    'skip': (dict(images='a', skip_unreadable='yes'), "skip_unreadable='yes'"),
+    'no dict': ('folder', 'must be a dict'),
+}
+
+
+@pytest.mark.parametrize('case', ENTRIES)
+def test_an_entry_that_cannot_be_is_refused(case):
+    entry, message = ENTRIES[case]
+    with pytest.raises(ValueError, match=message):
+        read_recipe(dict(unlabelled=entry))
+
+
+def test_thresholds_by_name_have_to_name_the_classes():
+    settings = Unlabelled(images='a', threshold=dict(cat=0.5, dog=0.4))
+    assert settings.by_class(['dog', 'cat'], 2) == [0.4, 0.5]
+    with pytest.raises(ValueError, match="no class 'cat'; did you mean 'car'"):
+        settings.by_class(['dog', 'car'], 2)
+    with pytest.raises(ValueError, match='no score for bird'):
+        settings.by_class(['dog', 'cat', 'bird'], 3)
+
+
+@pytest.mark.parametrize('share, size, count', [(0.5, 8, 4), (0.25, 2, 1), (1, 3, 3), (0.9, 4, 3)])
+def test_each_batch_has_a_fixed_share(share, size, count):
+    settings = Unlabelled(images='a', share=share)
+    if count == size or 0 < int(share * size + 0.5) < size:
+        assert settings.of_batch(size) == count
+    else:
+        with pytest.raises(ValueError, match=f'batch_size={size} leaves no labelled image'):
+            settings.of_batch(size)
+    with pytest.raises(ValueError, match='batch_size=4 leaves no unlabelled image'):
+        Unlabelled(images='a', share=0.1).of_batch(4)
+
+
+# ------------------------------------------------------------------------------ the images
+
+
+def draw(folder, count, first=100, size=(64, 64)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        pixels = np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f'{i}.png')
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The tiny detector, with itself, untrained, as its teacher, and six images without labels."""
+    cfg = Config.fromfile(tiny_config(tmp_path))
+    cfg.runner_type = 'mmkd.DistillationRunner'
+    cfg.experiment_name = tmp_path.name
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=1)
+    draw(tmp_path / 'more' / 'deeper', 6)
+    teacher = tmp_path / 'teacher.py'
+    cfg.dump(teacher)
+    cfg.model = dict(
+        cfg.model, type='mmkd.KnowledgeDistillationTwoStageDetector', teacher_config=str(teacher),
+        teacher_ckpt='random', distillation=recipe('rcnn_cls'),
+    )  # fmt: skip
+    cfg.model.distillation.unlabelled.images = str(tmp_path / 'more')
+    return cfg
+
+
+def loader_of(cfg, seed=0, **changes):
+    settings = Unlabelled(**{**cfg.model.distillation.unlabelled, **changes})
+    return Runner.build_dataloader(with_unlabelled(cfg.train_dataloader, settings), seed=seed)
+
+
+def epoch_of(loader, epoch):
+    loader.batch_sampler.sampler.set_epoch(epoch)
+    return list(loader.batch_sampler)
+
+
+def test_a_batch_has_labelled_images_and_then_marked_ones(pair):
+    loader = loader_of(pair, share=0.25)
+    assert isinstance(loader.dataset, MixedDataset) and len(loader.dataset) == 16 + 6
+    assert loader.dataset.metainfo['classes'] == CLASSES
+    batches = list(loader)
+    assert len(batches) == len(loader) == 6  # one pass over the 16 labelled images by threes
+    for batch in batches:
+        marks = [bool(s.get(MARK)) for s in batch['data_samples']]
+        assert marks == sorted(marks) and sum(marks) == 1
+        boxes = [len(s.gt_instances) for s in batch['data_samples']]
+        assert boxes[-1] == 0 and min(boxes[:-1]) > 0
+
+
+def test_the_unlabelled_images_come_in_turn_over_epochs(pair):
+    loader = loader_of(pair)  # 8 batches of 2 and 2
+    epochs = [epoch_of(loader, epoch) for epoch in range(3)]
+    for batches in epochs:
+        assert sorted(i for batch in batches for i in batch if i < 16) == list(range(16))
+    order = [i - 16 for batches in epochs for batch in batches for i in batch if i >= 16]
+    assert len(order) == 48 and set(Counter(order).values()) == {8}
+    for turn in range(0, 48, 6):
+        assert sorted(order[turn : turn + 6]) == list(range(6))
+    assert epoch_of(loader, 1) == epochs[1] != epochs[0]
+    assert epoch_of(loader_of(pair, seed=1), 1) != epochs[1]
+
+
+def test_each_process_has_its_part(pair, monkeypatch):
+    parts = []
+    for rank in range(2):
+        for where in ('mmkd.datasets.unlabelled', 'mmengine.dataset.sampler'):
+            monkeypatch.setattr(f'{where}.get_dist_info', lambda rank=rank: (rank, 2))
+        parts.append([epoch_of(loader, e) for loader in [loader_of(pair)] for e in range(3)])
+    flat = [[i for batches in part for batch in batches for i in batch] for part in parts]
+    labelled = [[i for i in part if i < 16] for part in flat]
+    assert sorted(labelled[0] + labelled[1]) == sorted(3 * list(range(16)))
+    mine, theirs = ([i for i in part if i >= 16] for part in flat)
+    assert set(Counter(mine + theirs).values()) == {8}
+    together = [i for both in zip(mine, theirs, strict=True) for i in both]
+    assert all(len(set(together[t : t + 6])) == 6 for t in range(0, 48, 6))
+
+
+def test_batches_keep_their_aspect_ratio(pair, tmp_path):
+    draw(tmp_path / 'more', 4, 200, (40, 64))
+    content = json.loads(Path(pair.data_root, 'train.json').read_text())
+    for image in content['images'][:4]:
+        image['width'] = 40
+    Path(pair.data_root, 'train.json').write_text(json.dumps(content))
+    loader = loader_of(pair)
+    for epoch in range(2):
+        for batch in epoch_of(loader, epoch):
+            infos = [loader.dataset.get_data_info(i) for i in batch]
+            assert len({info['width'] < info['height'] for info in infos}) == 1
+    # With no upright image at all, any will do.
+    loader = loader_of(pair, images=str(tmp_path / 'more' / 'deeper'))
+    assert all(len(batch) == 4 for batch in epoch_of(loader, 0))
+
+
+@pytest.mark.parametrize('kind', ['epoch', 'iter'])
+def test_the_teacher_alone_needs_no_labelled_image(pair, kind):
+    pair.train_dataloader.dataset.ann_file = 'nowhere.json'
+    if kind == 'iter':
+        pair.train_dataloader.sampler.type = 'InfiniteSampler'
+    loader = loader_of(pair, share=1.0)
+    assert type(loader.batch_sampler.sampler) is {
+        'epoch': DefaultSampler, 'iter': InfiniteSampler}[kind]  # fmt: skip
+    assert len(loader) == 2 and len(loader.dataset) == 6
+    batch = next(iter(loader))
+    assert all(s.get(MARK) for s in batch['data_samples'])
+
+
+def test_no_image_is_dropped_for_lack_of_boxes(pair):
+    pair.train_dataloader.dataset.update(
+        filter_cfg=dict(filter_empty_gt=True, min_size=200),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='RandomCrop', crop_size=(48, 48)),
+            dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)),
+            dict(type='PackDetInputs'),
+        ],
+    )
+    pair.train_dataloader.dataset.filter_cfg.min_size = 1
+    loader = loader_of(pair)
+    seen = Counter(
+        s.img_path for batch in loader for s in batch['data_samples'] if s.get(MARK)
+    )  # fmt: skip
+    assert sum(seen.values()) == 16 and len(seen) == 6
+    said = ' '.join(loader.dataset.adapted)
+    assert 'RandomCrop(allow_negative_crop=True)' in said
+    assert 'FilterAnnotations(keep_empty=False)' in said
+    # The labelled images keep the pipeline as it was.
+    crop = loader.dataset.labelled.pipeline.transforms[2]
+    assert crop.allow_negative_crop is False
+    # So does one that a hook puts in its place.
+    switched = Compose(pair.train_dataloader.dataset.pipeline)
+    loader.dataset.pipeline = switched
+    assert loader.dataset.labelled.pipeline is switched
+    assert switched.transforms[2].allow_negative_crop is False
+    assert loader.dataset.unlabelled.pipeline.transforms[2].allow_negative_crop is True
+
+
+def test_the_labelled_set_may_be_wrapped(pair):
+    own = pair.train_dataloader.dataset
+    for wrapped in (
+        dict(type='RepeatDataset', times=2, dataset=own),
+        dict(type='ConcatDataset', datasets=[own, own]),
+        dict(type='ClassBalancedDataset', oversample_thr=1e-3, dataset=own),
+    ):
+        pair.train_dataloader.dataset = wrapped
+        loader = loader_of(pair)
+        assert loader.dataset.offset >= 16 and len(loader.dataset.unlabelled) == 6
+        assert any(s.get(MARK) for s in next(iter(loader))['data_samples'])
+    mosaic = dict(
+        type='MultiImageMixDataset', dataset=own, pipeline=[
+            dict(type='Mosaic', img_scale=(64, 64)), dict(type='PackDetInputs')])  # fmt: skip
+    mosaic['dataset'] = dict(own, pipeline=own.pipeline[:2])
+    pair.train_dataloader.dataset = mosaic
+    loader = loader_of(pair)
+    sample = loader.dataset[loader.dataset.offset]['data_samples']
+    assert sample.get(MARK) and sample.img_shape == (128, 128)
+
+
+def test_images_may_be_named_by_a_file_or_a_data_set(pair, tmp_path):
+    folder = tmp_path / 'more' / 'deeper'
+    listed = tmp_path / 'list.json'
+    listed.write_text(json.dumps({'images': [
+        {'id': 1, 'file_name': '100.png', 'width': 64, 'height': 64},
+        {'id': 2, 'file_name': '103.png', 'width': 64, 'height': 64}]}))  # fmt: skip
+    plain = dict(images=None, ann_file=str(listed), img_prefix=str(folder))
+    assert len(loader_of(pair, **plain).dataset.images) == 2
+    # Any data set of MMDetection, whatever it would leave out for its annotations.
+    other = dict(pair.train_dataloader.dataset, ann_file='val.json', filter_cfg=dict(min_size=999))
+    data = loader_of(pair, images=None, dataset=other).dataset
+    assert len(data.images) == 8 and len(data.images[0]['data_samples'].gt_instances) == 0
+
+
+def test_unreadable_images_are_named_and_passed_over_if_told_so(pair, tmp_path):
+    folder = tmp_path / 'more'
+    (folder / 'a.jpg').write_bytes(b'no image')
+    (folder / 'b.png').write_bytes((folder / 'deeper' / '100.png').read_bytes()[:-40])
+    (folder / 'c.jpg').write_bytes(b'')
+    (folder / 'notes.txt').write_text('no image, and none by its name')
+    with pytest.raises(ImageError, match=r'3 of 9 images cannot be read: .*a\.jpg.*skip_unread'):
+        loader_of(pair)
+    data = loader_of(pair, skip_unreadable=True).dataset
+    assert len(data.images) == 6 and 'b.png (it is cut short' in str(data.images.passed_over)
+    for path in (folder / 'deeper').iterdir():
+        path.unlink()
+    with pytest.raises(ImageError, match='3 of 3 images cannot be read'):
+        loader_of(pair, skip_unreadable=True)
+    for path in folder.glob('*.*g'):
+        path.unlink()
+    with pytest.raises(ValueError, match='no image is in .*more'):
+        loader_of(pair)
+    with pytest.raises(ValueError, match="images='/nowhere' does not exist"):
+        loader_of(pair, images='/nowhere')
+
+
+# ------------------------------------------------------------------------------ a run
+
+
+class Cut(RuntimeError):
+    pass
+
+
+class CutHook(Hook):
+    def __init__(self, at):
+        self.at = at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.at:
+            raise Cut
+
+
+def train(cfg, name='run', cut=None, **changes):
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(Path(cfg.work_dir).with_name(name))
+    cfg.experiment_name = f'{name}{cut}'
+    cfg.update(changes)
+    runner = RUNNERS.build(cfg)
+    if cut:
+        runner.register_hook(CutHook(cut))
+        with pytest.raises(Cut):
+            runner.train()
+    else:
+        runner.train()
+    return runner
+
+
+def log_of(runner):
+    for handler in runner.logger.handlers:
+        handler.flush()
+    return next(Path(runner.log_dir).glob('*.log')).read_text()
+
+
+@pytest.mark.parametrize('loop', ['epoch', 'iter'])
+def test_a_run_goes_on_in_mid_epoch_to_the_bit(pair, loop):
+    pair.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)
+    if loop == 'iter':
+        pair.train_cfg = dict(type='IterBasedTrainLoop', max_iters=12)
+        pair.train_dataloader.sampler.type = 'InfiniteSampler'
+    whole = train(pair, 'whole')
+    said = log_of(whole)
+    assert '6 images, 50 % of each batch' in said and 'unlabelled_boxes: ' in said
+    train(pair, 'parts', cut=10)
+    train(pair, 'parts', resume=True)
+    ends = [
+        from_plain(read_checkpoint(latest_checkpoint(str(Path(whole.work_dir).with_name(name)))))
+        for name in ('whole', 'parts')
+    ]
+    assert same(ends[0]['state_dict'], ends[1]['state_dict'])
+    assert same(ends[0]['optimizer'], ends[1]['optimizer'])
+
+
+def test_the_teacher_alone_trains(pair):
+    pair.train_dataloader.dataset.ann_file = 'nowhere.json'
+    pair.model.distillation.update(pairs.recipe('rcnn_bbox', 'rpn_bbox'))
+    pair.model.distillation.unlabelled.share = 1.0
+    runner = train(pair)
+    assert runner.iter == 2 and 'the teacher alone teaches' in log_of(runner)
+
+
+def test_hard_labels_alone_train(pair):
+    pair.model.distillation = dict(pairs.off(), unlabelled=pair.model.distillation.unlabelled)
+    said = log_of(train(pair))
+    assert 'unlabelled_boxes' in said and 'loss_kd' not in said.split('loss: ')[-1]
+
+
+def test_validation_images_among_the_unlabelled_are_a_leak(pair, tmp_path):
+    for split in ('val', 'train'):
+        copied = Path(pair.data_root, 'images', f'{split}_003.png').read_bytes()
+        (tmp_path / 'more' / f'{split}.png').write_bytes(copied)
+    pair.test_dataloader.dataset.ann_file = 'val.json'
+    with pytest.raises(engine.LeakError, match=r'1 test images are among .*val\.png is .*val_003'):
+        train(pair)
+    (tmp_path / 'more' / 'val.png').unlink()
+    # A labelled image may be there, and is said.
+    assert '1 labelled images are among the unlabelled ones' in log_of(train(pair))
+
+
+def test_a_teacher_that_finds_next_to_nothing_stops_the_run(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, 'LOOKED', 6)
+    pair.model.distillation.unlabelled.threshold = 0.9
+    pair.model.distillation.check_teacher = True
+    weights = tmp_path / 'teacher.pth'
+    torch.save(pairs.build(Config.fromfile(pair.model.teacher_config).model).state_dict(), weights)
+    pair.model.teacher_ckpt = str(weights)
+    monkeypatch.setattr('mmkd.engine.training_checks.check_teacher', lambda *_: 'teacher check: ok')
+    with pytest.raises(TeacherError, match=r'on 0 of the first 6 unlabelled .* threshold 0\.9'):
+        train(pair)
+    pair.model.distillation.check_teacher = False
+    train(pair, 'told so')
+
+
+def test_a_loop_of_ones_own_needs_the_images(pair):
+    model = mmkd.engine.runner.unwrap(RUNNERS.build(pair).model)
+    plain = Runner.build_dataloader(pair.train_dataloader)
+    with pytest.raises(RuntimeError, match=re.escape('mmkd.guard(model, train_dataloader)')):
+        model.train()(**model.data_preprocessor(next(iter(plain)), True), mode='loss')
+    with pytest.raises(ValueError, match='mmkd.mixed_dataloader'):
+        mmkd.guard(model, plain)
+    loader = Runner.build_dataloader(mmkd.mixed_dataloader(pair.train_dataloader, model))
+    mmkd.guard(model, loader)
+    values = model(**model.data_preprocessor(next(iter(loader)), True), mode='loss')
+    assert 'unlabelled_boxes' in values
