@@ -31,6 +31,7 @@ from mmkd.analysis.comparison.measure import cpu_cores, score, write_json
 from mmkd.analysis.comparison.plan import config_with_options, file_digest, terms_on
 from mmkd.analysis.comparison.runs import perform
 from mmkd.analysis.comparison.statistics import gap_share, judge, paired_interval
+from mmkd.analysis.comparison.table import summarise
 
 TERMS = ('rpn_cls', 'rpn_bbox', 'rcnn_cls', 'rcnn_bbox', 'hint')
 RECIPE = """\
@@ -324,6 +325,70 @@ def test_tests_run_the_plain_network_with_the_students_settings(configs):
     assert student.test_cfg.model.backbone.base_channels == 4
     assert teacher.test_cfg.test_dataloader == student.test_cfg.test_dataloader
     assert teacher.checkpoint == configs['ckpt']
+
+
+UNLABELLED = """\
+_base_ = {base!r}
+model = dict(distillation=dict(unlabelled=dict(ann_file={images!r}, share={share})))
+"""
+
+
+@pytest.fixture
+def unlabelled(configs, tmp_path):
+    """Paths of a config with images that have no labels, of one with these alone, and the list."""
+    images = tmp_path / 'images.json'
+    images.write_text(json.dumps(dict(images=[], annotations=[], categories=[])))
+    paths = {'images': str(images)}
+    for name, share in (('more', 0.5), ('alone', 1.0)):
+        paths[name] = str(tmp_path / f'{name}.py')
+        text = UNLABELLED.format(base=configs['mmkd'], images=str(images), share=share)
+        Path(paths[name]).write_text(text)
+    return paths
+
+
+def test_more_images_are_not_credited_to_the_terms(configs, unlabelled):
+    """A baseline on the labelled images, and one that learns the teacher's boxes."""
+    plan = cmp.plan_runs([unlabelled['more'], configs['mmkd']], [0, 1])
+    more, mmkd = plan.comparisons
+    assert more.baseline is mmkd.baseline  # the plain student with the same start
+    ((hard, how),) = more.others
+    assert how == 'hard pseudo-labels, terms off' and mmkd.others == []
+    assert hard.label == "more, teacher's boxes" and len(hard.runs) == 2
+    keys = {row.runs[0].train_key for row in (more.distilled, mmkd.distilled, hard, more.baseline)}
+    assert len(keys) == 4
+    cfg = config_with_options(hard.runs[0].config, hard.runs[0].options)
+    assert not terms_on(cfg.model) and cfg.model.distillation.unlabelled.share == 0.5
+    cfg = config_with_options(more.baseline.runs[0].config, more.baseline.runs[0].options)
+    assert not terms_on(cfg.model) and cfg.model.distillation.unlabelled is None
+    assert unlabelled['images'] in plan.annotations
+    summary = summarise(plan, {}, {})
+    assert [(p.label, p.reference, p.own) for p in summary.pairs] == [
+        ('more', 'more, labelled images', True),
+        ('more', "more, teacher's boxes", False),
+        ('mmkd', 'more, labelled images', True),
+    ]
+
+
+def test_a_student_of_the_teacher_alone_is_compared_with_one_of_its_boxes(unlabelled):
+    options = ['model.distillation.unlabelled.hard_weight=0']
+    plan = cmp.plan_runs([unlabelled['alone']], [0], options=options)
+    (found,) = plan.comparisons
+    assert found.others == [] and found.baseline.label == 'alone, terms off'
+    cfg = config_with_options(found.baseline.runs[0].config, found.baseline.runs[0].options)
+    assert not terms_on(cfg.model)
+    # Of no loss at all a baseline would learn nothing.
+    assert cfg.model.distillation.unlabelled.hard_weight == 1
+    cfg = config_with_options(found.distilled.runs[0].config, found.distilled.runs[0].options)
+    assert cfg.model.distillation.unlabelled.hard_weight == 0
+
+
+def test_distilled_configs_are_compared_with_one_of_them(configs):
+    given = [configs['paper_start'], configs['mmkd']]
+    plan = cmp.plan_runs(given, [0], against=[given[0]])
+    first, second = plan.comparisons
+    assert first.others == [] and second.others == [(first.distilled, 'distilled too')]
+    with pytest.raises(ValueError, match='--against .*: it is not among the distilled configs'):
+        cmp.plan_runs(given[1:], [0], against=given[:1])
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='further references, such as the plain student without a start',
     )
     parser.add_argument(
+        '--against',
+        nargs='+',
+        default=[],
+        metavar='CONFIG',
+        help='those of the distilled configs that the others are compared with too',
+    )
+    parser.add_argument(
         '--jobs',
         type=int,
         help='runs side by side; default: one per GPU, without GPUs one single-threaded per core',
@@ -86,4 +93,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         margin=args.margin,
         images=args.images,
         table_only=args.table_only,
+        against=args.against,
     )

@@ -54,6 +54,7 @@ def compare(
     margin: float = MARGIN,
     images: int = 6,
     table_only: bool = False,
+    against: Sequence[str] = (),
     execute: Execute = run_command,
     stream: TextIO = sys.stdout,
 ) -> int:
@@ -69,7 +70,7 @@ def compare(
     results_file = Path(results_path) if results_path else work / 'results.jsonl'
     try:
         jobs, processes, devices = _resources(jobs, gpus)
-        plan = plan_runs(configs, seeds, plain, options, split, processes)
+        plan = plan_runs(configs, seeds, plain, options, split, processes, against)
         if not margin > 0:
             raise ValueError(f'--margin must be above 0, not {margin}')
         require_same_data(results_file, plan, keep=not table_only)

@@ -24,6 +24,7 @@ from ...engine.class_names import apply_classes
 from ...engine.config_files import locate_files
 from ...engine.student_class import keep_detector
 from ...options.class_map import ClassMap
+from ...options.unlabelled import Unlabelled
 from ...recipe import plain_student, read_config, read_teacher_config
 
 # What a training's result depends on; not logging, drawing, folders and the launcher.
@@ -89,11 +90,12 @@ class Row:
 
 @dataclass
 class Comparison:
-    """A distilled row, its own baseline and its teacher."""
+    """A distilled row, its own baseline and its teacher; further references, with what differs."""
 
     distilled: Row
     baseline: Row
     teacher: Row | None
+    others: list[tuple[Row, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -121,6 +123,7 @@ def plan_runs(
     options: Sequence[str] = (),
     split: str = 'test',
     processes: int = 1,
+    against: Sequence[str] = (),
 ) -> Plan:
     """Plans the runs. Configs that resolve to the same training and test share one run.
 
@@ -131,6 +134,7 @@ def plan_runs(
         options: ``key=value`` strings as for ``--cfg-options``, merged into every config.
         split: 'test' or 'val': the dataloader and evaluator that give the numbers.
         processes: how many train one run; the total batch grows with them, so keys differ.
+        against: those of ``configs`` that the others are compared with.
 
     Raises:
         ValueError: for seeds given twice, a config with no term on, a plain one with a term on, or
@@ -141,6 +145,9 @@ def plan_runs(
         raise ValueError(f'--seeds must be different numbers, one or more, not {seeds}')
     for path in {p for p in (*configs, *plain) if [*configs, *plain].count(p) > 1}:
         raise ValueError(f'{path} is given twice')
+    for path in against:
+        if path not in configs:
+            raise ValueError(f'--against {path}: it is not among the distilled configs')
     labels = _labels([*configs, *plain])
     plan = Plan([], [], [], seeds, split, [])
     by_key: dict[str, Row] = {}
@@ -188,16 +195,41 @@ def plan_runs(
                 'baseline: give it to --plain, or turn a term on'
             )
         teacher = _teacher_row(cfg, path, labels[path], split, by_key, plan)
-        off = [f'model.distillation.{term}.loss_weight=0' for term in _terms(cfg.model)]
-        baseline = row_of(f'{labels[path]}, terms off', 'baseline', path, [*options, *off])
+        off = [*options, *(f'model.distillation.{t}.loss_weight=0' for t in _terms(cfg.model))]
+        # Which images there are is not to the credit of the terms, nor boxes of the teacher.
+        alone, boxes = _unlabelled_options(cfg.model)
+        if alone:
+            baseline = row_of(f'{labels[path]}, labelled images', 'baseline', path, [*off, *alone])
+        else:
+            baseline = row_of(f'{labels[path]}, terms off', 'baseline', path, [*off, *boxes])
         baseline.baseline_of.append(labels[path])
         distilled = row_of(labels[path], 'distilled', path, list(options))
         if distilled.label != labels[path]:
             raise ValueError(f'{path} and the config of {distilled.label} are the same run')
-        plan.comparisons.append(Comparison(distilled, baseline, teacher))
+        comparison = Comparison(distilled, baseline, teacher)
+        if alone:
+            hard = row_of(f"{labels[path]}, teacher's boxes", 'baseline', path, [*off, *boxes])
+            comparison.others.append((hard, 'hard pseudo-labels, terms off'))
+        plan.comparisons.append(comparison)
+    for comparison in plan.comparisons:
+        for path in against:
+            (row,) = [c.distilled for c in plan.comparisons if c.distilled.label == labels[path]]
+            if row is not comparison.distilled:
+                comparison.others.append((row, 'distilled too'))
     order = {'teacher': 0, 'plain': 1, 'baseline': 2, 'distilled': 3}
     plan.rows.sort(key=lambda row: order[row.role])
     return plan
+
+
+def _unlabelled_options(model: dict) -> tuple[list[str], list[str]]:
+    """Options that leave unlabelled images out, none where there are no others, and options that
+    let the student learn the teacher's boxes."""
+    key = 'model.distillation.unlabelled'
+    settings = Unlabelled.of((model.get('distillation') or {}).get('unlabelled'))
+    if settings is None:
+        return [], []
+    boxes = [f'{key}.hard_weight=1'] if settings.hard_weight == 0 else []
+    return ([] if settings.share == 1 else [f'{key}=None']), boxes
 
 
 def _teacher_labels(cfg: Config) -> list[int | None] | None:
@@ -357,6 +389,8 @@ def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
     for loader in (cfg.get('train_dataloader'), test_cfg.test_dataloader):
         for data in leaves((loader or {}).get('dataset')):
             found.add(os.path.join(data.get('data_root') or '', data.get('ann_file') or ''))
+    images = (cfg.model.get('distillation') or {}).get('unlabelled') or {}
+    found.add(images.get('ann_file') or '')
     metrics = test_cfg.test_evaluator
     for metric in [metrics] if isinstance(metrics, dict) else metrics:
         found.add(metric.get('ann_file') or '')
@@ -374,7 +408,7 @@ def _train_key(cfg: Config, processes: int) -> str:
         identity = _teacher_identity(model)
         for key in ('teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher'):
             model.pop(key, None)
-        if not terms_on(model):
+        if not terms_on(model) and not model.get('distillation', {}).get('unlabelled'):
             start = model.pop('distillation').get('start')
             model = plain_network(dict(model, distillation={}))
             if start is not None:

@@ -42,7 +42,8 @@ class RowSummary:
 
 @dataclass
 class PairSummary:
-    """A distilled row against a reference: its own baseline (``own``) or a plain student."""
+    """A distilled row against a reference: its own baseline (``own``) or another, and ``how`` the
+    two differ."""
 
     label: str
     reference: str
@@ -50,6 +51,7 @@ class PairSummary:
     seeds: list[int]
     verdict: Verdict | None
     share: float | None
+    how: str = 'start and terms together'
 
 
 @dataclass
@@ -110,10 +112,12 @@ def summarise(
             summary.notes.append(f'GFLOPs of {row.label}: not computable ({why})')
     summary.rows = list(by_label.values())
     for comparison in plan.comparisons:
-        references = [(comparison.baseline, True)]
-        references += [(row, False) for row in plan.plain if row is not comparison.baseline]
-        for reference, own in references:
-            pair = _pair(comparison, reference, own, by_label, margin)
+        references = [(comparison.baseline, 'own baseline'), *comparison.others]
+        known = [row for row, _ in references]
+        references += [(row, 'start and terms together') for row in plan.plain if row not in known]
+        for reference, how in references:
+            own = reference is comparison.baseline
+            pair = _pair(comparison, reference, own, how, by_label, margin)
             summary.pairs.append(pair)
             row_summary = by_label[comparison.distilled.label]
             if own:
@@ -162,12 +166,13 @@ def _pair(
     comparison: Comparison,
     reference: Row,
     own: bool,
+    how: str,
     by_label: dict[str, RowSummary],
     margin: float,
 ) -> PairSummary:
     distilled, other = by_label[comparison.distilled.label], by_label[reference.label]
     seeds = [s for s in distilled.by_seed if s in other.by_seed and s is not None]
-    pair = PairSummary(distilled.label, other.label, own, seeds, None, None)
+    pair = PairSummary(distilled.label, other.label, own, seeds, None, None, how)
     if not seeds:
         return pair
     pair.verdict = judge([distilled.by_seed[s] - other.by_seed[s] for s in seeds], margin)
@@ -245,7 +250,7 @@ def pair_columns(summary: Summary) -> tuple[list[str], list[list[str]]]:
     head = ['distilled', 'against', 'difference in mAP', '95 % interval', 'n', 'verdict', 'why']
     body = []
     for pair in summary.pairs:
-        against = f'{pair.reference} ({"own baseline" if pair.own else "start and terms together"})'
+        against = f'{pair.reference} ({pair.how})'
         verdict = pair.verdict
         if verdict is None:
             line = [pair.label, against, 'n/a', 'n/a', '0', 'INCONCLUSIVE', 'no pair has finished']
