@@ -7,6 +7,7 @@ The student's training data set stays as it is. :func:`with_unlabelled` puts it 
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import os.path as osp
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
-from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiSourceSampler
 from mmdet.registry import DATA_SAMPLERS, DATASETS
 from mmengine.dataset import Compose, DefaultSampler, InfiniteSampler
 from mmengine.dist import get_dist_info
+from mmengine.logging import print_log
 from PIL import Image
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
@@ -373,6 +375,11 @@ def with_unlabelled(
         ValueError: if the batch has no room for both kinds, or the pipeline is not known.
     """
     loader = dict(dataloader)
+    if loader.get('num_batch_per_epoch'):
+        raise ValueError(
+            'distillation.unlabelled and train_dataloader.num_batch_per_epoch exclude each other: '
+            'shorten train_cfg, or take fewer labelled images by dataset.indices'
+        )
     count = settings.of_batch(loader['batch_size'])
     leaf: Any = loader['dataset']
     if not isinstance(leaf, dict):
@@ -389,9 +396,14 @@ def with_unlabelled(
         kind = DATA_SAMPLERS.get(kind) if isinstance(kind, str) else kind
         if kind not in (DefaultSampler, InfiniteSampler):
             # One that asks for labels, or for several data sets, has nothing to go by.
-            endless = kind is not None and 'Source' in kind.__name__
-            loader['sampler'] = dict(
-                type=InfiniteSampler if endless else DefaultSampler, shuffle=True
+            endless = kind is not None and issubclass(kind, MultiSourceSampler)
+            own = InfiniteSampler if endless else DefaultSampler
+            loader['sampler'] = dict(type=own, shuffle=True)
+            print_log(
+                f'without labelled images {getattr(kind, "__name__", kind)} has nothing to choose '
+                f'by: {own.__name__} takes its place',
+                logger='current',
+                level=logging.WARNING,
             )
         return {**loader, 'dataset': mixed}
     sampler = dict(loader.get('sampler') or dict(type=DefaultSampler, shuffle=True))
