@@ -63,6 +63,7 @@ from ..digests import digest, tensor_digests
 from ..io.teacher_weights import load_teacher
 from ..options.class_map import ClassMap
 from ..recipe import UNTRAINED, TeacherError
+from ..shipped import command
 from ..version import __version__
 from .class_names import class_names, head_classes, teacher_names
 from .random_state import random_state_kept
@@ -688,10 +689,9 @@ def best_thresholds(
         TeacherError: the teacher finds none of them.
     """
     data = (cfg.get('val_dataloader') or {}).get('dataset')
-    way_out = 'give a number as the threshold'
     if data is None:
         raise LabelsError(
-            f"threshold='auto' needs val_dataloader, which the config lacks: {way_out}"
+            "threshold='auto' needs val_dataloader, which the config lacks: give a number instead"
         )
     with random_state_kept():
         labeller = labeller_of(cfg, teacher=teacher, pairs_own_view=not clean_view)
@@ -704,13 +704,19 @@ def best_thresholds(
             folder = _by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
             out = Path(folder) / 'labels.json'
         label_images(cfg, images, out, labeller=labeller, workers=workers)
-        found = read_labels(out, labeller.info['teacher_sha256'], labeller.classes, truth)
-        barrier()
-    theirs = [found.images[path] for path in truth]
+        return _by_main(lambda: _choose(labeller, truth, out))
+
+
+def _choose(labeller: Labeller, truth: dict[str, tuple], out: str | Path) -> list[Threshold]:
+    """The thresholds for the ground truth of images, by path, and the detections in ``out``."""
+    found = read_labels(out, labeller.info['teacher_sha256'], labeller.classes, truth).images
     matched = match_detections(
-        list(truth.values()), [(i.boxes, i.labels, i.scores) for i in theirs], len(labeller.classes)
+        list(truth.values()),
+        [(found[path].boxes, found[path].labels, found[path].scores) for path in truth],
+        len(labeller.classes),
     )
     objects = sum(n for *_, n in matched)
+    way_out = 'give a number as the threshold'
     if objects < FEWEST:
         raise LabelsError(
             f"threshold='auto': the {len(truth)} validation images have {objects} objects, too few "
@@ -721,15 +727,15 @@ def best_thresholds(
         raise TeacherError(
             f'{labeller.info["teacher"]} finds none of the {objects} objects of the {len(truth)} '
             f"validation images at IoU 0.5, so there is no threshold='auto': look at the teacher "
-            f'(`mmkd check --data`), or {way_out}'
+            f'(`{command("check")} --data`), or {way_out}'
         )
     said = ', '.join(
         f'{name} {t.score:.2f} (F1 {t.f1:.2f}{"" if t.own else ", that of all classes"})'
         for name, t in zip(labeller.classes[:20], best, strict=False)
     )
-    more = f' and {len(best) - 20} more' if len(best) > 20 else ''
     _say(
-        f'thresholds of best F1 on {len(truth)} validation images, {objects} objects: {said}{more}'
+        f'thresholds of best F1 on {len(truth)} validation images with {objects} objects: {said}'
+        + (f' and {len(best) - 20} more' if len(best) > 20 else '')
     )
     return best
 
