@@ -225,7 +225,8 @@ def _inference(node: Any) -> Any:
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
+    # A new-style config holds classes and functions.
+    text = json.dumps(value, sort_keys=True, default=lambda v: getattr(v, '__qualname__', str(v)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -338,6 +339,7 @@ class _Job:
             _say(f'{self.out}: {changed} images have changed since and are labelled anew')
         done = list(before.images.items()) == list(self.kept.items()) if before else False
         if done and list(self.kept) == self.images.names:
+            _say(f'{self.out}: all {len(self.kept)} images have been labelled before')
             return None
         work = {i for i, name in enumerate(self.images.names) if name not in self.kept}
         bad = unreadable([self.images.paths[i] for i in work], self.labeller.loads_pictures)
