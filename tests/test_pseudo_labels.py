@@ -32,7 +32,6 @@ from mmkd.datasets.teacher_labels import Images, Labels, LabelsError, find_image
 from mmkd.digests import digest, tensor_digests
 from mmkd.engine import pseudo_labels, thresholds
 from mmkd.engine.pseudo_labels import Labeller, best_thresholds, label_images, labeller_of
-from mmkd.engine.random_state import random_state
 from mmkd.recipe import TeacherError
 
 
@@ -47,6 +46,9 @@ def home(tmp_path_factory):
     """A config, its checkpoint, and a folder of six images, two of them below."""
     folder = tmp_path_factory.mktemp('labels')
     config = tiny_config(folder)
+    # So that an untrained network finds some of each class.
+    with open(config, 'a') as file:
+        file.write("\nmodel['test_cfg']['rcnn']['max_per_img'] = 60\n")
     images = folder / 'unlabelled'
     (images / 'more').mkdir(parents=True)
     for i in range(6):
@@ -163,6 +165,7 @@ def test_classes_are_chosen_and_renamed(home, labelled, tmp_path, classes, order
     options = dict(checkpoint=home.checkpoint, workers=0, classes=classes)
     found = read_labels(label_images(home.cfg, home.images, tmp_path / 'l.json', **options))
     assert found.classes == list(classes)
+    assert {i for each in found.images.values() for i in each.labels} == set(range(len(order)))
     for name, image in read_labels(labelled).images.items():
         rows = [[*row[:4], order.index(row[4]), row[5]] for row in image.rows if row[4] in order]
         assert found.images[name].rows == rows
@@ -179,6 +182,7 @@ def test_the_teacher_of_a_pair_labels_in_the_students_classes(home, tmp_path, la
     cfg.model = pairs.distilled(student, home.config, recipe, home.checkpoint)
     found = read_labels(label_images(cfg, home.images, tmp_path / 'l.json', workers=0))
     assert found.classes == ['Blue', 'green']
+    assert {i for each in found.images.values() for i in each.labels} == {0, 1}
     for name, image in read_labels(labelled).images.items():
         rows = [[*row[:4], {2: 0, 1: 1}[row[4]], row[5]] for row in image.rows if row[4] in (1, 2)]
         assert found.images[name].rows == rows
@@ -188,9 +192,9 @@ def test_the_teacher_of_a_pair_labels_in_the_students_classes(home, tmp_path, la
 
 
 def test_no_random_number_is_drawn(home, tmp_path):
-    before = repr(random_state())
+    before = [each.tolist() for each in (torch.get_rng_state(), np.random.get_state()[1])]
     label_images(home.cfg, home.images, tmp_path / 'l.json', checkpoint=home.checkpoint, workers=0)
-    assert repr(random_state()) == before
+    assert [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()] == before
 
 
 def test_boxes_are_clipped_and_low_ones_left_out(home, tmp_path):
@@ -392,8 +396,11 @@ def test_images_that_cannot_be_read_are_named_and_passed_over_if_told_so(
 ):
     out = tmp_path / 'l.json'
     BAD[kind](images / '4.png')
+    labeller = finder(home)
     with pytest.raises(LabelsError, match=r'1 of 6 images cannot be read: .*4\.png \('):
-        label(home, images, out, batch_size=3)
+        label(home, images, out, labeller, batch_size=3)
+    # What shows without reading a file is said before the work.
+    assert len(labeller.network.seen) == (5 if kind == 'is cut short' else 0)
     assert not out.exists()
     label(home, images, out, batch_size=3, skip_unreadable=True)
     labels = read_labels(out)
@@ -620,9 +627,21 @@ def test_the_thresholds_of_the_validation_images(home, pair, tmp_path, monkeypat
     assert len(oracle.seen) == 8
 
 
-def test_thresholds_that_cannot_be_chosen(pair, monkeypatch):
+class Blind(Finder):
+    """Finds what nobody has labelled: boxes of one pixel."""
+
+    def test_step(self, data):
+        samples = super().test_step(data)
+        for sample in samples:
+            sample.pred_instances.bboxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2)
+        return samples
+
+
+def test_thresholds_that_cannot_be_chosen(home, pair, monkeypatch):
+    labeller = replace(finder(home), network=Blind())
+    monkeypatch.setattr(pseudo_labels, 'labeller_of', lambda *_, **__: labeller)
     with pytest.raises(TeacherError, match="finds none of the .* there is no threshold='auto'"):
-        best_thresholds(pair, workers=0)  # an untrained network
+        best_thresholds(pair, workers=0)
     monkeypatch.setattr(pseudo_labels, 'FEWEST', 1000)
     with pytest.raises(LabelsError, match='too few to choose a threshold on: give a number'):
         best_thresholds(pair, workers=0)
@@ -705,13 +724,14 @@ def test_a_checkpoint_of_another_config(home, tmp_path):
         labeller_of(home.cfg, path)
 
 
-def test_a_detector_whose_classes_nobody_names(home, tmp_path):
+@pytest.mark.parametrize('stages', [1, 2])
+def test_a_detector_whose_classes_nobody_names(home, tmp_path, stages):
     cfg = copy.deepcopy(home.cfg)
+    cfg.model = zoo.tiny('RetinaNet') if stages == 1 else cfg.model
     for split in ('train', 'val', 'test'):
-        cfg[f'{split}_dataloader'].dataset.type = 'BaseDetDataset'
-        del cfg[f'{split}_dataloader'].dataset['metainfo']
+        del cfg[f'{split}_dataloader'].dataset['metainfo']  # COCO's 80 do not fit it
     path = tmp_path / 'nameless.pth'
-    torch.save(torch.load(home.checkpoint, weights_only=True)['state_dict'], path)
+    torch.save(pairs.build(cfg.model).state_dict(), path)
     with pytest.raises(LabelsError, match=r'name the 3 classes: set metainfo=dict\(classes'):
         labeller_of(cfg, str(path))
 
@@ -725,3 +745,15 @@ def test_the_first_look_at_a_picture_of_any_kind_is_silent(tmp_path, kind):
     assert unreadable([str(path)]) == {str(path): 'it is no image'}
     # A loader of one's own may read what nobody else can.
     assert unreadable([str(path)], pictures=False) == {}
+
+
+def test_progress_says_how_long_it_will_take(home, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(pseudo_labels, 'REPORT_EVERY', 0)
+    monkeypatch.setattr(pseudo_labels, '_say', said.append)
+    label(home, home.images, tmp_path / 'l.json')
+    assert re.fullmatch(
+        r'labelled 2 of 6 images \(33 %\), [\d.]+ a second, \d+ min left', said[0]
+    ), said
+    assert said[2].startswith('labelled 6 of 6 images (100 %)')
+    assert pseudo_labels._duration(7260) == '2 h 01 min'

@@ -16,6 +16,7 @@ import logging
 import os
 import os.path as osp
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -559,6 +560,11 @@ class _Files(Dataset):
         return index, (of_file.st_size, of_file.st_mtime_ns, sha256), data
 
 
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C is for the process that has started the workers, and ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _collate(samples: list[tuple]) -> tuple[list[tuple], Any]:
     data = [each[2] for each in samples if each[1] is not None]
     rest = [(i, of_file, None if of_file else why) for i, of_file, why in samples]
@@ -584,6 +590,7 @@ def _label(
     loader: DataLoader = DataLoader(
         _Files(images, labeller.pipeline), batch_sampler=own, num_workers=workers,
         collate_fn=_collate, generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_ignore_interrupts,
     )  # fmt: skip
     failed: dict[str, str] = {}
     progress = _Progress(total)
