@@ -47,7 +47,8 @@ def test_the_wheel_has_all_that_a_clone_has(wheel):
         there = {p for p in there if '__pycache__' not in p.parts}
         assert {f'mmkd/.mim/{p}' for p in there} <= names
     assert 'mmkd/.mim/model-index.yml' in names
-    assert 'mmkd/analysis/comparison/report.html.jinja' in names
+    templates = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'mmkd').rglob('*.jinja')}
+    assert len(templates) > 1 and templates <= names
     assert mmkd.__version__ in wheel.name
 
 
@@ -161,8 +162,9 @@ def test_the_command_helps(arguments, status, says, capsys):
     assert says in said.out + said.err
 
 
+@pytest.mark.parametrize('name', ['train', 'pseudo-label'])
 @pytest.mark.parametrize('option', [['--gpus', '2'], ['--gpus=2']])
-def test_gpus_are_processes_of_pytorchs_launcher(option, monkeypatch):
+def test_gpus_are_processes_of_pytorchs_launcher(option, name, monkeypatch):
     from mmkd import __main__ as command
 
     class Replaced(Exception):
@@ -173,9 +175,9 @@ def test_gpus_are_processes_of_pytorchs_launcher(option, monkeypatch):
 
     monkeypatch.setattr('os.execv', replaced)
     with pytest.raises(Replaced) as found:
-        command.main(['train', 'x.py', *option, '--amp'])
+        command.main([name, 'x.py', *option, '--amp'])
     words = found.value.args[0]
     assert '--nproc_per_node=2' in words
-    assert words[-5:] == ['train', 'x.py', '--amp', '--launcher', 'pytorch']
+    assert words[-5:] == [name, 'x.py', '--amp', '--launcher', 'pytorch']
     with pytest.raises(SystemExit, match='a number of GPUs'):
         command.main(['test', 'x.py', '--gpus', 'all'])

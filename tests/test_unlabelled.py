@@ -21,10 +21,12 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from PIL import Image
 from test_checkpoint import same
+from test_tools import cpu_only, finish, free_port, start, warmed
 from tiny import CLASSES, tiny_config
 
 import mmkd
 from mmkd.datasets.intact_images import ImageError
+from mmkd.datasets.teacher_labels import read_labels
 from mmkd.datasets.unlabelled import MixedDataset, with_unlabelled
 from mmkd.engine import unlabelled as engine
 from mmkd.engine.exact_resume import latest_checkpoint
@@ -86,8 +88,16 @@ def trident(**unlabelled):
     return model
 
 
+def seen_and_labelled(model, data):
+    ready = model.data_preprocessor(copy.deepcopy(data), True)
+    with model.teacher.taps:
+        seen = model._show(ready['inputs'], ready['data_samples'])
+        return model.unlabelled.label(model.teacher, seen, ready['data_samples'])
+
+
 STUDENTS = {
     'paper': lambda: pairs.distil(pairs.fpn(), pairs.fpn(8), recipe()),
+    'a teacher with masks': lambda: pairs.distil(pairs.fpn(), masked(), recipe()),
     'cascade': lambda: pairs.distil(pairs.cascade(), None, recipe()),
     'trident': trident,
     'methods': lambda: pairs.distil(pairs.fpn(), pairs.fpn(8), recipe(entry=dict(
@@ -111,10 +121,7 @@ def test_the_teachers_boxes_are_ground_truth_like_any(case):
     model = STUDENTS[case]()
     data = emptied(pairs.batch((2, 0, 1)), 1)
     values = pairs.losses(model, data)
-    with model.teacher.taps, torch.no_grad():
-        ready = model.data_preprocessor(copy.deepcopy(data), True)
-        seen = model._show(ready['inputs'], ready['data_samples'])
-        by_hand = model.unlabelled.label(model.teacher, seen, ready['data_samples'])[1]
+    by_hand = seen_and_labelled(model, data)[1]
     assert len(by_hand.gt_instances) > 1
     written = pairs.batch((2, 0, 1))
     written['data_samples'][1].gt_instances = by_hand.gt_instances
@@ -138,6 +145,41 @@ def test_a_batch_without_unlabelled_images_is_what_it_was():
     model = STUDENTS['teacher alone, hard']()
     model.teacher.see = None
     assert set(pairs.losses(model)) == {n for n in expected if not n.startswith('loss_kd')}
+
+
+@pytest.mark.parametrize('option', [
+    dict(channels_last=True), dict(roi_align=True), dict(fuse_conv_bn=True),
+    dict(dtype='bfloat16'), dict()])  # fmt: skip
+def test_an_accelerated_teacher_and_half_precision_find_boxes_too(option):
+    exact, model = (
+        pairs.distil(pairs.fpn(), pairs.fpn(8), dict(recipe(), accelerate=each))
+        for each in ({}, option)
+    )
+    data = emptied(pairs.batch((2, 0)), 1)
+    count = len(seen_and_labelled(exact, data)[1].gt_instances)
+    with torch.autocast('cpu', torch.bfloat16, enabled=not option):  # mixed precision of the run
+        found_ = seen_and_labelled(model, data)[1].gt_instances
+    near = 0 if option and 'dtype' not in option else 0.2
+    assert count > 5 and len(found_) == pytest.approx(count, rel=near)
+    assert found_.bboxes.dtype == torch.float32 and found_.bboxes.isfinite().all()
+    if option:
+        pairs.losses(model, data)
+
+
+@pytest.mark.parametrize('teacher', zoo.ONE_STAGE)
+def test_a_one_stage_teacher_detects_too(teacher, monkeypatch):
+    """In its own way; one whose heads need more than features is asked for clean images alone."""
+    given = recipe(entry=zoo.recipe_for('Faster R-CNN', teacher, ('hint',)))
+    given['unlabelled']['threshold'] = 0.05
+    student, other = zoo.tiny('Faster R-CNN'), zoo.tiny(teacher)
+    if 'DETR' in teacher:
+        with pytest.raises(ValueError, match="does not detect by heads .*: set view='clean'"):
+            pairs.distil(student, other, given)
+        return
+    other.test_cfg.score_thr = 0.005
+    given['unlabelled']['threshold'] = 0.005
+    model = pairs.distil(student, other, given)
+    assert float(pairs.losses(model, emptied(pairs.batch((2, 0)), 1))['unlabelled_boxes']) > 1
 
 
 @pytest.mark.parametrize('images', [(0,), (0, 1)])
@@ -469,6 +511,10 @@ def test_the_teacher_alone_needs_no_labelled_image(pair, kind):
     if kind == 'iter':
         pair.train_dataloader.sampler.type = 'InfiniteSampler'
     loader = loader_of(pair, share=1.0)
+    # One that chooses by labels gives way.
+    classes = dict(pair.train_dataloader, sampler=dict(type='ClassAwareSampler'))
+    settings = Unlabelled(images=pair.model.distillation.unlabelled.images, share=1.0)
+    assert with_unlabelled(classes, settings)['sampler']['type'] is DefaultSampler
     assert type(loader.batch_sampler.sampler) is {
         'epoch': DefaultSampler, 'iter': InfiniteSampler}[kind]  # fmt: skip
     assert len(loader) == 2 and len(loader.dataset) == 6
@@ -558,9 +604,9 @@ def test_unreadable_images_are_named_and_passed_over_if_told_so(pair, tmp_path):
         loader_of(pair, skip_unreadable=True)
     for path in folder.glob('*.*g'):
         path.unlink()
-    with pytest.raises(ValueError, match='no image is in .*more'):
+    with pytest.raises(ValueError, match='unlabelled: folder .*more has no image in it'):
         loader_of(pair)
-    with pytest.raises(ValueError, match="images='/nowhere' does not exist"):
+    with pytest.raises(ValueError, match='unlabelled: images /nowhere does not exist'):
         loader_of(pair, images='/nowhere')
 
 
@@ -634,13 +680,65 @@ def test_hard_labels_alone_train(pair):
     assert 'unlabelled_boxes' in said and 'loss_kd' not in said.split('loss: ')[-1]
 
 
-def test_validation_images_among_the_unlabelled_are_a_leak(pair, tmp_path):
+def test_labels_of_clean_images_pass_the_students_transforms(pair, tmp_path):
+    """And are made once; images are turned over, boxes with them."""
+    pair.train_dataloader.dataset.pipeline[3].prob = 1.0
+    pair.model.distillation = dict(pairs.off(), unlabelled=pair.model.distillation.unlabelled)
+    cache = tmp_path / 'labels.json'
+    pair.model.distillation.unlabelled.update(
+        view='clean', threshold=0.262, ignore=0.26, cache=str(cache)
+    )
+    runner = train(pair)
+    assert 'detects in the clean image' in log_of(runner)
+    assert mmkd.engine.runner.unwrap(runner.model).teacher is None
+    data, labels, made = runner.train_dataloader.dataset, read_labels(cache), cache.stat().st_mtime
+    assert len(labels.images) == 6
+    counts = [0, 0]
+    for i in range(16, len(data)):
+        sample = data[i]['data_samples']
+        theirs = labels.images[str(Path(sample.img_path).relative_to(tmp_path / 'more'))]
+        turned = torch.tensor([64, 0, 64, 0]) - torch.tensor(theirs.boxes)[:, [2, 1, 0, 3]]
+        turned = turned * torch.tensor([1, -1, 1, -1])
+        sure = torch.tensor(theirs.scores >= 0.262)
+        between = torch.tensor(theirs.scores >= 0.26) & ~sure
+        for k, (found_, mask) in enumerate((('gt', sure), ('ignored', between))):
+            mine = sample.get(f'{found_}_instances')
+            torch.testing.assert_close(mine.bboxes.tensor, turned[mask], rtol=0, atol=1e-3)
+            assert mine.labels.tolist() == torch.tensor(theirs.labels)[mask].tolist()
+            counts[k] += len(mine)
+    assert min(counts) > 0
+    train(pair, 'again')
+    assert cache.stat().st_mtime == made
+
+
+def test_thresholds_may_be_found_on_validation_images(pair, monkeypatch):
+    pair.model.distillation.unlabelled.threshold = 'auto'
+    asked = []
+
+    def best_thresholds(cfg, out, teacher, clean_view):
+        asked.append((Path(out).parent.name, teacher.source, clean_view))
+        return [SimpleNamespace(score=score) for score in (0.2, 0.3, 0.25)]
+
+    monkeypatch.setattr(engine, 'best_thresholds', best_thresholds)
+    runner = train(pair)
+    assert asked == [('run', 'random', False)]
+    assert mmkd.engine.runner.unwrap(runner.model).unlabelled.thresholds == [0.2, 0.3, 0.25]
+    assert '0.2, 0.3, 0.25 (auto)' in log_of(runner)
+
+
+def test_validation_images_among_the_unlabelled_are_a_leak(pair, tmp_path, monkeypatch):
     for split in ('val', 'train'):
         copied = Path(pair.data_root, 'images', f'{split}_003.png').read_bytes()
         (tmp_path / 'more' / f'{split}.png').write_bytes(copied)
     pair.test_dataloader.dataset.ann_file = 'val.json'
     with pytest.raises(engine.LeakError, match=r'1 test images are among .*val\.png is .*val_003'):
         train(pair)
+    # Before the teacher has looked at a single image.
+    monkeypatch.setattr(engine, 'label_images', None)
+    with pytest.raises(engine.LeakError, match='1 test images are among'):
+        pair.model.distillation.unlabelled.view = 'clean'
+        train(pair)
+    pair.model.distillation.unlabelled.view = 'student'
     (tmp_path / 'more' / 'val.png').unlink()
     # A labelled image may be there, and is said.
     assert '1 labelled images are among the unlabelled ones' in log_of(train(pair))
@@ -671,3 +769,16 @@ def test_a_loop_of_ones_own_needs_the_images(pair):
     mmkd.guard(model, loader)
     values = model(**model.data_preprocessor(next(iter(loader)), True), mode='loss')
     assert 'unlabelled_boxes' in values
+
+
+@cpu_only
+def test_two_processes_share_images_and_labels(pair, tmp_path):
+    pair.model.distillation.unlabelled.update(view='clean', threshold=0.26)
+    pair.runner_type = 'mmkd.DistillationRunner'
+    pair.dump(tmp_path / 'pair.py')
+    args = ['dist_train.sh', tmp_path / 'pair.py', 2, '--work-dir', tmp_path / 'work']
+    (output,) = finish(start(*args, PORT=free_port(), **warmed()))
+    assert 'Distributed training: True' in output and '6 images, 50 % of each batch' in output
+    # 16 labelled images, two processes of 2 each, beside 2 unlabelled ones.
+    assert read_checkpoint(latest_checkpoint(str(tmp_path / 'work')))['meta']['iter'] == 4
+    assert len(read_labels(tmp_path / 'work' / 'unlabelled_labels.json').images) == 6

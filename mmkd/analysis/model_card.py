@@ -38,7 +38,8 @@ def model_card(
         '',
         *_table(_about(cfg, Config.fromfile(plain).model.type, meta)),
     ]
-    if terms_on(cfg.model.get('distillation') or {}):
+    distillation = cfg.model.get('distillation') or {}
+    if terms_on(distillation) or distillation.get('unlabelled'):
         lines += ['', '## What taught it', '', *_table(_teacher(cfg.model))]
         lines += ['', '```python', _recipe(cfg.model['distillation']), '```']
     lines += ['', '## Size and speed', '', *_table(_size(plain, weights))]

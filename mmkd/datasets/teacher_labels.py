@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import os.path as osp
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from ..io.checkpoint import AtomicLocalBackend
 from ..options.class_map import first_names
+from ..shipped import command
 from .annotations import AnnotationError, read_coco
 
 IMAGE_EXTENSIONS = (
@@ -183,7 +184,7 @@ def read_labels(
     Raises:
         LabelsError: naming the file, what is wrong, and the way out.
     """
-    again = 'label the images again (`mmkd pseudo-label`), or name another file'
+    again = f'label the images again (`{command("pseudo-label")}`), or name another file'
     try:
         with open(path, encoding='utf-8') as file:
             labels = _parse(json.load(file))
@@ -280,27 +281,16 @@ def write_labels(path: str | Path, labels: Labels, ids: Sequence | None = None) 
 def content_digest(classes: Sequence[str], images: Iterable[Labelled]) -> str:
     """SHA-256 of classes and detections: whether a file is still what was written."""
     found = hashlib.sha256(json.dumps(list(classes)).encode())
-    for line in _lines(images):
-        found.update(line.encode())
+    for image in images:
+        found.update(to_line(image).encode())
     return found.hexdigest()
-
-
-def _lines(images: Iterable[Labelled]) -> Iterator[str]:
-    return (to_line(image) for image in images)
 
 
 def to_line(image: Labelled) -> str:
     """An image's labels as one line of JSON; :func:`from_line` reads it."""
-    return json.dumps(list(vars_of(image)))
+    return json.dumps([getattr(image, field.name) for field in fields(image)])
 
 
 def from_line(line: str) -> Labelled:
     """What :func:`to_line` wrote."""
     return Labelled(*json.loads(line))
-
-
-def vars_of(image: Labelled) -> tuple:
-    """The fields of :class:`Labelled`, in their order."""
-    return (
-        image.name, image.width, image.height, image.size, image.mtime_ns, image.sha256, image.rows,
-    )  # fmt: skip

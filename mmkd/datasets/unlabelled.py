@@ -7,9 +7,10 @@ The student's training data set stays as it is. :func:`with_unlabelled` puts it 
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -17,19 +18,19 @@ from typing import Any, NamedTuple
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
-from mmdet.datasets.samplers import AspectRatioBatchSampler
+from mmdet.datasets.samplers import AspectRatioBatchSampler, MultiSourceSampler
 from mmdet.registry import DATA_SAMPLERS, DATASETS
 from mmengine.dataset import Compose, DefaultSampler, InfiniteSampler
 from mmengine.dist import get_dist_info
+from mmengine.logging import print_log
 from PIL import Image
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from ..options.unlabelled import MARK, Unlabelled
-from .annotations import AnnotationError, leaves, read_coco
+from .annotations import leaves
 from .intact_images import ImageError, cut_short, transforms_in
+from .teacher_labels import Images, Labels, LabelsError, find_images
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
-"""What counts as an image in a folder."""
 _TAIL = 2**16
 """So many bytes at the end of a file are searched for its end marker first."""
 _KEEPS = {'keep_empty': False, 'allow_negative_crop': True, 'skip_img_without_anno': False}
@@ -58,10 +59,13 @@ class UnlabelledImages(BaseDetDataset):
     def load_data_list(self) -> list[dict]:
         """Path and size of each image that can be read."""
         found, self.passed_over = list_images(self.source, loads_locally(self))
-        boxes = self.instances or {}
+        boxes = self.instances
+        if boxes is not None:
+            self.passed_over += [f'{path} (no labels)' for path, *_ in found if path not in boxes]
+            found = [each for each in found if each[0] in boxes]
         return [
             dict(img_path=path, img_id=i, width=width, height=height,
-                 instances=boxes.get(path, []))
+                 instances=boxes[path] if boxes else [])
             for i, (path, width, height) in enumerate(found)
         ]  # fmt: skip
 
@@ -79,16 +83,9 @@ def list_images(
         ValueError: there is none, or no such folder or file.
         ImageError: naming those that cannot be read, unless ``skip_unreadable`` says to go on.
     """
-    given = {path: (width, height) for path, width, height in _paths(source)}
-    paths = list(given)
-    where = source.folders or source.ann_file or (source.dataset or {}).get('type')
-    if not paths:
-        raise ValueError(
-            f'distillation.unlabelled: no image is in {_shown(where)}: name a folder with images '
-            f'({", ".join(SUFFIXES)}), at any depth'
-        )
+    paths = find(source).paths
     if not local:
-        return [(path, *size) for path, size in given.items()], []
+        return [(path, 1, 1) for path in paths], []
     with ThreadPoolExecutor(8) as pool:
         sizes = list(pool.map(_size, paths))
     found, broken = [], []
@@ -107,34 +104,29 @@ def list_images(
     return found, broken
 
 
-def _paths(source: Unlabelled) -> Iterator[tuple[str, int, int]]:
-    """Path, width and height; two equal sizes where they are not known."""
-    for folder in source.folders or ():
-        if not osp.isdir(osp.expanduser(folder)):
-            state = 'is no folder' if osp.exists(osp.expanduser(folder)) else 'does not exist'
-            raise ValueError(
-                f'distillation.unlabelled.images={folder!r} {state} (looked for '
-                f'{osp.abspath(osp.expanduser(folder))})'
-            )
-        for parent, folders, files in os.walk(osp.expanduser(folder), followlinks=True):
-            folders.sort()
-            yield from (
-                (osp.join(parent, name), 1, 1)
-                for name in sorted(files)
-                if name.lower().endswith(SUFFIXES)
-            )
-    if source.ann_file is not None:
-        what = f'distillation.unlabelled.ann_file {source.ann_file}'
-        # Such a file may have no annotations, nor categories.
-        for i, image in enumerate(read_coco(source.ann_file, what, ('images',))['images']):
-            name = image.get('file_name')
-            if not isinstance(name, str) or not name:
-                raise AnnotationError(f'{what}: images[{i}].file_name={name!r} must be a path')
-            path = osp.join(source.img_prefix or osp.dirname(source.ann_file), name)
-            yield path, image.get('width', 1), image.get('height', 1)
-    if source.dataset is not None:
-        for info in image_infos(source.dataset):
-            yield info['img_path'], info.get('width', 1), info.get('height', 1)
+def find(source: Unlabelled) -> Images:
+    """The image files, in the order of the source, by names that are those of a labels file.
+
+    Raises:
+        ValueError: there is none, or no such folder or file.
+    """
+    folders = source.folders
+    try:
+        if source.ann_file is not None:
+            return find_images(source.ann_file, source.img_prefix)
+        if folders is not None and len(folders) == 1:
+            return find_images(osp.expanduser(folders[0]))
+        if folders is not None:
+            parts = [find_images(osp.expanduser(folder)).paths for folder in folders]
+            paths = [path for part in parts for path in part]
+        else:
+            paths = [info['img_path'] for info in image_infos(source.dataset)]
+    except LabelsError as error:
+        raise ValueError(f'distillation.unlabelled: {error}') from None
+    if not paths:
+        raise ValueError('distillation.unlabelled.dataset has no image')
+    paths = list(dict.fromkeys(paths))
+    return Images(paths, paths, list(range(1, len(paths) + 1)))
 
 
 def image_infos(dataset: Any) -> Iterator[dict]:
@@ -167,10 +159,6 @@ def _size(path: str) -> tuple[int, int] | str:
     except Exception as error:
         return str(getattr(error, 'strerror', None) or 'it is no image')
     return (height, width) if turned else (width, height)
-
-
-def _shown(where: Any) -> str:
-    return ', '.join(where) if isinstance(where, (list, tuple)) else str(where)
 
 
 # ------------------------------------------------------------------------------ both kinds
@@ -270,6 +258,26 @@ def keep_without_boxes(node: Any) -> list[str]:
     return changed
 
 
+def instances_of(labels: Labels, thresholds: Sequence[float], ignore: float | None) -> dict:
+    """The boxes of each image in a labels file by the image's name, as data sets have them.
+
+    Args:
+        labels: of a labels file.
+        thresholds: the lowest score of a detection that counts, of each class.
+        ignore: the lowest score of an ignored region; None: there are none.
+    """
+    found: dict[str, list[dict]] = {}
+    for name, image in labels.images.items():
+        found[name] = []
+        for box, label, score in zip(image.boxes, image.labels, image.scores, strict=True):
+            doubtful = bool(score < thresholds[label])
+            if not doubtful or (ignore is not None and score >= ignore):
+                found[name].append(
+                    dict(bbox=box.tolist(), bbox_label=int(label), ignore_flag=int(doubtful))
+                )
+    return found
+
+
 class _Parts(NamedTuple):
     """The data set and the sampler of its labelled part, on their way to the batch sampler."""
 
@@ -367,6 +375,11 @@ def with_unlabelled(
         ValueError: if the batch has no room for both kinds, or the pipeline is not known.
     """
     loader = dict(dataloader)
+    if loader.get('num_batch_per_epoch'):
+        raise ValueError(
+            'distillation.unlabelled and train_dataloader.num_batch_per_epoch exclude each other: '
+            'shorten train_cfg, or take fewer labelled images by dataset.indices'
+        )
     count = settings.of_batch(loader['batch_size'])
     leaf: Any = loader['dataset']
     if not isinstance(leaf, dict):
@@ -383,9 +396,14 @@ def with_unlabelled(
         kind = DATA_SAMPLERS.get(kind) if isinstance(kind, str) else kind
         if kind not in (DefaultSampler, InfiniteSampler):
             # One that asks for labels, or for several data sets, has nothing to go by.
-            endless = kind is not None and 'Source' in kind.__name__
-            loader['sampler'] = dict(
-                type=InfiniteSampler if endless else DefaultSampler, shuffle=True
+            endless = kind is not None and issubclass(kind, MultiSourceSampler)
+            own = InfiniteSampler if endless else DefaultSampler
+            loader['sampler'] = dict(type=own, shuffle=True)
+            print_log(
+                f'without labelled images {getattr(kind, "__name__", kind)} has nothing to choose '
+                f'by: {own.__name__} takes its place',
+                logger='current',
+                level=logging.WARNING,
             )
         return {**loader, 'dataset': mixed}
     sampler = dict(loader.get('sampler') or dict(type=DefaultSampler, shuffle=True))

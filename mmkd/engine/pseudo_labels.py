@@ -16,6 +16,7 @@ import logging
 import os
 import os.path as osp
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -63,6 +64,7 @@ from ..digests import digest, tensor_digests
 from ..io.teacher_weights import load_teacher
 from ..options.class_map import ClassMap
 from ..recipe import UNTRAINED, TeacherError
+from ..shipped import command
 from ..version import __version__
 from .class_names import class_names, head_classes, teacher_names
 from .random_state import random_state_kept
@@ -224,7 +226,8 @@ def _inference(node: Any) -> Any:
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
+    # A new-style config holds classes and functions.
+    text = json.dumps(value, sort_keys=True, default=lambda v: getattr(v, '__qualname__', str(v)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -337,6 +340,7 @@ class _Job:
             _say(f'{self.out}: {changed} images have changed since and are labelled anew')
         done = list(before.images.items()) == list(self.kept.items()) if before else False
         if done and list(self.kept) == self.images.names:
+            _say(f'{self.out}: all {len(self.kept)} images have been labelled before')
             return None
         work = {i for i, name in enumerate(self.images.names) if name not in self.kept}
         bad = unreadable([self.images.paths[i] for i in work], self.labeller.loads_pictures)
@@ -556,6 +560,11 @@ class _Files(Dataset):
         return index, (of_file.st_size, of_file.st_mtime_ns, sha256), data
 
 
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C is for the process that has started the workers, and ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _collate(samples: list[tuple]) -> tuple[list[tuple], Any]:
     data = [each[2] for each in samples if each[1] is not None]
     rest = [(i, of_file, None if of_file else why) for i, of_file, why in samples]
@@ -581,6 +590,7 @@ def _label(
     loader: DataLoader = DataLoader(
         _Files(images, labeller.pipeline), batch_sampler=own, num_workers=workers,
         collate_fn=_collate, generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_ignore_interrupts,
     )  # fmt: skip
     failed: dict[str, str] = {}
     progress = _Progress(total)
@@ -688,10 +698,9 @@ def best_thresholds(
         TeacherError: the teacher finds none of them.
     """
     data = (cfg.get('val_dataloader') or {}).get('dataset')
-    way_out = 'give a number as the threshold'
     if data is None:
         raise LabelsError(
-            f"threshold='auto' needs val_dataloader, which the config lacks: {way_out}"
+            "threshold='auto' needs val_dataloader, which the config lacks: give a number instead"
         )
     with random_state_kept():
         labeller = labeller_of(cfg, teacher=teacher, pairs_own_view=not clean_view)
@@ -704,13 +713,19 @@ def best_thresholds(
             folder = _by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
             out = Path(folder) / 'labels.json'
         label_images(cfg, images, out, labeller=labeller, workers=workers)
-        found = read_labels(out, labeller.info['teacher_sha256'], labeller.classes, truth)
-        barrier()
-    theirs = [found.images[path] for path in truth]
+        return _by_main(lambda: _choose(labeller, truth, out))
+
+
+def _choose(labeller: Labeller, truth: dict[str, tuple], out: str | Path) -> list[Threshold]:
+    """The thresholds for the ground truth of images, by path, and the detections in ``out``."""
+    found = read_labels(out, labeller.info['teacher_sha256'], labeller.classes, truth).images
     matched = match_detections(
-        list(truth.values()), [(i.boxes, i.labels, i.scores) for i in theirs], len(labeller.classes)
+        list(truth.values()),
+        [(found[path].boxes, found[path].labels, found[path].scores) for path in truth],
+        len(labeller.classes),
     )
     objects = sum(n for *_, n in matched)
+    way_out = 'give a number as the threshold'
     if objects < FEWEST:
         raise LabelsError(
             f"threshold='auto': the {len(truth)} validation images have {objects} objects, too few "
@@ -721,15 +736,15 @@ def best_thresholds(
         raise TeacherError(
             f'{labeller.info["teacher"]} finds none of the {objects} objects of the {len(truth)} '
             f"validation images at IoU 0.5, so there is no threshold='auto': look at the teacher "
-            f'(`mmkd check --data`), or {way_out}'
+            f'(`{command("check")} --data`), or {way_out}'
         )
     said = ', '.join(
         f'{name} {t.score:.2f} (F1 {t.f1:.2f}{"" if t.own else ", that of all classes"})'
         for name, t in zip(labeller.classes[:20], best, strict=False)
     )
-    more = f' and {len(best) - 20} more' if len(best) > 20 else ''
     _say(
-        f'thresholds of best F1 on {len(truth)} validation images, {objects} objects: {said}{more}'
+        f'thresholds of best F1 on {len(truth)} validation images with {objects} objects: {said}'
+        + (f' and {len(best) - 20} more' if len(best) > 20 else '')
     )
     return best
 

@@ -269,7 +269,9 @@ class DistillationRunner(Runner):
         config = self._train_dataloader
         if isinstance(loop, BaseLoop):
             return super().build_train_loop(loop)
-        given = mixed_dataloader(config, self.model, self.cfg) if isinstance(config, dict) else None
+        given = None
+        if isinstance(config, dict):
+            given = mixed_dataloader(config, self.model, self.cfg, self.work_dir)
         if self._checkpoints is None:
             self._train_dataloader = given or config
             try:

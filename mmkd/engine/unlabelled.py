@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import os.path as osp
@@ -10,17 +11,28 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook, LoggerHook
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..datasets.unlabelled import MixedDataset, image_infos, with_unlabelled
+from ..datasets.teacher_labels import read_labels
+from ..datasets.unlabelled import (
+    MixedDataset,
+    find,
+    image_infos,
+    instances_of,
+    list_images,
+    with_unlabelled,
+)
 from ..options.class_map import first_names
 from ..options.unlabelled import PseudoLabels, Unlabelled
 from ..recipe import UNTRAINED, TeacherError
 from .class_names import class_names
+from .pseudo_labels import best_thresholds, label_images, labeller_of
 from .wrappers import unwrap
 
 LOOKED = 256
@@ -38,24 +50,63 @@ def settings_of(model: nn.Module) -> Unlabelled | None:
     return getattr(getattr(unwrap(model), 'unlabelled', None), 'settings', None)
 
 
-def mixed_dataloader(dataloader: dict, model: nn.Module, cfg: Any = None) -> dict:
+def mixed_dataloader(
+    dataloader: dict, model: nn.Module, cfg: Config | None = None, folder: str | None = None
+) -> dict:
     """The config of the training data loader, with unlabelled images if the detector wants them.
 
     Args:
         dataloader: the config of the labelled one.
         model: the detector, wrapped or not; it learns the thresholds of its classes.
-        cfg: the config of the run, for what is found out before training.
+        cfg: the config of the run, from which the teacher detects before training, for
+            ``view='clean'`` and ``threshold='auto'``; all processes have to call it then.
+        folder: where its detections are kept, so that a resumed run does not make them again.
 
     Raises:
         ValueError: if the two cannot share batches, or thresholds do not fit the classes.
+        LabelsError: if the teacher cannot label the images, or there are no thresholds.
     """
     settings = settings_of(model)
     if settings is None:
         return dataloader
-    given = with_unlabelled(dataloader, settings)
-    names = class_names({'train_dataloader': dataloader})
-    set_thresholds(unwrap(model).unlabelled, names)
-    return given
+    settings.of_batch(dataloader['batch_size'])  # before anything takes time
+    detector = unwrap(model)
+    set_thresholds(detector.unlabelled, class_names({'train_dataloader': dataloader}))
+    auto, clean = settings.threshold == 'auto', settings.view == 'clean'
+    if not (auto or clean):
+        return with_unlabelled(dataloader, settings)
+    if cfg is None or 'model' not in cfg:
+        asked = "view='clean'" if clean else "threshold='auto'"
+        raise ValueError(
+            f'distillation.unlabelled.{asked} lets the teacher detect before training, by the '
+            'config of the run: start it by that (RUNNERS.build(cfg)), or give '
+            'mmkd.mixed_dataloader(dataloader, model, cfg)'
+        )
+
+    def place(name: str) -> str | None:
+        return folder and osp.join(folder, name)
+
+    if auto:
+        found = best_thresholds(
+            cfg, place('validation_labels.json'), teacher=detector.teacher, clean_view=clean
+        )
+        detector.unlabelled.thresholds = [each.score for each in found]
+    if not clean:
+        return with_unlabelled(dataloader, settings)
+    images = find(settings)
+    list_images(settings)  # raises for those that cannot be read, in words of this entry
+    held_out = {'validation': 'val_dataloader', 'test': 'test_dataloader'}
+    refuse_leaks(
+        images.paths, {w: (cfg.get(key) or {}).get('dataset') for w, key in held_out.items()}
+    )
+    out = settings.cache or place('unlabelled_labels.json') or 'unlabelled_labels.json'
+    labeller = labeller_of(cfg, teacher=detector.teacher)
+    label_images(cfg, images, out, skip_unreadable=settings.skip_unreadable, labeller=labeller)
+    labels = read_labels(out, labeller.info['teacher_sha256'], labeller.classes)
+    boxes = instances_of(labels, detector.unlabelled.thresholds, settings.ignore)
+    paths = zip(images.names, images.paths, strict=True)
+    known = {path: boxes[name] for name, path in paths if name in boxes}
+    return with_unlabelled(dataloader, settings, known)
 
 
 def set_thresholds(labels: PseudoLabels, names: list[str] | None) -> None:
@@ -129,16 +180,13 @@ class UnlabelledHook(Hook):
         labels = model.unlabelled
         data = check_data(labels, runner.train_dataloader.dataset)
         paths = [info['img_path'] for info in image_infos(data.images)]
-        others = {
+        held_out = {
             'validation': getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None),
             'test': _dataset_of(runner, '_test_dataloader'),
         }
-        known = _Files(paths)
-        for who, dataset in others.items():
-            if dataset is not None:
-                _refuse_leak(known, who, _paths_of(dataset, who, runner))
+        known = refuse_leaks(paths, held_out)
         if data.labelled is not None:
-            twice = list(known.found(_paths_of(data.labelled, 'training', runner)))
+            twice = list(known.found(_paths_of(data.labelled, 'training')))
             if twice:
                 labels.table.append(
                     ('  twice', f'{len(twice)} labelled images are among the unlabelled ones')
@@ -149,7 +197,7 @@ class UnlabelledHook(Hook):
             if all(each.get('data_src') != name for each in runner.log_processor.custom_cfg):
                 runner.log_processor.custom_cfg.append(own)
         source = getattr(model.teacher, 'source', None)
-        self.looks = labels.asks and model.check_teacher and source != UNTRAINED
+        self.looks = model.check_teacher and source != UNTRAINED
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -165,8 +213,9 @@ class UnlabelledHook(Hook):
         all_reduce(counts)
         images, empty = (int(count) for count in counts)
         if images - empty < FEWEST:
+            name = f' {model.teacher.name}' if model.teacher is not None else ''
             raise TeacherError(
-                f'the teacher {model.teacher.name} has found an object on {images - empty} of the '
+                f'the teacher{name} has found an object on {images - empty} of the '
                 f'first {images} unlabelled images, at threshold '
                 f'{_range(model.unlabelled.thresholds)}: look at what it says there (`mmkd '
                 'pseudo-label --gallery`), lower distillation.unlabelled.threshold, or take images '
@@ -185,25 +234,41 @@ def _dataset_of(runner: Any, name: str) -> Any:
     return loader.dataset if isinstance(loader, DataLoader) else (loader or {}).get('dataset')
 
 
-def _paths_of(dataset: Any, who: str, runner: Runner) -> list[str]:
+def _paths_of(dataset: Any, who: str) -> list[str]:
     try:
         return [info['img_path'] for info in image_infos(dataset) if 'img_path' in info]
     except Exception as error:  # test data may be on another machine
-        runner.logger.warning(
+        MMLogger.get_current_instance().warning(
             f'the unlabelled images ARE NOT COMPARED with the {who} images, which cannot be '
             f'listed: {error}'
         )
         return []
 
 
-def _refuse_leak(known: _Files, who: str, paths: Iterable[str]) -> None:
-    if same := list(known.found(paths)):
-        some = ', '.join(f'{own} is {other}' for own, other in same[:3])
-        raise LeakError(
-            f'{len(same)} {who} images are among the unlabelled ones, so the student would be '
-            f'trained on what it is scored on: {some}{", ..." if len(same) > 3 else ""}. Take them '
-            'out of distillation.unlabelled'
-        )
+def refuse_leaks(paths: Iterable[str], held_out: dict[str, Any]) -> _Files:
+    """Check that no image that is kept for validation or tests is among the unlabelled ones.
+
+    Args:
+        paths: of the unlabelled images.
+        held_out: data sets, or their configs, by what they are for; None for none.
+
+    Returns:
+        The unlabelled images, to look for others.
+
+    Raises:
+        LeakError: naming the first of them.
+    """
+    known = _Files(paths)
+    for who, dataset in held_out.items():
+        same = list(known.found(_paths_of(dataset, who))) if dataset is not None else []
+        if same:
+            some = ', '.join(f'{own} is {other}' for own, other in same[:3])
+            raise LeakError(
+                f'{len(same)} {who} images are among the unlabelled ones, so the student would be '
+                f'trained on what it is scored on: {some}{", ..." if len(same) > 3 else ""}. Take '
+                'them out of distillation.unlabelled'
+            )
+    return known
 
 
 class _Files:
@@ -215,7 +280,7 @@ class _Files:
         for path in self.places:
             if osp.isfile(path):
                 self.by_size[os.stat(path).st_size].append(path)
-        self.digests: dict[int, dict[str, str]] = {}
+        self.heads: dict[int, dict[str, list[str]]] = {}
 
     def found(self, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Each of ``paths`` that is one of the files: that file, and the path."""
@@ -223,12 +288,17 @@ class _Files:
             if path in self.places:
                 yield self.places[path], path
             elif osp.isfile(path) and (size := os.stat(path).st_size) in self.by_size:
-                if size not in self.digests:
-                    self.digests[size] = {_digest(own): own for own in self.by_size[size]}
-                if own := self.digests[size].get(_digest(path)):
-                    yield self.places[own], path
+                if size not in self.heads:
+                    self.heads[size] = defaultdict(list)
+                    for own in self.by_size[size]:
+                        self.heads[size][_head(own)].append(own)
+                for own in self.heads[size].get(_head(path), ()):
+                    if filecmp.cmp(own, path, shallow=False):
+                        yield self.places[own], path
+                        break
 
 
-def _digest(path: str) -> str:
+def _head(path: str) -> str:
+    """SHA-256 of the beginning of a file: images without compression are all of one size."""
     with open(path, 'rb') as file:
-        return hashlib.sha256(file.read()).hexdigest()
+        return hashlib.sha256(file.read(2**16)).hexdigest()
