@@ -32,6 +32,7 @@ from mmkd.datasets.teacher_labels import Images, Labels, LabelsError, find_image
 from mmkd.digests import digest, tensor_digests
 from mmkd.engine import pseudo_labels, thresholds
 from mmkd.engine.pseudo_labels import Labeller, best_thresholds, label_images, labeller_of
+from mmkd.models.teacher import Teacher
 from mmkd.recipe import TeacherError
 
 
@@ -189,6 +190,33 @@ def test_the_teacher_of_a_pair_labels_in_the_students_classes(home, tmp_path, la
     network = init_detector(home.config, home.checkpoint, device='cpu')
     assert found.info['teacher_sha256'] == digest(tensor_digests(network))
     assert found.info['teacher'] == 'tiny.py'
+
+
+def test_a_teacher_that_is_there_already_is_the_same(home, pair):
+    there = Teacher(home.config, home.checkpoint)
+    assert labeller_of(pair, teacher=there).info == labeller_of(pair).info
+    assert labeller_of(pair, teacher=there).network is there.network
+
+
+def test_the_view_of_the_teacher(home, pair, tmp_path):
+    def scale(pair, **options):
+        pipeline = labeller_of(pair, **options).pipeline
+        return next(t['scale'] for t in pipeline if t['type'] == 'Resize')
+
+    own = tmp_path / 'own.py'
+    text = f'_base_ = {home.config!r}\ntest_dataloader = dict(dataset=dict(pipeline=['
+    text += "dict(type='LoadImageFromFile'), dict(type='Resize', scale=(128, 128))]))\n"
+    own.write_text(text)
+    pair.model.teacher_config = str(own)
+    assert scale(pair) == (128, 128)
+    # As in training, at the teacher's scale.
+    assert scale(pair, pairs_own_view=True) == (64, 64)
+    pair.model.distillation.resolution = dict(student=(32, 32), teacher=(96, 96))
+    assert scale(pair, pairs_own_view=True) == (96, 96)
+    # A teacher's config without data sees images as the pair's test does, at its own scale.
+    pair.model.teacher_config = dict(model=home.cfg.model)
+    pair.test_dataloader = pair.val_dataloader
+    assert scale(pair) == (96, 96)
 
 
 def test_no_random_number_is_drawn(home, tmp_path):

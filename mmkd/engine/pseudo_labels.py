@@ -396,7 +396,7 @@ class _Job:
                     image = from_line(text)
                     found[image.name] = image
         if damaged:
-            _warn(f'{self.parts}: {damaged} damaged lines, whose images are labelled anew')
+            _say(f'{self.parts}: {damaged} line(s) cut off or damaged, whose images are made anew')
         return found
 
     def finish(self, failed: dict[str, str]) -> None:
