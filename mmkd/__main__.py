@@ -15,6 +15,7 @@ COMMANDS = {
     'test': 'test a detector; --gpus N',
     'compare': 'train a pair and its own baseline over seeds: a table with intervals, a report',
     'publish': "write the plain student's weights, config and model card",
+    'speed': 'time detectors: images per second, one at a time and in batches',
     'replay': 'repeat a step whose loss was not finite, and name the layer',
     'terms': 'list the terms of distillation, and what each needs',
     'demo': 'teach a small detector of digits: data, training, table and report in minutes',
