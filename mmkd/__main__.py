@@ -16,6 +16,7 @@ COMMANDS = {
     'compare': 'train a pair and its own baseline over seeds: a table with intervals, a report',
     'pseudo-label': 'label images with a detector: a COCO file with scores; --gpus N',
     'publish': "write the plain student's weights, config and model card",
+    'speed': 'time detectors: images per second, one at a time and in batches',
     'replay': 'repeat a step whose loss was not finite, and name the layer',
     'terms': 'list the terms of distillation, and what each needs',
     'demo': 'teach a small detector of digits: data, training, table and report in minutes',

@@ -34,8 +34,7 @@ def without_teacher(error: Exception) -> Exception:
     if not is_missing(error):
         raise error
     MMLogger.get_current_instance().warning(
-        f'the teacher is not on this machine, so this student predicts, and cannot be trained: '
-        f'{error}'
+        f'the teacher was not found, so this student predicts, and cannot be trained: {error}'
     )
     return error.with_traceback(None)
 

@@ -55,7 +55,7 @@ class MissingFileError(TeacherError, FileNotFoundError):
         key: of ``model``, that names it.
         path: its value.
         places: where it was looked for; without them a relative path is one of the working
-            directory.
+            directory, as in a program that mmkd does not run.
     """
 
     def __init__(self, key: str, path: str, places: Sequence[str] = ()) -> None:
@@ -63,9 +63,13 @@ class MissingFileError(TeacherError, FileNotFoundError):
         what = 'is a directory' if any(map(os.path.isdir, where)) else 'does not exist'
         tried = '' if where == [path] else f' (looked for {" and ".join(where)})'
         kind = 'config' if key == 'teacher_config' else 'checkpoint'
+        advice = f'Set model.{key} to its path' + (' or URL' if kind == 'checkpoint' else '')
+        if not places and not os.path.isabs(os.path.expanduser(path)):
+            advice += (
+                f'; if the path is relative to the config, write {"{{ fileDirname }}/" + path!r}'
+            )
         super().__init__(
-            f"model.{key} {path!r} cannot be read: the teacher's {kind} {what}{tried}. Set "
-            f'model.{key} to its path' + (' or URL' if kind == 'checkpoint' else '')
+            f"model.{key} {path!r} cannot be read: the teacher's {kind} {what}{tried}. {advice}"
         )
         self.key, self.path, self.places = key, path, tuple(places)
 

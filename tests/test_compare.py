@@ -804,7 +804,7 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
     assert value['mAP'] == 0.0
 
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'bad.pth')
-    with pytest.raises((ValueError, RuntimeError), match='size mismatch|does not fit'):
+    with pytest.raises(ValueError, match='does not fit'):
         score(str(config), str(tmp_path / 'bad.pth'), str(tmp_path / 'found.pth'))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from pairs import ROOT
 from test_tools import metrics, same_predictions, test, train
 from tiny import tiny_config
 
@@ -141,6 +143,43 @@ def test_class_and_class_names_are_the_students(elsewhere):
 def test_the_config_names_neither_mmkd_nor_the_teacher(kind, published):
     text = published[kind][0].with_suffix('.py').read_text()
     assert not any(word in text for word in ('mmkd', 'teacher', 'distillation', 'TwoViews'))
+
+
+# The two blocks of the page, and the second once more with other weights than were exported.
+EXPORT = """
+import sys
+sys.modules['mmkd'] = None
+export, check = sys.argv[1:]
+there = {}
+exec(export, there)
+exec(check, there)
+for network in there['dense'].neck, there['box_head']:
+    weight = next(network.parameters()).data
+    weight += 0.1
+    try:
+        exec(check, there)
+    except AssertionError as error:
+        assert 'Tensor-likes are not close' in str(error)
+    else:
+        sys.exit('other weights have passed as well')
+    weight -= 0.1
+"""
+
+
+@pytest.mark.slow
+def test_the_page_exports_to_onnx(published, tmp_path):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(package)
+    final = published['two resolutions'][0]
+    onnx = (ROOT / 'docs/deploy.md').read_text().partition('\n## ONNX\n')[2]
+    blocks = re.findall(r'^```python\n(.*?)^```$', onnx, re.S | re.M)
+    export, check = (code.replace('student-1a2b3c4d', str(final)[:-4]) for code in blocks)
+    done = subprocess.run(
+        [sys.executable, '-c', EXPORT, export, check], cwd=tmp_path, text=True,
+        capture_output=True, timeout=600, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {'dense.onnx', 'box_head.onnx'} <= set(os.listdir(tmp_path))
 
 
 @pytest.mark.slow

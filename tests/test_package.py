@@ -9,6 +9,7 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import mmdet
 import pytest
 from mmengine.config import Config
 
@@ -140,9 +141,11 @@ def test_all_work_is_done_from_the_wheel(outside):
     assert 'init_detector' in said
     (weights,) = (outside.folder / 'out').glob('student-*.pth')
     assert weights.with_suffix('.py').exists()
-    # MMDetection's own tool, and its inferencer, on the same pair.
+    # The tools in the wheel, and MMDetection's own, on the same pair.
     outside('python', mim / 'tools/train.py', 'pair.py', '--work-dir', 'again', '--cfg-options',
             *SMALL)  # fmt: skip
+    mmdets = Path(mmdet.__file__).parent / '.mim/tools'
+    assert 'coco/bbox_mAP' in outside('python', mmdets / 'test.py', 'pair.py', checkpoint)
 
 
 @pytest.mark.parametrize(

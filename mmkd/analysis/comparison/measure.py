@@ -62,6 +62,11 @@ def machine() -> str:
     return f'{model or platform.processor() or platform.machine()}, {cpu_cores()} cores'
 
 
+def device() -> str:
+    """What networks are timed on."""
+    return machine() if torch.cuda.is_available() else f'{machine()}, 1 thread used'
+
+
 def score(config: str, checkpoint: str, detections: str) -> dict:
     """Evaluates dumped detections with the config's own evaluator.
 
@@ -113,13 +118,20 @@ def load_weights(network: Any, checkpoint: str) -> None:
     """Loads a checkpoint strictly, without the adapters that a distilled student's may hold.
 
     Raises:
-        ValueError: naming the keys that are missing or too many.
+        ValueError: naming the keys that are missing, too many, or of another shape.
     """
     state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     state = state.get('state_dict', state)
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     state = without_terms(state)
-    result = network.load_state_dict(state, strict=False)
+    try:
+        result = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f'{checkpoint} does not fit the network that is tested: {why} Its numbers would mean '
+            'nothing'
+        ) from None
     missing = [key for key in result.missing_keys if not key.endswith('num_batches_tracked')]
     if missing or result.unexpected_keys:
         raise ValueError(
@@ -127,6 +139,36 @@ def load_weights(network: Any, checkpoint: str) -> None:
             f'({len(missing)}), unexpected {result.unexpected_keys[:3]} '
             f'({len(result.unexpected_keys)}). Its numbers would mean nothing'
         )
+
+
+def load_network(cfg: Config, checkpoint: str) -> Any:
+    """Builds a plain network for inference, on the GPU if there is one, and loads its weights.
+
+    Raises:
+        ValueError: naming the keys that are missing or too many.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    model = MODELS.build(cfg.model)
+    load_weights(model, checkpoint)
+    return revert_sync_batchnorm(model.cuda() if torch.cuda.is_available() else model).eval()
+
+
+WARM_UP = 3
+"""Steps before the first that counts."""
+
+
+def time_step(model: Any, batch: Any) -> float:
+    """The seconds that pre-processing, network and NMS take; ``batch`` stays as it is."""
+    batch = copy.deepcopy(batch)
+    cuda = torch.cuda.is_available()
+    with torch.no_grad():
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        model.test_step(batch)
+        if cuda:
+            torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def measure(config: str, checkpoint: str, images: int = 30) -> dict:
@@ -141,12 +183,8 @@ def measure(config: str, checkpoint: str, images: int = 30) -> dict:
     """
     busy = os.getloadavg()[0]
     cfg = Config.fromfile(config)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
     torch.set_num_threads(1)
-    cuda = torch.cuda.is_available()
-    model = MODELS.build(cfg.model)
-    load_weights(model, checkpoint)
-    model = revert_sync_batchnorm(model.cuda() if cuda else model).eval()
+    model = load_network(cfg, checkpoint)
     loader = dict(cfg.test_dataloader, batch_size=1, num_workers=0, persistent_workers=False)
     for key in ('prefetch_factor', 'batch_sampler'):
         loader.pop(key, None)
@@ -156,26 +194,16 @@ def measure(config: str, checkpoint: str, images: int = 30) -> dict:
         batches.append(batch)
         if len(batches) == images:
             break
-    times = []
-    with torch.no_grad():
-        for batch in batches[:3]:
-            model.test_step(copy.deepcopy(batch))
-        for batch in batches:
-            batch = copy.deepcopy(batch)
-            if cuda:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            model.test_step(batch)
-            if cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+    for batch in batches[:WARM_UP]:
+        time_step(model, batch)
+    times = [time_step(model, batch) for batch in batches]
     value: dict[str, Any] = {
         'kind': 'measure',
         'params': sum(p.numel() for p in model.parameters()),
         'images_per_second': float(1 / np.median(times)),
         'images': len(times),
         'load_before': busy,
-        'device': machine() if cuda else f'{machine()}, 1 thread used',
+        'device': device(),
     }
     forward = model.forward
     flops = []

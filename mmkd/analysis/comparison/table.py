@@ -274,11 +274,11 @@ def markdown(summary: Summary) -> str:
     parts = [
         f'mAP and AP50 in points (0-100) on the {summary.split} split, mean ± standard deviation '
         f'over seeds {seeds}.',
-        _table(*columns(summary)),
+        markdown_table(*columns(summary)),
         'Paired differences, same seed against same seed. BEATS: the 95 % interval (paired t) lies '
         'above 0. WORSE: below. NO GAIN: it contains 0 and ends below the smallest gain of '
         f'interest, {summary.margin:g}. INCONCLUSIVE: anything else, and always below three seeds.',
-        _table(*pair_columns(summary)),
+        markdown_table(*pair_columns(summary)),
     ]
     if summary.too_early:
         parts.append(f'**{summary.too_early}**')
@@ -289,7 +289,8 @@ def markdown(summary: Summary) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def _table(head: list[str], body: list[list[str]]) -> str:
+def markdown_table(head: list[str], body: list[list[str]]) -> str:
+    """A table in markdown, its columns aligned."""
     lines = [head, *body]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     padded = [[c.ljust(width) for c, width in zip(line, widths, strict=True)] for line in lines]
