@@ -109,7 +109,7 @@ class DistillationMixin(Detector):
             if not self.guarded and (self.kd_terms or self.resolution or self.unlabelled.on):
                 refuse_unguarded()
         factors = {key: term.schedule() for key, term in self.kd_terms.items()}
-        asked = self.unlabelled.begin(batch_data_samples)
+        asked = self.unlabelled.on and self.unlabelled.begin(batch_data_samples)
         if not any(factors.values()) and not self.unproven and not asked:
             # Every term is off, or not in force now: the teacher need not look.
             losses = super().loss(batch_inputs, batch_data_samples)
@@ -123,7 +123,8 @@ class DistillationMixin(Detector):
         with self.taps as record, self.teacher.taps as teacher_record:
             # Before the student's forward fills the memory: what this needs is then free again.
             seen = self._show(batch_inputs, batch_data_samples)
-            batch_data_samples = self.unlabelled.label(self.teacher, seen, batch_data_samples)
+            if asked:
+                batch_data_samples = self.unlabelled.label(self.teacher, seen, batch_data_samples)
             with self.hard_losses(mu):  # μ · L_hard of (2)
                 losses = super().loss(batch_inputs, batch_data_samples)  # L_RPN + L_RCN of (1)
             step = Step(self, record, teacher_record, seen, batch_data_samples)
@@ -156,7 +157,8 @@ class DistillationMixin(Detector):
 
     def _join(self, losses: dict, terms: dict, factors: dict[str, float]) -> dict:
         """The terms, and their weights where these vary, beside the student's losses."""
-        losses.update(self.unlabelled.end(losses))
+        if self.unlabelled.on:
+            losses.update(self.unlabelled.end(losses))
         for key, term in self.kd_terms.items():
             factor = factors[key]
             if term.share is not None:

@@ -233,26 +233,24 @@ class PseudoLabels:
 
     Args:
         settings: None: no image is unlabelled, and nothing is done.
+
+    Attributes:
+        on: whether the config has unlabelled images.
+        asks: whether the teacher detects in the student's batches.
+        thresholds: the lowest score that counts, of each class; None before it is known.
+        tally, log: what was found so far, and in this step, for the log.
+        table: rows of the table at the start.
     """
 
     def __init__(self, settings: Unlabelled | None = None) -> None:
         self.settings = settings
+        self.on, self.asks = settings is not None, getattr(settings, 'view', '') == 'student'
         self.thresholds: list[float] | None = None
         self.classes: ClassMap | None = None
         self.tally, self.log = Tally(), dict[str, Tensor]()
         self.table: list[tuple[str, str]] = []
         self._weights = _RowWeights()
         self._branches = 1
-
-    @property
-    def on(self) -> bool:
-        """Whether the config has unlabelled images."""
-        return self.settings is not None
-
-    @property
-    def asks(self) -> bool:
-        """Whether the teacher detects in the student's batches."""
-        return self.settings is not None and self.settings.view == 'student'
 
     def attach(self, student: Any, teacher: Any, classes: ClassMap | None) -> None:
         """Get ready for a student; its teacher (None: the labels come with the images) and their
@@ -288,7 +286,7 @@ class PseudoLabels:
             Whether the teacher has to detect in it.
         """
         self.log = {}
-        marks = [bool(sample.get(MARK)) for sample in samples] if self.on else []
+        marks = [bool(sample.get(MARK)) for sample in samples]
         # A Trident student lays the batch down once for each branch.
         self._weights.marks = marks * self._branches if any(marks) else []
         if any(marks) and not self.asks:
