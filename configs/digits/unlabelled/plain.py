@@ -2,7 +2,7 @@
 _base_ = '../plain.py'
 
 data_root = 'data/digits_second/'
-max_iters = 4000
+max_iters = 8000
 
 model = dict(
     backbone=dict(
