@@ -96,6 +96,7 @@ test: lint
 
 # All of that, and what is marked slow: each kind of hostile file at each door (make test has two
 # at each, and each at the one reader), a step under torch.compile, a look at 300 images,
-# the wheel, published students outside of mmkd and in ONNX, two combinations of methods of three.
+# the wheel, published students outside of mmkd and in ONNX, combinations of methods, further loops and
+# numbers of workers that are resumed.
 test-all: lint
 	$(PYTEST)

@@ -304,6 +304,7 @@ def test_a_shipped_teacher_is_what_its_config_says(tmp_path, name, file, data, e
     assert metrics['coco/bbox_mAP'] == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_ten_class_teacher_is_tested_among_four_classes(monkeypatch, small, tmp_path):
     """`tools/test.py` of the row that `tools/compare.py` plans for it."""
     monkeypatch.chdir(ROOT)
@@ -322,6 +323,7 @@ def test_the_ten_class_teacher_is_tested_among_four_classes(monkeypatch, small, 
     assert set(labels.tolist()) == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_the_accelerated_teacher_is_checked_and_trains(monkeypatch, tmp_path):
     """The check of the teacher sees it as its file has it."""
     monkeypatch.chdir(ROOT)

@@ -208,7 +208,7 @@ def judged(monkeypatch, looks):
         classes=SimpleNamespace(indices=[0]),
         sites=dict(rcnn=None),
     )
-    return teacher_check.check_teacher(model, None)
+    return teacher_check.check_teacher(model, SimpleNamespace(dataset=[]))
 
 
 def gain_in(count):

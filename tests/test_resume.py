@@ -201,10 +201,10 @@ def assert_equal(a: dict, b: dict) -> None:
     ('setting', 'cuts', 'workers'),
     [
         (dict(loop='epoch', every=2), [9, 13], 2),
-        (dict(loop='epoch', every=7), [8], 3),
+        pytest.param(dict(loop='epoch', every=7), [8], 3, marks=pytest.mark.slow),
         (dict(loop='epoch'), [8], 2),
-        (dict(loop='iter', every=2), [9], 2),
-        (dict(loop='iter', every=5), [8], 3),
+        pytest.param(dict(loop='iter', every=2), [9], 2, marks=pytest.mark.slow),
+        pytest.param(dict(loop='iter', every=5), [8], 3, marks=pytest.mark.slow),
         (dict(loop='iter', every=3, infinite=True), [5, 11], 2),
     ],
     ids=str,

@@ -549,6 +549,7 @@ def test_dist_train_and_dist_test_on_two_processes(config, tmp_path):
 
 
 @cpu_only
+@pytest.mark.slow
 def test_two_processes_start_from_a_backbone_named_by_its_url(config, tmp_path):
     """The table at the start reads it again, and that is a collective call: no rank may miss it."""
     cfg = Config.fromfile(config)
