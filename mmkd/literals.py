@@ -1,4 +1,4 @@
-"""Python expressions of plain values, read as data: nothing in them is called but ``dict``."""
+"""Plain values: read from Python expressions as data, and shown in messages."""
 
 from __future__ import annotations
 
@@ -38,3 +38,17 @@ def literal(node: ast.expr, other: Callable[[ast.expr], Any] | None = None) -> A
             if other is not None and not isinstance(node, ast.Call):
                 return other(node)
     raise ValueError(f'line {node.lineno} holds {ast.unparse(node)!r}, which is no plain value')
+
+
+def show(value: Any) -> str:
+    """A value in a message: short, on one line, and not written out where it holds others."""
+    if type(value) in (tuple, list) and len(value) <= 8:
+        parts = (f'<{type(v).__name__}>' if type(v) in (tuple, list) else show(v) for v in value)
+        return f'({", ".join(parts)}{"," * (len(value) == 1)})'
+    if type(value) is int and abs(value) >= 2**64:
+        return f'an integer of {value.bit_length()} bits'
+    if type(value) in (str, bytes):
+        return ascii(value[:60]) + ('...' if len(value) > 60 else '')
+    if value is None or type(value) in (bool, int, float):
+        return repr(value)
+    return value.__name__ if isinstance(value, type) else f'<{type(value).__name__}>'

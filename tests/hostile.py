@@ -244,8 +244,8 @@ CODE = {
     ),
     'a registry': _raw('code', _NAMES_CODE, x(call('mmengine.registry.MODELS.build', b'}'))),
     'dotted name': _raw('code', _NAMES_CODE, x(b'ccollections\nOrderedDict.fromkeys\n)R')),
-    'name with spaces': _raw('code', r'neither a tensor', x(b'cos \nsystem\n)R')),
-    'reconstructor': _raw('code', r'ValueError', x(call('copyreg._reconstructor', b'}'))),
+    'name with spaces': _raw('code', r'names os \.system,', x(b'cos \nsystem\n)R')),
+    'reconstructor': _raw('code', r'missing 2 required', x(call('copyreg._reconstructor', b'}'))),
     'instance': _raw('code', _NAMES_CODE, lambda m: b'(' + text(m) + b'ios\nsystem\n'),
     'object': _raw('code', _NAMES_CODE, lambda m: b'(' + name('os.system') + text(m) + b'o'),
     'new with keywords': _raw('code', r'one Size', name('torch.Size') + b')}\x92'),
@@ -259,7 +259,9 @@ CODE = {
     'new of a class': _raw(
         'code', _NAMES_CODE, name('subprocess.Popen') + b')\x81'
     ),
-    'state of a tensor': _raw('code', r'rebuild_tensor_v2 with a state', tensor() + b'}b', s0=FOUR),
+    'state of a tensor': _raw(
+        'code', r"rebuild_tensor_v2\(.* unexpected .* 'state'", tensor() + b'}b', s0=FOUR
+    ),
     'attributes of a dict': _raw(
         'code',
         r'OrderedDict whose attributes are not its own',
@@ -295,6 +297,17 @@ def _tar(marker: str) -> bytes:
     return file.getvalue()
 
 
+def _tar_and_pickle(marker: str) -> bytes:
+    """A tar archive that begins as the pickles of the older format do."""
+    file = io.BytesIO()
+    with tarfile.open(None, 'w', file, format=tarfile.GNU_FORMAT, encoding='latin1') as archive:
+        archive.addfile(tarfile.TarInfo(pickle.dumps(0x1950A86A20F9469CFC6C, 2).decode('latin1')))
+        link = tarfile.TarInfo('storages')
+        link.type, link.linkname = tarfile.SYMTYPE, '/dev/zero'
+        archive.addfile(link)
+    return file.getvalue()
+
+
 def _npy(marker: str) -> bytes:
     file = io.BytesIO()
     np.save(file, np.array([Calls(os.system, f'touch {marker}')], dtype=object), allow_pickle=True)
@@ -308,6 +321,7 @@ def _torchscript(marker: str) -> bytes:
 
 CONTAINERS = {
     'tar': Hostile('container', r'is no PyTorch checkpoint', _tar),
+    'tar and pickle': Hostile('container', r'a tar archive', _tar_and_pickle),
     'npy': Hostile('container', r'is no PyTorch checkpoint', _npy),
     'gzip': Hostile(
         'container',
@@ -562,6 +576,7 @@ BOMBS = {
 
 # --- memory ---------------------------------------------------------------------------------------
 
+OLD = dict(_use_new_zipfile_serialization=False)
 _BEYOND = r'lies beyond its storage of 4 elements'
 MEMORY = {
     'shape beyond': _raw('memory', _BEYOND, x(tensor(shape=(5,))), s0=FOUR),
@@ -591,10 +606,20 @@ MEMORY = {
         x(call('torch._utils._rebuild_tensor_v3', storage(kind='Untyped'), b'K\0', numbers(4),
                numbers(1), b'\x89', b'N', name('torch.bool'))), s0=b'\7\7\7\7',
     ),
-    'no storage': _raw('memory', r'without a storage', x(tensor(of=b'N'))),
-    'storage that is not there': _raw('memory', r'lacks the storage', x(tensor()), s1=FOUR),
+    'no storage': _raw('memory', r'without storage', x(tensor(of=b'N'))),
+    'old storage of 4 TiB': _file(
+        'memory', r"can't allocate memory",
+        saved(weights(), **OLD).replace(b'K\x0cN', number(2**40) + b'N'),
+    ),
+    'old storage that is not listed': _file(
+        'memory', r'other storages than it lists',
+        (old := saved(weights(), **OLD))[: old.rindex(b'\x80\2]')] + pickle.dumps([], 2),
+    ),
+    'storage that is not there': _raw(
+        'memory', r'of which the file has no bytes', x(tensor()), s1=FOUR
+    ),
     'storage elsewhere': _raw(
-        'memory', r'lacks the storage', x(tensor(of=storage('../../../etc/passwd')))
+        'memory', r'of which the file has no bytes', x(tensor(of=storage('../../../etc/passwd')))
     ),
     'meta storage': _raw('memory', r'without numbers', x(tensor(of=storage(location='meta')))),
     'loose storage': _raw('memory', r'a piece of', x(storage()), s0=FOUR),
@@ -662,11 +687,11 @@ def _with(part: str, value) -> bytes:
 
 INTEGRITY = {
     'flipped bit in a tensor': Hostile(
-        'integrity', r'is damaged or forged: Bad CRC-32 or header of .archive/data/',
+        'integrity', r'Bad CRC-32 or header of .archive/data/.*is damaged',
         lambda m: flipped(saved(weights()), _storage_at(saved(weights())) + 5),
     ),
     'flipped bit in the pickle': Hostile(
-        'integrity', r'is damaged or forged: Bad CRC-32 for file .archive/data\.pkl',
+        'integrity', r'Bad CRC-32 for file .archive/data\.pkl.*is damaged',
         lambda m: flipped(saved(weights()), saved(weights()).index(b'state_dict')),
     ),
     'cut off': Hostile('integrity', r'is cut off', lambda m: saved(weights())[:-300]),

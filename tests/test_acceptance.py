@@ -193,12 +193,16 @@ class AttributeDict(Attributes):
     """As Lightning has it."""
 
 
+class CfgNode(Attributes):
+    """As a project has it that copied yacs."""
+
+
 @pytest.fixture
 def packages(monkeypatch):
     """Classes as if they were of other packages, whose files name them so."""
     for name, kind in (
         ('addict.addict', Dict), ('easydict', EasyDict),
-        ('lightning.fabric.utilities.data', AttributeDict),
+        ('lightning.fabric.utilities.data', AttributeDict), ('lib.config', CfgNode),
     ):  # fmt: skip
         monkeypatch.setattr(kind, '__module__', name)
         parts = name.split('.')
@@ -229,7 +233,7 @@ def beyond() -> dict:
     read = {kind: (value, value) for kind, value in kinds.items()}
     read['version'] = torch.__version__, str(torch.__version__)
     read['SimpleNamespace'] = types.SimpleNamespace(a=1), argparse.Namespace(a=1)
-    for kind in (ConfigDict, Dict, EasyDict, AttributeDict):
+    for kind in (ConfigDict, Dict, EasyDict, AttributeDict, CfgNode):
         read[kind.__name__] = kind({'a': kind({'b': [1, 2]})}), nested
     return read
 

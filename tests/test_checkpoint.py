@@ -154,7 +154,7 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
     old = (tmp_path / 'old.pth').read_bytes().replace(b'X\3\0\0\0cpu', b'X\6\0\0\0cuda:0')
     (tmp_path / 'old.pth').write_bytes(old)
     assert read_checkpoint(tmp_path / 'old.pth')['w'].tolist() == [0, 0]
-    with pytest.raises(CheckpointError, match="device 'cuda:0', which is not there"):
+    with pytest.raises(CheckpointError, match="put on its device .*CUDA.*map_location='cpu'"):
         read_checkpoint(tmp_path / 'old.pth', map_location=None)
 
 
@@ -381,7 +381,7 @@ def _hostile(marker: Path) -> dict:
         'getattr of init': (smuggled[0], r"builtins\.getattr\(HistoryBuffer, '__init__'\)"),
         'getattr of a module': (
             Calls(getattr, int, 'real'),
-            r"builtins\.getattr\(<type>, 'real'",
+            r"builtins\.getattr\(int, 'real'",
         ),
         'getattr of a method': (smuggled[2], r"getattr\('mean', '__globals__'\)"),
         'getattr of a string': (Calls(getattr, 'x', 'format'), r"getattr\('x', 'format'\)"),

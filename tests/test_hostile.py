@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import importlib
+import io
 import json
 import os
+import pickle
 import random
 import re
 import subprocess
@@ -205,9 +207,16 @@ def test_no_reader_is_left_after_a_file_that_is_refused_or_read(tmp_path):
 
 
 def test_no_pickle_can_change_what_a_name_stands_for():
-    for kind in (*reader._AS_IS.values(), reader.Form):
-        with pytest.raises((TypeError, AttributeError)):
-            kind.attribute = 1
+    module, change = reader._PickleModule(), hostile.text('__doc__') + hostile.number(1)
+    for label, kind in reader._AS_IS.items():
+        before, named = dict(getattr(kind, '__dict__', {})), b'\x80\2' + hostile.name(label)
+        for program in (
+            *(b'}' + change + b'sb.', b'N}' + change + b's\x86b.', change + b's.'),
+            *(b'K\1a.', b'(K\1e.', b'(K\1\x90.'),
+        ):
+            with pytest.raises((TypeError, AttributeError, pickle.UnpicklingError)):
+                module.load(io.BytesIO(named + program))
+        assert dict(getattr(kind, '__dict__', {})) == before
 
 
 def test_one_name_in_two_cases_is_refused(tmp_path):

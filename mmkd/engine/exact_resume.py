@@ -50,7 +50,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import SequentialSampler
 
-from ..io.reader import show
+from ..literals import show
 from .loader import ResumableLoader
 from .random_state import random_state, set_random_state
 from .resume_compatibility import own_file, own_ids

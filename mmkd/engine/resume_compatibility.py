@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..io.checkpoint import CheckpointError
-from ..io.reader import show
+from ..literals import show
 from ..recipe import rename_adapters
 
 _KERNEL_OPTIONS = ('fused', 'foreach', 'capturable', 'differentiable')

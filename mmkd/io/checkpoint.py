@@ -45,14 +45,9 @@ from mmengine.runner.checkpoint import (
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..literals import show
 from . import reader
-from .reader import (
-    WAY_OUT,
-    CheckpointError,
-    history_buffer,
-    is_safetensors,
-    show,
-)
+from .reader import WAY_OUT, CheckpointError, history_buffer, is_safetensors
 
 NUMPY_DTYPES = frozenset(
     np.dtype(code)
@@ -82,7 +77,7 @@ def read_checkpoint(
 
     Tensors and plain containers come back as ``torch.load`` gives them; numpy data, dates, paths,
     ``HistoryBuffer`` and ``Namespace`` objects as real ones, built from their values; dicts whose
-    items are attributes (addict's, EasyDict, ConfigDict) as plain dicts; a member of an enumeration
+    items are attributes (ConfigDict, EasyDict, CfgNode) as plain dicts; a member of an enumeration
     that this process has not imported is refused. The text of a config is left out
     (``meta.config``, ``meta.cfg`` and ``message_hub.runtime_info.cfg``): ``Runner.resume`` and the
     inferencer run it as Python. What :func:`to_plain` put in plain form stays so. A safetensors
