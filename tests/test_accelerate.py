@@ -170,6 +170,12 @@ def test_gathered_rois_are_mmdetections(aligned, ratio, size, strides, grown):
     assert torch.equal(extractor(features, rois, grown)[6:], got[6:])
 
 
+def test_an_extractor_that_takes_the_maximum_is_not_replaced():
+    layer = dict(type='RoIAlign', output_size=2, pool_mode='max')
+    extractor = SingleRoIExtractor(layer, out_channels=6, featmap_strides=[4])
+    assert not GatheredRoIExtractor.replaces(extractor)
+
+
 def test_rois_of_the_teacher_alone_are_gathered():
     paper = recipe()
     paper['accelerate'] = dict(roi_align=True)

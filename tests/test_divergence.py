@@ -11,7 +11,7 @@ from test_check_pair import tool
 from tiny import tiny_config
 
 from mmkd.engine.divergence import DivergedError, DivergenceHook
-from mmkd.observers import warn_of_dwarfing
+from mmkd.observers import has_checkpoints, own_parameters, total, warn_of_dwarfing
 
 train = tool('train')
 
@@ -133,6 +133,20 @@ def test_a_learning_rate_that_is_too_high(config, tmp_path, distilled, rate):
     for path in saved:
         weights = torch.load(path, weights_only=True)['state_dict']
         assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize('which', ['frozen', 'checkpointed'])
+def test_a_student_whose_gradient_cannot_be_measured_is_trained_all_the_same(which):
+    student = pairs.fpn()
+    student.backbone.with_cp = which == 'checkpointed'
+    model = pairs.distil(student, pairs.fpn(8), pairs.recipe(hint=dict(loss_weight=1e6)))
+    model.teacher.source, model.steps = 'a file', 49
+    model.observers = [warn_of_dwarfing]
+    for parameter in own_parameters(model) if which == 'frozen' else ():
+        parameter.requires_grad = False
+    values = pairs.losses(model)
+    assert has_checkpoints(total(values)) == (which == 'checkpointed')
+    assert values['loss_kd_hint'] > 0 and not model.dwarfing
 
 
 def test_growth_is_not_blamed_on_a_term(config, monkeypatch):

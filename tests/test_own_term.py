@@ -681,6 +681,22 @@ def test_the_students_features_pass_through_the_teachers_head(site, kind):
     assert all(p.grad is None for p in model.teacher.network.parameters())
 
 
+def test_of_the_teachers_head_only_deltas_are_brought_into_the_students_frame():
+    """A teacher whose deltas are in other units: its logits stay what they are."""
+    found = {}
+    for kind in ('cls', 'bbox'):
+        for stds in ([1.0] * 4, [0.1, 0.2, 0.4, 0.5]):
+            teacher = pairs.fpn(8)
+            teacher.rpn_head.bbox_coder.target_stds = stds
+            term = dict(mine=dict(type=Asks, site='rpn', kind=kind))
+            model = pairs.distil(pairs.fpn(), teacher, pairs.off() | term)
+            pairs.losses(model)
+            (rows,) = model.kd_terms['mine'].crossed
+            found.setdefault(kind, []).append(rows.student.detach())
+    torch.testing.assert_close(*found['cls'])
+    torch.testing.assert_close(found['bbox'][1], found['bbox'][0] * torch.tensor(stds))
+
+
 # ---------------------------------------------------------------------------------- slips
 
 

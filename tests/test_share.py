@@ -1,5 +1,7 @@
 """A weight given as a share of the student's gradient."""
 
+from dataclasses import FrozenInstanceError
+
 import pairs
 import pytest
 import torch
@@ -70,6 +72,20 @@ def test_the_median_of_the_measured_steps_is_kept():
     assert share.factor('loss_kd_cls') == 1
 
 
+def test_fifty_steps_are_measured_by_default():
+    share, one = GradientShare(0.5), torch.ones(())
+    for step in range(50):
+        assert not share.done('loss_kd_hint'), step
+        share.measure('loss_kd_hint', one, one)
+    assert share.done('loss_kd_hint')
+
+
+def test_one_step_is_enough_and_what_is_wanted_stays():
+    share = GradientShare(0.5, iters=1)
+    with pytest.raises(FrozenInstanceError):
+        share.share = 1.0
+
+
 def test_a_step_that_tells_nothing_is_passed_over():
     share = GradientShare(0.5)
     for term, hard in ((0.0, 1.0), (1.0, 0.0), (float('nan'), 1.0), (1.0, float('inf'))):
@@ -138,6 +154,9 @@ def test_a_weight_of_zero_is_off_whatever_the_share():
         (0, 'share=0 must be a number above 0'),
         (-1.0, 'share=-1.0 must be'),
         ('half', "share='half' must be"),
+        (dict(share=True), 'share=True must be'),
+        (float('inf'), 'share=inf must be'),
+        (dict(share=0.1, iters=False), 'iters=False must be a number of steps'),
         (dict(share=0.1, iters=0), 'iters=0 must be a number of steps'),
         (dict(share=0.1, steps=5), "hint.share has no entry 'steps'; did you mean"),
     ],
@@ -156,3 +175,10 @@ def test_the_norm_of_what_has_no_gradient_is_zero():
     weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     assert gradient_norm(torch.zeros(()), [weight]) == 0
     assert gradient_norm((weight**2).sum() / 2, [weight]) == 5
+
+
+def test_the_norm_of_a_half_precision_gradient_does_not_overflow():
+    weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+    # The square of 300 is more than float16 holds.
+    value = (weight * torch.tensor([300.0, 400.0], dtype=torch.float16)).sum()
+    assert gradient_norm(value, [weight]).item() == pytest.approx(500, rel=1e-3)

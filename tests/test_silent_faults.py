@@ -381,6 +381,8 @@ def test_trident_is_a_detector_class_like_any(config):
         zoo.settle(built), zoo.settle(built.teacher.network)
         values.append(float(pairs.total(built, pairs.losses(built, zoo.batch()))))
     assert built.student_class.__name__ == 'TridentFasterRCNN' and built.num_branch == 3
+    twin = copy.deepcopy(built)
+    assert type(twin) is type(built) and twin.student_class is built.student_class
     assert all(math.isfinite(value) for value in values)
 
 
