@@ -346,7 +346,9 @@ def test_another_number_of_workers_is_said(tmp_path, capfd):
     ],
     ids=str,
 )
-@pytest.mark.parametrize('cut', [6, 8, 11])
+@pytest.mark.parametrize(
+    'cut', [pytest.param(6, marks=pytest.mark.slow), 8, pytest.param(11, marks=pytest.mark.slow)]
+)
 def test_cut_off_and_resumed_equals_never_cut_off(tmp_path, setting, cut, ema):
     whole = Noisy()
     runner(tmp_path / 'whole', ema=ema, data=whole, **setting).train()
