@@ -4,6 +4,7 @@
 """
 
 import copy
+import inspect
 import random
 
 import pairs
@@ -19,10 +20,13 @@ from mmengine.logging import MessageHub
 import mmkd
 from mmkd.engine.random_state import random_state, set_random_state
 from mmkd.layer_pairs import Layer, LayerPair
+from mmkd.methods import METHODS
 from mmkd.methods.base import BatchNorm
 from mmkd.methods.defeat import covered
-from mmkd.methods.fgd import focal_masks, published_cells
+from mmkd.methods.fbkd import NonLocal
+from mmkd.methods.fgd import GlobalContext, focal_masks, published_cells
 from mmkd.methods.fgfi import anchor_overlaps
+from mmkd.methods.reviewkd import Fusion
 from mmkd.models.heads import Rows
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -98,18 +102,32 @@ def test_kl_and_dkd_are_the_divergence_and_its_parts(seed, n, c, tau):
     torch.testing.assert_close(parts['target'] + share * parts['rest'], whole)
 
 
-@given(seed=SEEDS, n=st.integers(3, 6), c=st.integers(2, 5))
-def test_dist_is_one_minus_the_correlations(seed, n, c):
+@given(seed=SEEDS, n=SIZES, c=SIZES, tau=st.sampled_from([0.5, 1.0, 4.0]))
+def test_nkd_is_the_target_and_the_rest_among_themselves(seed, n, c, tau):
+    s, t = rand(seed, n, c + 1, scale=3), rand(seed + 1, n, c + 1, scale=3)
+    target = torch.arange(n) % (c + 1)
+    first = rest = 0
+    for own, theirs, label in zip(s, t, target, strict=True):
+        first -= theirs.softmax(0)[label] * own.log_softmax(0)[label] / n
+        others = torch.arange(c + 1) != label
+        own, theirs = own[others] / tau, theirs[others] / tau
+        rest -= 0.7 * tau**2 * (theirs.softmax(0) * own.log_softmax(0)).sum() / n
+    parts = mmkd.NKD(0.7, tau).compare(rows(s, t, target))
+    torch.testing.assert_close([parts['target'], parts['rest']], [first, rest])
+
+
+@given(seed=SEEDS, n=st.integers(3, 6), c=st.integers(2, 5), tau=st.sampled_from([0.5, 1.0, 2.0]))
+def test_dist_is_one_minus_the_correlations(seed, n, c, tau):
     s, t = rand(seed, n, c + 1), rand(seed + 1, n, c + 1)
-    p, q = s.softmax(1), t.softmax(1)
+    p, q = (s / tau).softmax(1), (t / tau).softmax(1)
 
     def apart(a, b):
         r = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(a, b, strict=True)]
         return 1 - torch.stack(r).mean()
 
-    parts = mmkd.DIST(2.0, 3.0).compare(rows(s, t))
-    torch.testing.assert_close(parts['inter'], 2 * apart(p, q), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(parts['intra'], 3 * apart(p.T, q.T), rtol=1e-4, atol=1e-4)
+    parts = mmkd.DIST(2.0, 3.0, tau).compare(rows(s, t))
+    for part, expected in (('inter', 2 * apart(p, q)), ('intra', 3 * apart(p.T, q.T))):
+        torch.testing.assert_close(parts[part], tau**2 * expected, rtol=1e-4, atol=4e-4)
 
 
 def test_a_sigmoid_heads_divergence_is_that_of_each_class():
@@ -388,6 +406,19 @@ def test_batch_norm_of_one_value_is_its_bias():
 
 
 # ------------------------------------------------------------------------------ as published
+
+
+def test_own_layers_begin_as_in_public_code():
+    """The spread of their first weights; blocks that add to a map begin as the identity."""
+    torch.manual_seed(0)
+    fusion = Fusion(64, 64, 64, False)
+    for layer, inputs in ((fusion.inner[0], 64), (fusion.outer[0], 9 * 64)):
+        assert float(layer.weight.abs().max()) == pytest.approx((3 / inputs) ** 0.5, rel=0.01)
+    context = GlobalContext(4096)
+    assert float(context.attention.weight.std()) == pytest.approx((2 / 4096) ** 0.5, rel=0.1)
+    maps = torch.randn(1, 64, 5, 5)
+    for block in (GlobalContext(64), NonLocal(64, 2, 2, True).train()):
+        torch.testing.assert_close(block(maps), maps, rtol=0, atol=0)
 
 
 def test_fgds_boxes_lie_beside_the_objects_of_a_padded_image_in_public_code():
@@ -755,6 +786,21 @@ REFUSED = [
     ('fpn', 'fpn', dict(type='CrossKD', site='rpn', pairs=['neck[0]']), 'the pairs have [4.0]'),
     ('c4', 'fpn', dict(type='CrossKD', pairs=OF_FPN), 'reads strides [4.0, 8.0, 16.0, 32.0]'),
 ]
+
+
+TEMPERATURES, SHARES = ('tau', 'temp', 'spatial_T', 'channel_T'), ('psi', 'lambda_mgd')
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_each_number_has_its_bounds(method):
+    """Temperatures are above 0, shares up to 1, weights anything from 0 on."""
+    given = inspect.signature(method).parameters.values()
+    for each in [each.name for each in given if type(each.default) is float]:
+        low, high = 1e-3 if each in TEMPERATURES else 0, 1 if each in SHARES else 1e9
+        method(**{each: low}), method(**{each: high})
+        for value in (low - 1e-4, float('nan'), *[1.1] * (each in SHARES)):
+            with pytest.raises(ValueError, match=rf'{method.__name__}: {each}='):
+                method(**{each: value})
 
 
 @pytest.mark.parametrize('student, teacher, term, words', REFUSED)

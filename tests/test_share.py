@@ -175,6 +175,7 @@ def test_the_norm_of_what_has_no_gradient_is_zero():
     weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     assert gradient_norm(torch.zeros(()), [weight]) == 0
     assert gradient_norm((weight**2).sum() / 2, [weight]) == 5
+    assert gradient_norm((weight**2).sum(), [torch.nn.Parameter(torch.ones(1))]) == 0
 
 
 def test_the_norm_of_a_half_precision_gradient_does_not_overflow():
