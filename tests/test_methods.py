@@ -421,6 +421,13 @@ def test_own_layers_begin_as_in_public_code():
         torch.testing.assert_close(block(maps), maps, rtol=0, atol=0)
 
 
+def test_an_image_without_objects_is_all_background():
+    some, none = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.zeros(0, 4)
+    objects, background = focal_masks([some, none], torch.zeros(2, 4, 5))
+    assert objects[0].any() and not objects[1].any()
+    torch.testing.assert_close(background[1], torch.full((4, 5), 1 / 20))
+
+
 def test_fgds_boxes_lie_beside_the_objects_of_a_padded_image_in_public_code():
     box = torch.tensor([[8.0, 8.0, 24.0, 24.0]])
     size = (8, 8)  # a map of stride 8 over 64 pixels, of which the image has 32
@@ -778,6 +785,7 @@ REFUSED = [
         'no level of it (4, 8, 16, 32, 64)',
     ),
     ('fpn', 'fpn', dict(type='FBKD', pairs=['neck']), 'or one for each of the 5 pairs'),
+    ('fpn', 'fpn', dict(type='FBKD', reduction=[4, 0, 2, 2]), 'must be a whole number, or one for'),
     ('fpn', 'fpn', dict(type='FBKD', weights=[1, 2]), 'must be four numbers'),
     ('fpn', 'fpn', dict(type='CWD', tau=0), 'CWD: tau=0 must be a finite number at least 0.001'),
     ('fpn', 'fpn', dict(type='MGD', lambda_mgd=1.5), 'between 0 and 1'),
@@ -786,6 +794,26 @@ REFUSED = [
     ('fpn', 'fpn', dict(type='CrossKD', site='rpn', pairs=['neck[0]']), 'the pairs have [4.0]'),
     ('c4', 'fpn', dict(type='CrossKD', pairs=OF_FPN), 'reads strides [4.0, 8.0, 16.0, 32.0]'),
 ]
+
+
+DEFAULTS = {
+    'CWD': (10, [1]), 'PKD': (6, []), 'MGD': (5e-7, [0.45]), 'AT': (1000, []),
+    'FGD': (1, [0.5, 5e-5, 2.5e-5, 5e-5, 5e-7]), 'ReviewKD': (1, []), 'DeFeat': (1, [4, 16]),
+    'FBKD': (1, [(7e-5, 4e-3, 4e-3, 7e-5), (4, 4, 2, 2), (8, 4, 2, 2), 0.5, 0.5]),
+    'FGFI': (0.01, [0.5]), 'DeFeatHead': (1, [2, 2, 1]), 'FRS': (1, [0.002, 0.1]), 'KL': (1, [1]),
+    'DKD': (1, [1, 0.25, 1]), 'DIST': (1, [1, 1, 1]), 'NKD': (1, [1.5, 1]),
+    'PlainRegression': (1, [1]), 'CrossKD': (1, [3, 0.5, 1]),
+}  # fmt: skip
+"""The weight of each method and its other numbers, as docs/methods.md names their sources."""
+
+
+def test_defaults_are_the_published_ones():
+    found = {}
+    for method in METHODS:
+        given = [each.default for each in inspect.signature(method).parameters.values()]
+        numbers = [value for value in given if type(value) in (float, tuple)]
+        found[method.__name__] = (method.loss_weight, numbers)
+    assert found == DEFAULTS
 
 
 TEMPERATURES, SHARES = ('tau', 'temp', 'spatial_T', 'channel_T'), ('psi', 'lambda_mgd')
@@ -834,6 +862,13 @@ def test_crosskd_wants_the_maps_that_the_teachers_head_reads_and_no_more(student
     )
     values = pairs.losses(model)
     assert values['loss_kd_mine_cls'] > 0 and values['loss_kd_mine_reg'] > 0
+
+
+@pytest.mark.parametrize('name', ['DKD', 'DIST', 'NKD'])
+def test_one_class_and_the_background_are_enough(name):
+    model = distil(pairs.fpn(classes=1), pairs.fpn(classes=1), dict(mine=dict(type=name)))
+    values = pairs.losses(model, pairs.batch(boxes=(0, 0)))
+    assert pairs.total(model, values).isfinite()
 
 
 @pytest.mark.parametrize('term', [

@@ -246,6 +246,8 @@ EQUAL: dict[tuple[str, str, str], str] = {
         'options/head_layout.py',
         'torch.arange(len(labels), device=labels.device)', 'torch.arange(len(labels))',
     ): 'an index may lie on the CPU: only a copy more',
+    ('methods/base.py', '-1', '1'):
+        'rows are (n, C), and of the two logits that a sigmoid stands for all are summed',
 }  # fmt: skip
 
 
