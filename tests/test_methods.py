@@ -397,7 +397,8 @@ def test_what_is_constant_up_to_rounding_has_no_gradient(level):
 def test_nothing_reaches_what_the_teacher_says(name):
     if name in FEATURES:
         s, t = (rand(seed, 2, 4, 6, 6, dtype=torch.float32).requires_grad_() for seed in (0, 1))
-        loss = loss_of_maps(name, s, t, some_boxes(2))
+        scores = (s[:, :1] * 0.5, t[:, :1] * 0.7) if name == 'FRS' else None
+        loss = loss_of_maps(name, s, t, some_boxes(2), scores)
     else:
         s, t = (rand(seed, 6, 4, dtype=torch.float32).requires_grad_() for seed in (0, 1))
         term = LOGITS[name]() if name in LOGITS else mmkd.PlainRegression()
