@@ -23,7 +23,7 @@ from mmkd.engine.random_state import random_state, set_random_state
 from mmkd.layer_pairs import Layer, LayerPair
 from mmkd.methods import METHODS
 from mmkd.methods.base import BatchNorm
-from mmkd.methods.defeat import covered
+from mmkd.methods.defeat import covered, levels_of
 from mmkd.methods.fbkd import NonLocal
 from mmkd.methods.fgd import GlobalContext, focal_masks, published_cells
 from mmkd.methods.fgfi import anchor_overlaps
@@ -453,6 +453,12 @@ def test_an_image_without_objects_is_all_background():
     objects, background = focal_masks([some, none], torch.zeros(2, 4, 5))
     assert objects[0].any() and not objects[1].any()
     torch.testing.assert_close(background[1], torch.full((4, 5), 1 / 20))
+
+
+def test_defeats_levels_begin_at_112_and_224_pixels():
+    sides = torch.tensor([0.0, 110.5, 111.0, 222.5, 223.0, 5000.0])
+    boxes = torch.stack([sides, sides, 2 * sides, 2 * sides], 1)
+    assert levels_of(boxes, 4).tolist() == [0, 0, 1, 1, 2, 3]
 
 
 def test_fgds_boxes_lie_beside_the_objects_of_a_padded_image_in_public_code():
