@@ -6,6 +6,7 @@
 import copy
 import inspect
 import random
+from types import SimpleNamespace
 
 import pairs
 import pytest
@@ -22,7 +23,7 @@ from mmkd.engine.random_state import random_state, set_random_state
 from mmkd.layer_pairs import Layer, LayerPair
 from mmkd.methods import METHODS
 from mmkd.methods.base import BatchNorm
-from mmkd.methods.defeat import covered
+from mmkd.methods.defeat import covered, levels_of
 from mmkd.methods.fbkd import NonLocal
 from mmkd.methods.fgd import GlobalContext, focal_masks, published_cells
 from mmkd.methods.fgfi import anchor_overlaps
@@ -377,7 +378,7 @@ def test_crosskd_is_finite_for_any_kind_of_head(kind, scale, n):
     assert bool(logits.grad.any()) == bool(n)
 
 
-@pytest.mark.parametrize('level', [0.0, 0.1, 1e4])
+@pytest.mark.parametrize('level', [0.0, 0.1, -0.1, 1e4, -1e4])
 def test_what_is_constant_up_to_rounding_has_no_gradient(level):
     """Divided by its deviation it would have a million times the usual one."""
     s = torch.cat([torch.full((1, 5), level), rand(0, 5, 5, dtype=torch.float32)]).requires_grad_()
@@ -390,6 +391,32 @@ def test_what_is_constant_up_to_rounding_has_no_gradient(level):
     maps = s.detach().view(1, 6, 5, 1).requires_grad_()
     value(mmkd.PKD(), maps, t.view(1, 6, 5, 1), None, None).backward()
     assert not maps.grad[:, 0].any() and maps.grad[:, 1:].any()
+
+
+@pytest.mark.parametrize('name', [*FEATURES, *LOGITS, 'PlainRegression'])
+def test_nothing_reaches_what_the_teacher_says(name):
+    if name in FEATURES:
+        s, t = (rand(seed, 2, 4, 6, 6, dtype=torch.float32).requires_grad_() for seed in (0, 1))
+        scores = (s[:, :1] * 0.5, t[:, :1] * 0.7) if name == 'FRS' else None
+        loss = loss_of_maps(name, s, t, some_boxes(2), scores)
+    else:
+        s, t = (rand(seed, 6, 4, dtype=torch.float32).requires_grad_() for seed in (0, 1))
+        term = LOGITS[name]() if name in LOGITS else mmkd.PlainRegression()
+        given = rows(s, t, torch.arange(6) % 4)
+        loss = value(term, given if name in LOGITS else Rows(s, t, None, torch.ones(6, 4), 6))
+    loss.backward()
+    assert s.grad.any() and t.grad is None
+
+
+def test_a_loss_that_says_nothing_of_a_sigmoid_is_a_softmax():
+    head = SimpleNamespace(loss_cls=object(), num_classes=3)
+    student = SimpleNamespace(roi_head=SimpleNamespace(bbox_head=head))
+    for term in (mmkd.DKD(), mmkd.NKD(), mmkd.DIST()):
+        term.check_networks(student, student)
+        head.loss_cls = SimpleNamespace(use_sigmoid=True)
+        with pytest.raises(ValueError, match='by a sigmoid of its own'):
+            term.check_networks(student, student)
+        head.loss_cls = object()
 
 
 def test_batch_norm_of_one_value_is_its_bias():
@@ -426,6 +453,12 @@ def test_an_image_without_objects_is_all_background():
     objects, background = focal_masks([some, none], torch.zeros(2, 4, 5))
     assert objects[0].any() and not objects[1].any()
     torch.testing.assert_close(background[1], torch.full((4, 5), 1 / 20))
+
+
+def test_defeats_levels_begin_at_112_and_224_pixels():
+    sides = torch.tensor([0.0, 110.5, 111.0, 222.5, 223.0, 5000.0])
+    boxes = torch.stack([sides, sides, 2 * sides, 2 * sides], 1)
+    assert levels_of(boxes, 4).tolist() == [0, 0, 1, 1, 2, 3]
 
 
 def test_fgds_boxes_lie_beside_the_objects_of_a_padded_image_in_public_code():

@@ -248,6 +248,10 @@ EQUAL: dict[tuple[str, str, str], str] = {
     ): 'an index may lie on the CPU: only a copy more',
     ('methods/base.py', '-1', '1'):
         'rows are (n, C), and of the two logits that a sigmoid stands for all are summed',
+    (
+        'methods/reviewkd.py',
+        'self.attention is not None and coarser is not None', 'self.attention is not None',
+    ): 'the level that has no coarser one has no attention',
 }  # fmt: skip
 
 
