@@ -214,8 +214,11 @@ def razor_method(recipe: str, term: dict, pairs: list) -> tuple[dict, dict, dict
     return connectors, losses, sides
 
 
-def razor(model: dict, algorithm: str, method: tuple[dict, dict, dict], device: str) -> Any:
-    """The same pair and terms as MMRazor has them."""
+def razor(ours: Any, model: dict, algorithm: str, method: tuple[dict, dict, dict]) -> Any:
+    """The same pair and terms as MMRazor has them, with our networks' weights.
+
+    The cost of RoIAlign depends on the sizes of the proposals, and so on the weights.
+    """
     modules = ('mmrazor.structures.quantization', 'mmrazor.models.quantizers',
                'mmrazor.models.fake_quants', 'mmrazor.models.observers',
                'mmrazor.models.algorithms.quantization')  # fmt: skip
@@ -257,8 +260,10 @@ def razor(model: dict, algorithm: str, method: tuple[dict, dict, dict], device: 
                 ),
             )
         )  # fmt: skip
-    network.init_weights()
-    network.to(device)
+    own = {k: v for k, v in ours.state_dict().items() if not k.startswith('kd_terms.')}
+    network.architecture.load_state_dict(own)
+    network.teacher.load_state_dict(ours.teacher.network.state_dict())
+    network.to(next(ours.parameters()).device)
     network.train()  # MMRazor's returns nothing
     return network
 
@@ -316,7 +321,7 @@ def measure(
     if with_razor and chosen == 'hint':
         for algorithm in ('SingleTeacherDistill', 'FpnTeacherDistill'):
             hints = razor_hints(model.kd_terms['hint'].pairs)
-            network = razor(cfg.model, algorithm, hints, device)
+            network = razor(exact, cfg.model, algorithm, hints)
             actions[algorithm] = stepper(network, data, amp)
     times = rounds_of(actions, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
@@ -351,10 +356,13 @@ def measure_recipe(
     actions = {name: stepper(model, data, amp) for name, model in models.items()}
     memory = {name: peak(action, device) for name, action in actions.items()}
     if with_razor and recipe in RAZOR_METHODS:
-        (term,) = configs['recipe'].model.distillation.values()
+        term = configs['recipe'].model.distillation[recipe]
         pairs = models['recipe'].kd_terms[recipe].pairs
         theirs = razor_method(recipe, term, pairs)
-        network = razor(configs['recipe'].model, 'FpnTeacherDistill', theirs, device)
+        exact = models['recipe']
+        if accelerate:
+            exact = built(config_with(pair, recipe, None).model, device)
+        network = razor(exact, configs['recipe'].model, 'FpnTeacherDistill', theirs)
         actions['mmrazor'] = stepper(network, data, amp)
     times = rounds_of(actions, rounds)
     medians = {name: statistics.median(values) for name, values in times.items()}
