@@ -2,8 +2,6 @@
 
 import argparse
 import ast
-import difflib
-import inspect
 import os
 import os.path as osp
 import re
@@ -11,9 +9,8 @@ from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
-from mmengine.runner import Runner
 
-from .engine.cfg_options import CfgOptions
+from .engine.cfg_options import CfgOptions, unused_option
 from .engine.config_files import locate_files
 from .engine.exit import stop
 from .engine.student_class import keep_detector
@@ -71,12 +68,8 @@ def load_config(args: argparse.Namespace) -> Config:
     locate_files(cfg)
     options = args.cfg_options or {}
     for key in options:
-        if key.split('.')[0] == 'distillation' and 'distillation' in cfg.get('model', {}):
-            stop(
-                f'--cfg-options {key}: the recipe has already been copied into the model, so the '
-                f'option has no effect; write model.{key}'
-            )
-        _require_used(key, cfg)
+        if why := unused_option(key, cfg):
+            stop(f'--cfg-options {key}: {why}')
     _require_in_model(args.config, cfg)
     try:
         cfg.merge_from_dict(options)
@@ -92,32 +85,6 @@ def load_config(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     return cfg
-
-
-_CONFIG_KEYS = {
-    *inspect.signature(Runner.__init__).parameters,
-    *('runner_type', 'auto_scale_lr', 'tta_model', 'tta_pipeline', 'custom_imports'),
-}
-"""The keys of a config that are read; any other is a variable of the config file."""
-
-
-def _require_used(option: str, cfg: Config) -> None:
-    """Refuses an option that nothing reads."""
-    key = option.split('.')[0]
-    if key in _CONFIG_KEYS or (key in cfg and isinstance(cfg[key], dict)):
-        return
-    if key in cfg:
-        stop(
-            f'--cfg-options {option}: {key} is a variable of the config, whose value has already '
-            'been copied to where it is used, so the option has no effect; set the copy, as in '
-            'train_cfg.max_epochs=1'
-        )
-    near = difflib.get_close_matches(key, sorted(_CONFIG_KEYS | set(cfg)), 3)
-    stop(
-        f'--cfg-options {option}: no config has {key}'
-        + (f'; near it: {", ".join(near)}' if near else '')
-        + ". The detector's options begin with model., as in model.distillation.hint.loss_weight=0"
-    )
 
 
 _MODEL_KEYS = ('distillation', 'teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher')

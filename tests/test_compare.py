@@ -101,7 +101,7 @@ class Fake:
                 return 1
             scalars = work / '20250101_000000/vis_data/scalars.json'
             scalars.parent.mkdir(parents=True)
-            lines = [{'loss': 2.0, 'loss_kd_hint': 0.5, 'iter': 4, 'step': 4}]
+            lines = [{'loss': 2.0, 'loss_kd_hint': 0.5, 'time': 0.25, 'iter': 4, 'step': 4}]
             lines.append({'coco/bbox_mAP': 0.25, 'step': 1})
             scalars.write_text('\n'.join(map(json.dumps, lines)))
         elif 'score' in command:
@@ -646,18 +646,18 @@ def test_a_folder_of_results_is_refused(configs, tmp_path):
 def test_a_gpu_for_each_run_side_by_side(monkeypatch):
     monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    assert cmp._resources(None, None) == (4, 1, ['0', '1', '2', '3'])
-    assert cmp._resources(None, 2) == (2, 1, ['0', '1'])
-    assert cmp._resources(1, 2) == (1, 2, ['0', '1'])
-    assert cmp._resources(8, 4) == (8, 1, ['0', '1', '2', '3'])
+    assert cmp.resources(None, None) == (4, 1, ['0', '1', '2', '3'])
+    assert cmp.resources(None, 2) == (2, 1, ['0', '1'])
+    assert cmp.resources(1, 2) == (1, 2, ['0', '1'])
+    assert cmp.resources(8, 4) == (8, 1, ['0', '1', '2', '3'])
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,7')
-    assert cmp._resources(None, 2) == (2, 1, ['4', '5'])
+    assert cmp.resources(None, 2) == (2, 1, ['4', '5'])
     with pytest.raises(ValueError, match='shows 4'):
-        cmp._resources(None, 5)
+        cmp.resources(None, 5)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
-    assert cmp._resources(None, None) == (cpu_cores(), 1, [])
+    assert cmp.resources(None, None) == (cpu_cores(), 1, [])
     with pytest.raises(ValueError, match='no GPU'):
-        cmp._resources(None, 2)
+        cmp.resources(None, 2)
 
 
 def test_a_killed_caller_leaves_a_lock_that_its_child_holds(configs, tmp_path):
@@ -721,6 +721,52 @@ def test_a_stopped_command_leaves_no_child(tmp_path):
 )
 def test_progress_is_read_from_mmengines_log(line, epochs, expected):
     assert progress.training_state(f'before\n{line}\nSaving checkpoint', epochs) == expected
+
+
+def test_the_end_is_estimated_from_the_pace_of_this_call(monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: 100.0, time=time.time, strftime=time.strftime,
+                            localtime=time.localtime)  # fmt: skip
+    monkeypatch.setattr(progress, 'time', clock)
+    screen = cmp.Progress(['a', 'b', 'c'], io.StringIO(), costs={'c': 0.25}, later=2.0, started=0.0)
+    assert screen.estimate() == ''
+    screen.set('a', 'done in 40 s: mAP 50.0')
+    # An earlier call had done half of b; this one has no pace from that.
+    screen.set('b', 'training 50/100  loss 1.5')
+    assert screen.first == {'b': pytest.approx(0.475)}
+    left = 0.525 + 0.25 + 2.0
+    assert screen.estimate().startswith(
+        f'1 of 3 runs done; about {progress.duration(100 * left)} left, until '
+    )
+    screen.set('b', 'training 100/100')
+    assert progress.duration(100 * (0.05 + 0.25 + 2) / 1.475) in screen.estimate()
+    clock.monotonic = lambda: 3.0  # start-up is no pace
+    assert screen.estimate() == ''
+
+
+def test_a_step_takes_the_median_of_what_is_logged(tmp_path):
+    assert results.read_step_time(tmp_path) is None
+    file = tmp_path / '20250101_000000/vis_data/scalars.json'
+    file.parent.mkdir(parents=True)
+    lines = [{'loss': 1.0, 'time': t, 'step': i} for i, t in enumerate((9.0, 0.2, 0.25))]
+    lines += [{'loss': 1.0, 'step': 4}, {'coco/bbox_mAP': 0.2, 'time': 99.0, 'step': 1}]
+    file.write_text('\n'.join(map(json.dumps, lines)) + '\n{"loss": 1, "ti')
+    assert results.read_step_time(tmp_path) == 250.0
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('distillation.hint.loss_weight=1', 'write model.distillation.hint.loss_weight'),
+        ('optim_wraper.optimizer.lr=1', 'near it: optim_wrapper'),
+        ('data_root=elsewhere', 'data_root is a variable of the config'),
+        ('train_cfg.max_epochs.x=1', 'does not fit'),
+    ],
+)
+def test_options_without_effect_are_refused_before_a_run(configs, tmp_path, option, message):
+    fake = Fake()
+    code, out = call(configs, ['mmkd'], fake, tmp_path, options=[option])
+    assert (code, fake.commands) == (2, [])
+    assert message in out
 
 
 def test_curves_of_a_resumed_run_join(tmp_path):

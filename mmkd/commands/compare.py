@@ -16,6 +16,24 @@ from collections.abc import Sequence
 from ..analysis.comparison import MARGIN, compare, measure
 
 
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of how runs are performed and where their results go."""
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        help='runs side by side; default: one per GPU, without GPUs one single-threaded per core',
+    )
+    parser.add_argument(
+        '--gpus',
+        type=int,
+        help='with --jobs 1 each run uses this many (without GPUs, processes '
+        'on the CPU); else runs are spread over them, one each. Default: all that are visible',
+    )
+    parser.add_argument(
+        '--results', metavar='FILE', help='results, one line a run; default: WORK_DIR/results.jsonl'
+    )
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -36,21 +54,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='CONFIG',
         help='those of the distilled configs that the others are compared with too',
     )
-    parser.add_argument(
-        '--jobs',
-        type=int,
-        help='runs side by side; default: one per GPU, without GPUs one single-threaded per core',
-    )
-    parser.add_argument(
-        '--gpus',
-        type=int,
-        help='with --jobs 1 each run uses this many (without GPUs, processes '
-        'on the CPU); else runs are spread over them, one each. Default: all that are visible',
-    )
     parser.add_argument('--work-dir', default='work_dirs/compare')
-    parser.add_argument(
-        '--results', metavar='FILE', help='results, one line a run; default: WORK_DIR/results.jsonl'
-    )
+    add_run_arguments(parser)
     parser.add_argument(
         '--split',
         choices=['test', 'val'],

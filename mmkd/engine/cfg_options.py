@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 
 from ..literals import literal
 from .exit import stop
@@ -56,6 +59,36 @@ def read_value(text: str) -> Any:
         return literal(ast.parse(text.strip(), mode='eval').body, _word)
     except SyntaxError as error:
         raise ValueError(str(error)) from None
+
+
+_CONFIG_KEYS = {
+    *inspect.signature(Runner.__init__).parameters,
+    *('runner_type', 'auto_scale_lr', 'tta_model', 'tta_pipeline', 'custom_imports'),
+}
+"""The keys of a config that are read; any other is a variable of the config file."""
+
+
+def unused_option(option: str, cfg: Config) -> str | None:
+    """Why nothing reads the key of an option (``train_cfg.max_epochs``); None where it is read."""
+    key = option.split('.')[0]
+    if key == 'distillation' and key in cfg.get('model', {}):
+        return (
+            'the recipe has already been copied into the model, so the option has no effect; '
+            f'write model.{option}'
+        )
+    if key in _CONFIG_KEYS or (key in cfg and isinstance(cfg[key], dict)):
+        return None
+    if key in cfg:
+        return (
+            f'{key} is a variable of the config, whose value has already been copied to where it '
+            'is used, so the option has no effect; set the copy, as in train_cfg.max_epochs=1'
+        )
+    near = difflib.get_close_matches(key, sorted(_CONFIG_KEYS | set(cfg)), 3)
+    return (
+        f'no config has {key}'
+        + (f'; near it: {", ".join(near)}' if near else '')
+        + ". The detector's options begin with model., as in model.distillation.hint.loss_weight=0"
+    )
 
 
 def _word(node: ast.expr) -> Any:

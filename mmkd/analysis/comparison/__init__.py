@@ -37,6 +37,7 @@ __all__ = [
     'measure',
     'perform_all',
     'plan_runs',
+    'resources',
     'run_command',
 ]
 
@@ -69,7 +70,7 @@ def compare(
     work = Path(work_dir)
     results_file = Path(results_path) if results_path else work / 'results.jsonl'
     try:
-        jobs, processes, devices = _resources(jobs, gpus)
+        jobs, processes, devices = resources(jobs, gpus)
         plan = plan_runs(configs, seeds, plain, options, split, processes, against)
         if not margin > 0:
             raise ValueError(f'--margin must be above 0, not {margin}')
@@ -80,7 +81,8 @@ def compare(
     results, notes = load_results(results_file, plan)
     todo = [run for run in plan.runs if run.key not in results]
     failures: dict[str, str] = {}
-    progress = Progress([run.name for run in todo], stream)
+    costs = {run.name: run.cost for run in todo}
+    progress = Progress(list(costs), stream, costs=costs)
     context = RunContext(work, results_file, jobs, processes, devices, progress, execute)
     where = f'{len(devices)} GPU(s)' if devices else f'{cpu_cores()} CPU core(s)'
     how = f'; {jobs} side by side with {processes} process(es) each, {where}'
@@ -117,7 +119,7 @@ def compare(
     return 1 if failures else 0
 
 
-def _resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]:
+def resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]:
     """Returns the number of runs side by side, the processes of each, and the GPUs' names."""
     available = torch.cuda.device_count()
     if jobs is not None and jobs < 1:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.evaluation.metrics import coco_metric
+from mmdet.evaluation.metrics.coco_metric import COCOeval
 from mmdet.registry import DATASETS, MODELS
 from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
@@ -90,28 +91,34 @@ def score(config: str, checkpoint: str, detections: str) -> dict:
     if count == 0:
         # The COCO evaluator reports nothing then, though the answer is known.
         return {'mAP': 0.0, 'AP50': 0.0, 'exact': True, 'reported': {}, **base}
+    reported, evaluations = evaluate(cfg, predictions)
+    value, at_50 = find_metrics(reported)
+    exact = len(evaluations) == 1
+    if exact:
+        unrounded = evaluations[0].stats
+        assert abs(unrounded[0] - value) < 5.1e-4, (unrounded[0], value)
+        value, at_50 = (float(v) for v in unrounded[:2])
+    numbers = {k: float(v) for k, v in reported.items() if np.ndim(v) == 0}
+    return {'mAP': value, 'AP50': at_50, 'exact': exact, 'reported': numbers, **base}
+
+
+def evaluate(cfg: Config, predictions: list[dict]) -> tuple[dict, list[COCOeval]]:
+    """What the config's evaluator reports of detections, and its evaluations of boxes by COCO."""
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
-    unrounded: list[np.ndarray] = []
+    evaluations: list[COCOeval] = []
 
-    class RecordingCOCOeval(coco_metric.COCOeval):
+    class RecordingCOCOeval(COCOeval):
         def summarize(self) -> None:
             super().summarize()
             if self.params.iouType == 'bbox' and self.params.useCats:
-                unrounded.append(np.array(self.stats))
+                evaluations.append(self)
 
-    original, coco_metric.COCOeval = coco_metric.COCOeval, RecordingCOCOeval
+    coco_metric.COCOeval = RecordingCOCOeval
     try:
-        reported = evaluator.offline_evaluate(predictions)
+        return evaluator.offline_evaluate(predictions), evaluations
     finally:
-        coco_metric.COCOeval = original
-    value, at_50 = find_metrics(reported)
-    exact = len(unrounded) == 1
-    if exact:
-        assert abs(unrounded[0][0] - value) < 5.1e-4, (unrounded[0][0], value)
-        value, at_50 = (float(v) for v in unrounded[0][:2])
-    numbers = {k: float(v) for k, v in reported.items() if np.ndim(v) == 0}
-    return {'mAP': value, 'AP50': at_50, 'exact': exact, 'reported': numbers, **base}
+        coco_metric.COCOeval = COCOeval
 
 
 def load_weights(network: Any, checkpoint: str) -> None:

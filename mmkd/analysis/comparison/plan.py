@@ -19,7 +19,7 @@ from mmengine.config import Config
 from ... import recipe
 from ...datasets.annotations import leaves
 from ...datasets.two_views import apply_resolution, at_teachers_scale
-from ...engine.cfg_options import CfgOptions
+from ...engine.cfg_options import CfgOptions, unused_option
 from ...engine.class_names import apply_classes
 from ...engine.config_files import locate_files
 from ...engine.student_class import keep_detector
@@ -67,10 +67,17 @@ class Run:
     key: str
     checkpoint: str | None = None
     max_epochs: int | None = None
+    annotations: set[str] = field(default_factory=set)
+    """Annotation files of the training data and the tested data, and those of the evaluators."""
 
     @property
     def name(self) -> str:
         return self.label if self.seed is None else f'{self.label}, seed {self.seed}'
+
+    @property
+    def cost(self) -> float:
+        """About how long it takes, in epochs of training."""
+        return 0.5 if self.role == 'teacher' else float(self.max_epochs or 12)
 
     @property
     def slug(self) -> str:
@@ -153,21 +160,8 @@ def plan_runs(
     by_key: dict[str, Row] = {}
 
     def row_of(label: str, role: str, path: str, opts: list[str]) -> Row:
-        runs = []
-        for seed in seeds:
-            seeded = [*opts, f'randomness.seed={seed}']
-            cfg = apply_resolution(config_with_options(path, seeded))
-            train_key = _train_key(cfg, processes)
-            test_cfg = _test_config(cfg, cfg.model, split, path)
-            key = _digest([train_key, split, _test_settings(test_cfg)])
-            plan.annotations |= _annotations(cfg, test_cfg)
-            epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
-            runs.append(
-                Run(
-                    label, role, seed, path, seeded, test_cfg, split, train_key, key,
-                    max_epochs=epochs,
-                )
-            )  # fmt: skip
+        runs = [student_run(label, role, path, opts, seed, split, processes) for seed in seeds]
+        plan.annotations.update(*(run.annotations for run in runs))
         known = by_key.get(runs[0].key)
         if known is None:
             known = by_key[runs[0].key] = Row(label, role, runs)
@@ -221,6 +215,32 @@ def plan_runs(
     return plan
 
 
+def student_run(
+    label: str,
+    role: str,
+    path: str,
+    options: Sequence[str],
+    seed: int,
+    split: str = 'test',
+    processes: int = 1,
+) -> Run:
+    """A training of a config with ``--cfg-options`` strings and a seed, and its test.
+
+    Raises:
+        ValueError: if an option does not fit, or the split cannot be evaluated.
+    """
+    seeded = [*options, f'randomness.seed={seed}']
+    cfg = apply_resolution(config_with_options(path, seeded))
+    train_key = _train_key(cfg, processes)
+    test_cfg = _test_config(cfg, cfg.model, split, path)
+    key = _digest([train_key, split, _test_settings(test_cfg)])
+    return Run(
+        label, role, seed, path, seeded, test_cfg, split, train_key, key,
+        max_epochs=(cfg.get('train_cfg') or {}).get('max_epochs'),
+        annotations=_annotations(cfg, test_cfg),
+    )  # fmt: skip
+
+
 def _unlabelled_options(model: dict) -> tuple[list[str], list[str]]:
     """Options that leave unlabelled images out, none where there are no others, and options that
     let the student learn the teacher's boxes."""
@@ -242,12 +262,24 @@ def _teacher_labels(cfg: Config) -> list[int | None] | None:
 
 
 def config_with_options(path: str, options: Sequence[str] = ()) -> Config:
-    """Reads a config and merges ``--cfg-options`` strings into it as the tools do."""
+    """Reads a config and merges ``--cfg-options`` strings into it as the tools do.
+
+    Raises:
+        ValueError: if an option has no effect or does not fit.
+    """
     cfg = locate_files(copy.deepcopy(_cached(path)))
     if options:
         parser = argparse.ArgumentParser()
         parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
-        cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
+        given = parser.parse_args(['--cfg-options', *options]).cfg_options
+        for key in given:
+            if why := unused_option(key, cfg):
+                raise ValueError(f'{path}: --cfg-options {key}: {why}')
+        try:
+            cfg.merge_from_dict(given)
+        except (TypeError, KeyError) as error:
+            text = ' '.join(options)
+            raise ValueError(f'--cfg-options {text} does not fit {path}: {error}') from None
         locate_files(cfg, from_shell=True)
     return keep_detector(cfg)
 
@@ -296,13 +328,27 @@ def _labels(paths: Sequence[str]) -> dict[str, str]:
 def _teacher_row(
     cfg: Config, path: str, student: str, split: str, by_key: dict, plan: Plan
 ) -> Row | None:
+    run = teacher_run(cfg, path, split)
+    if run is None:
+        plan.notes.append(
+            f'{path}: teacher_ckpt is {cfg.model.get("teacher_ckpt")!r}, so no teacher is tested '
+            'and no share of its gap can be told'
+        )
+        return None
+    if run.key not in by_key:
+        if any(row.label == run.label for row in plan.rows):
+            # Other weights or another test, such as on the classes of this student.
+            run.label += f' of {student}'
+        by_key[run.key] = Row(run.label, 'teacher', [run])
+        plan.rows.append(by_key[run.key])
+    return by_key[run.key]
+
+
+def teacher_run(cfg: Config, path: str, split: str) -> Run | None:
+    """The test of a config's teacher on the student's data; None where it names no checkpoint."""
     model = cfg.model
     checkpoint = model.get('teacher_ckpt')
     if checkpoint is None or checkpoint == 'random':
-        plan.notes.append(
-            f'{path}: teacher_ckpt is {checkpoint!r}, so no teacher is tested and no share of its '
-            'gap can be told'
-        )
         return None
     teacher_config = model['teacher_config']
     teacher = _teacher_config(teacher_config)
@@ -314,18 +360,11 @@ def _teacher_row(
         test_cfg.test_cfg = dict(type='mmkd.RelabelledTestLoop', labels=labels)
         settings.append(labels)
     key = _digest([identity, split, settings])
-    if key not in by_key:
-        stem = 'as a dict' if isinstance(teacher_config, dict) else Path(str(teacher_config)).stem
-        label = 'teacher' if stem == 'teacher' else f'teacher ({stem})'
-        if any(row.label == label for row in plan.rows):
-            # Other weights or another test, such as on the classes of this student.
-            label += f' of {student}'
-        run = Run(
-            label, 'teacher', None, path, [], test_cfg, split, identity, key, checkpoint=checkpoint
-        )
-        by_key[key] = Row(label, 'teacher', [run])
-        plan.rows.append(by_key[key])
-    return by_key[key]
+    stem = 'as a dict' if isinstance(teacher_config, dict) else Path(str(teacher_config)).stem
+    label = 'teacher' if stem == 'teacher' else f'teacher ({stem})'
+    return Run(
+        label, 'teacher', None, path, [], test_cfg, split, identity, key, checkpoint=checkpoint
+    )
 
 
 def _imports_of_both(student: Config, teacher: Config) -> dict | None:

@@ -12,7 +12,11 @@ from typing import Any, TextIO
 
 @dataclass
 class Progress:
-    """One line for each run: redrawn in place on a terminal, else printed when it changes."""
+    """One line for each run: redrawn in place on a terminal, else printed when it changes.
+
+    Below them is an estimate of the end, from the pace so far: a run is worth its ``costs`` (1
+    where none is given, in any unit), and ``later`` is that of the runs which come after these.
+    """
 
     names: list[str]
     stream: TextIO
@@ -23,11 +27,18 @@ class Progress:
     drawn: int = 0
     last: float = 0.0
     printed: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    later: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    first: dict[str, float] = field(default_factory=dict)
+    """Which part of a run an earlier call had done."""
 
     def set(self, name: str, text: str, event: bool = False) -> None:
         """Sets the state of a run. ``event``: print it at once where nothing is redrawn."""
         with self.mutex:
             self.state[name] = text
+            if 'training ' in text and name not in self.first:
+                self.first[name] = self.part(name)
             if event and not self.stream.isatty():
                 self._line(name)
 
@@ -45,19 +56,51 @@ class Progress:
                 self.draw()
             elif time.monotonic() - self.last >= self.every:
                 self.last = time.monotonic()
-                for name in self.names:
-                    if self.state.get(name, '') != self.printed.get(name, ''):
-                        self._line(name)
+                changed = [
+                    n for n in self.names if self.state.get(n, '') != self.printed.get(n, '')
+                ]
+                for name in changed:
+                    self._line(name)
+                if changed and (text := self.estimate()):
+                    print(f'{time.strftime("%H:%M:%S")}  {text}', file=self.stream, flush=True)
 
     def draw(self) -> None:
         if not self.stream.isatty():
             return
-        columns = shutil.get_terminal_size().columns
-        for name in self.names:
-            text = f'{name:{self.width}}  {self.state.get(name, "waiting")}'
+        columns, rows = shutil.get_terminal_size()
+        names = self.names
+        if len(names) > rows - 3:  # what has left the screen cannot be redrawn
+            names = [n for n in names if n in self.state and self.part(n) < 1][: rows - 3]
+        lines = [f'{name:{self.width}}  {self.state.get(name, "waiting")}' for name in names]
+        lines += filter(None, [self.estimate()])
+        for text in lines:
             print(text[: columns - 1], file=self.stream)
         self.stream.flush()
-        self.drawn = len(self.names)
+        self.drawn = len(lines)
+
+    def part(self, name: str) -> float:
+        """Which part of a run is done, by its state."""
+        state = self.state.get(name, '')
+        if state.startswith(('done', 'FAILED')):
+            return 1.0
+        if state == 'testing':
+            return 0.95
+        steps = re.match(r'training (\d+)/(\d+)', state)
+        return 0.95 * int(steps[1]) / int(steps[2]) if steps else self.first.get(name, 0.0)
+
+    def estimate(self) -> str:
+        """How many runs are done, and when all will be; '' before there is a pace."""
+        parts = {name: self.part(name) for name in self.names}
+        costs = {name: self.costs.get(name, 1.0) for name in self.names}
+        done = sum(costs[n] * (part - self.first.get(n, 0.0)) for n, part in parts.items())
+        left = sum(costs[n] * (1 - part) for n, part in parts.items()) + self.later
+        passed = time.monotonic() - self.started
+        if done <= 0 or passed < 20:
+            return ''
+        seconds = left * passed / done
+        end = time.strftime('%a %H:%M', time.localtime(time.time() + seconds))
+        count = sum(part == 1 for part in parts.values())
+        return f'{count} of {len(parts)} runs done; about {duration(seconds)} left, until {end}'
 
     @property
     def width(self) -> int:

@@ -1,8 +1,8 @@
 """The results of a study: one file, one line of JSON for each run, appended when the run is done.
 
-A line is of one of three kinds: ``run`` (a training with its test, found again by ``key``),
-``measure`` (size and speed of a network) and ``annotations`` (digests of the files with the ground
-truth). Where two lines have the same key, the later one counts.
+A line is of a kind: ``run`` (a training with its test, found again by ``key``), ``measure`` (size
+and speed of a network), ``annotations`` (digests of the files with the ground truth), and what a
+study of stages keeps besides. Where two lines have the same key, the later one counts.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Results:
     runs: dict[str, dict] = field(default_factory=dict)
     measures: dict[str, dict] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
+    others: dict[tuple[str, str], dict] = field(default_factory=dict)
+    """Lines of any other kind, by kind and key."""
     damaged: list[int] = field(default_factory=list)
     """Numbers of the lines that are not complete, from 1."""
 
@@ -59,6 +61,8 @@ def read_results(path: Path) -> Results:
                 results.measures[line['key']] = line
             elif line['kind'] == 'annotations':
                 results.annotations |= line['files']
+            else:
+                results.others[line['kind'], line.get('key', '')] = line
         except (ValueError, KeyError, TypeError):
             results.damaged.append(number)
     return results
@@ -91,6 +95,7 @@ def append_result(path: Path, line: dict) -> None:
 def load_results(path: Path, plan: Plan) -> tuple[dict[str, dict], list[str]]:
     """Results of the plan's runs by key, and notes on lines that do not count."""
     results = read_results(path)
+    notes = damage(path, results)
     wanted = {run.key for run in plan.runs}
     planned = {(run.config, run.role, run.seed) for run in plan.runs}
     of_split = {key: run for key, run in results.runs.items() if run['split'] == plan.split}
@@ -100,18 +105,22 @@ def load_results(path: Path, plan: Plan) -> tuple[dict[str, dict], list[str]]:
         for key, run in of_split.items()
         if key not in wanted and (run['config'], run['role'], run['seed']) in planned
     ]
-    notes = []
     if stale:
         notes.append(
             f'{len(stale)} stale result(s) ignored: config, options, teacher or start have changed '
             f'since ({"; ".join(stale[:3])}{"; ..." if len(stale) > 3 else ""})'
         )
-    if results.damaged:
-        notes.append(
-            f'{path}: line(s) {", ".join(map(str, results.damaged))} cut short, as by a kill, and '
-            'skipped; a run without a whole line is run again'
-        )
     return found, notes
+
+
+def damage(path: Path, results: Results) -> list[str]:
+    """A note on the lines of a results file that are not complete, where there are any."""
+    if not results.damaged:
+        return []
+    return [
+        f'{path}: line(s) {", ".join(map(str, results.damaged))} cut short, as by a kill, and '
+        'skipped; a run without a whole line is run again'
+    ]
 
 
 def load_measures(path: Path, plan: Plan) -> dict[str, dict]:
@@ -184,6 +193,18 @@ def read_curves(directory: Path, points: int = 60) -> dict:
         'train': curves,
         'val': {'iter': points_val, 'mAP': [round(val[i], 2) for i in points_val]},
     }
+
+
+def read_step_time(directory: Path) -> float | None:
+    """Median of the milliseconds per training step that MMEngine logged, data loading included."""
+    times = []
+    for path in sorted(directory.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError):
+                entry = json.loads(line)
+                if 'loss' in entry:
+                    times.append(float(entry['time']))
+    return round(1000 * float(np.median(times)), 2) if times else None
 
 
 def find_metrics(reported: dict[str, float]) -> tuple[float, float | None]:

@@ -28,7 +28,7 @@ from ...shipped import TOOLS
 from .measure import cpu_cores, machine, write_json
 from .plan import Plan, Run, arch_key
 from .progress import Progress, duration, training_state
-from .results import append_result, load_measures, read_curves, read_results
+from .results import append_result, load_measures, read_curves, read_results, read_step_time
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -163,6 +163,8 @@ def _result(run: Run, metrics: dict, training: dict | None, directory: Path) -> 
         kept = ('attempts', 'side_by_side', 'processes')
         seconds = round(training['seconds'], 1)
         result['train'] = {'seconds': seconds, **{k: training[k] for k in kept}}
+        if (step := read_step_time(directory)) is not None:
+            result['train']['step_ms'] = step
         result['curves'] = read_curves(directory)
     return result
 
