@@ -14,6 +14,7 @@ COMMANDS = {
     'train': 'train a detector, with or without distillation; --gpus N',
     'test': 'test a detector; --gpus N',
     'compare': 'train a pair and its own baseline over seeds: a table with intervals, a report',
+    'study': 'many arms in stages, screened on validation and judged on test: tables, a plot',
     'pseudo-label': 'label images with a detector: a COCO file with scores; --gpus N',
     'publish': "write the plain student's weights, config and model card",
     'speed': 'time detectors: images per second, one at a time and in batches',

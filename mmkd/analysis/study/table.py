@@ -1,0 +1,268 @@
+"""The numbers of a stage, and its tables in markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..comparison.plan import Run
+from ..comparison.progress import duration
+from ..comparison.statistics import gap_share, paired_interval
+from ..comparison.table import markdown_table, percent
+from .declaration import Stage, Study, Variant
+from .stages import Entry
+from .statistics import DRAWS, Bootstrap, Pooled, contrast_interval, pool
+
+Headline = Callable[[list[Run], list[Run], Run | None], tuple[Bootstrap | None, bool]]
+"""The bootstrap of runs against others, and whether it resamples the test images too."""
+
+
+@dataclass
+class Line:
+    """One network of a stage. mAP, gain over the reference and its 95 % interval in points."""
+
+    entry: Entry
+    by_seed: dict[int, float]
+    gain: float | None = None
+    interval: tuple[float, float] | None = None
+    headline: Bootstrap | None = None
+    images: bool = False
+    share: float | None = None
+    step_ms: float | None = None
+    seconds: float | None = None
+
+    @property
+    def arm(self) -> str:
+        return self.entry.variant.arm
+
+    @property
+    def seeds_and_images(self) -> tuple[float, float] | None:
+        """The interval over seeds and test images."""
+        return (self.headline.low, self.headline.high) if self.headline and self.images else None
+
+
+@dataclass
+class StageSummary:
+    stage: Stage
+    lines: list[Line]
+    teachers: dict[str, float]
+    """mAP of each teacher in points, by its label."""
+    chosen: dict[str, Variant]
+    """The value of each arm, as far as it is chosen."""
+    decision: dict | None = None
+    missing: list[str] = field(default_factory=list)
+    judged: dict[str, str] = field(default_factory=dict)
+    """Contrasts and claim of each student, as markdown."""
+
+    def of(self, student: str) -> list[Line]:
+        return [line for line in self.lines if line.entry.student == student]
+
+    def find(self, student: str, arm: str) -> Line | None:
+        """The line of an arm, at its chosen value; before there is one, the first of its lines."""
+        lines = [line for line in self.of(student) if line.arm == arm]
+        chosen = [line for line in lines if line.entry.variant == self.chosen.get(arm)]
+        return next(iter([*chosen, *lines]), None)
+
+    def pooled(self, student: str) -> Pooled | None:
+        """The pooled variance over all arms whose seeds are complete."""
+        whole = [x.by_seed for x in self.of(student) if len(x.by_seed) == len(self.stage.seeds)]
+        return pool([[maps[seed] for seed in self.stage.seeds] for maps in whole])
+
+
+def summarise(
+    study: Study,
+    stage: Stage,
+    entries: list[Entry],
+    results: dict[str, dict],
+    chosen: dict[str, Variant],
+    headline: Headline,
+) -> StageSummary:
+    """Computes what the table of a stage shows from the results of its runs by key."""
+    summary = StageSummary(stage, [], {}, chosen)
+    for entry in entries:
+        found = {r.seed: results[r.key] for r in entry.row.runs if r.key in results}
+        trained = [each['train'] for each in found.values() if each.get('train')]
+        steps = [each['step_ms'] for each in trained if 'step_ms' in each]
+        maps = {s: 100 * r['metrics']['mAP'] for s, r in found.items() if s is not None}
+        line = Line(entry, maps)
+        line.step_ms = float(np.mean(steps)) if steps else None
+        line.seconds = float(np.mean([each['seconds'] for each in trained])) if trained else None
+        summary.lines.append(line)
+        summary.missing += [run.name for run in entry.row.runs if run.key not in results]
+        if entry.teacher and entry.teacher.key in results:
+            value = 100 * results[entry.teacher.key]['metrics']['mAP']
+            summary.teachers[entry.teacher.label] = value
+    for line in summary.lines:
+        reference = summary.find(line.entry.student, study.reference)
+        if reference is None or reference is line:
+            continue
+        teacher = line.entry.teacher
+        pair = paired(line, reference)
+        if not pair:
+            continue
+        line.gain = float(np.mean(pair))
+        line.interval = paired_interval(pair) if len(pair) > 1 else None
+        seeds = [s for s in line.by_seed if s in reference.by_seed]
+        a, b = ([r for r in x.entry.row.runs if r.seed in seeds] for x in (line, reference))
+        line.headline, line.images = headline(a, b, teacher)
+        if teacher and teacher.label in summary.teachers:
+            own, plain = (float(np.mean([x.by_seed[s] for s in seeds])) for x in (line, reference))
+            line.share = gap_share(own, plain, summary.teachers[teacher.label])
+    return summary
+
+
+def paired(line: Line, other: Line) -> list[float]:
+    """Differences in mAP points of the seeds that both have."""
+    return [line.by_seed[s] - other.by_seed[s] for s in line.by_seed if s in other.by_seed]
+
+
+def stage_table(study: Study, summary: StageSummary, student: str) -> str:
+    """The table of a stage and student."""
+    decision = summary.decision or {}
+    lines = summary.of(student)
+    head = ['arm', 'values', 'seeds', 'mAP', f'over {study.reference}', '95 %, seeds',
+            '95 %, seeds and images', 'gap share', 'at least', 'ms/step', 'training time',
+            'decision']  # fmt: skip
+    body = [
+        [teacher, '', '', f'{value:.1f}', *[''] * 8]
+        for teacher, value in summary.teachers.items()
+        if any(line.entry.teacher and line.entry.teacher.label == teacher for line in lines)
+    ]
+    for line in lines:
+        maps, variant = list(line.by_seed.values()), line.entry.variant
+        chosen = decision.get('values', {}).get(line.arm)
+        word = 'value not chosen' if chosen and chosen != list(variant.values) else 'chosen'
+        if not chosen or word == 'chosen':
+            names = [name for name in ('kept', 'dropped') if line.arm in decision.get(name, ())]
+            word = ', '.join([*(['value chosen'] if chosen else []), *names])
+        share = line.headline.share if line.headline else None
+        body.append([
+            line.arm, ', '.join(variant.values), str(len(maps)), mean_sd(maps),
+            '' if line.gain is None else f'{line.gain:+.2f}', ends(line.interval),
+            ends(line.seeds_and_images), percent(line.share), percent(share),
+            '' if line.step_ms is None else f'{line.step_ms:.3g}',
+            '' if line.seconds is None else duration(line.seconds), word,
+        ])  # fmt: skip
+    used = [i for i in range(len(head)) if i < 5 or any(row[i] for row in body)]
+    return markdown_table([head[i] for i in used], [[row[i] for i in used] for row in body])
+
+
+def judge_contrasts(
+    study: Study, summary: StageSummary, student: str, winner: str | None, headline: Headline
+) -> str:
+    """The declared contrasts and the claim, of one student.
+
+    A contrast's interval is :func:`.statistics.contrast_interval`: at the variance pooled over all
+    arms of the stage within seeds, corrected for all declared contrasts on all its students. The
+    claim is an all-of-them: it holds if each paired interval with a rival (Student's t of their own
+    differences, 95 %, uncorrected) lies above 0, and each over seeds and images that there is.
+    """
+
+    def find(name: str) -> Line | None:
+        return summary.find(student, winner or '' if name == 'winner' else name)
+
+    def seeds_and_images(a: Line, b: Line) -> tuple[float, float] | None:
+        found, images = headline(a.entry.row.runs, b.entry.row.runs, None)
+        return (found.low, found.high) if found and images else None
+
+    parts = []
+    pooled = summary.pooled(student)
+    declared = len(study.contrasts) * len(summary.stage.students)
+    body = []
+    for names in study.contrasts:
+        a, b = (find(name) for name in names)
+        if a is None or b is None or a is b:
+            continue
+        pair = paired(a, b)
+        whole = pooled is not None and len(pair) == pooled.seeds
+        interval = (
+            contrast_interval(float(np.mean(pair)), pooled, declared) if pooled and whole else None
+        )
+        body.append([
+            f'{a.arm} - {b.arm}', f'{np.mean(pair):+.2f}' if pair else 'n/a', ends(interval),
+            ends(seeds_and_images(a, b)) if whole else '',
+        ])  # fmt: skip
+    if body:
+        said = ''
+        if pooled:
+            said = (
+                f' at the variance pooled over {pooled.arms} arms within {pooled.seeds} seeds '
+                f'(standard deviation of a difference {pooled.sd:.2f}, {pooled.dof} degrees of '
+                f'freedom), corrected after Bonferroni (declared contrasts: {declared})'
+            )
+        parts.append(f'Declared contrasts: the 95 % interval{said}.')
+        head = ['contrast', 'difference', '95 %, corrected', '95 %, seeds and images']
+        parts.append(markdown_table(head, body))
+    arm = find(study.claim[0]) if study.claim else None
+    if study.claim and arm is not None:
+        rivals = study.claim[1] or [x.arm for x in summary.of(student)]
+        others = [x for name in rivals if (x := find(name)) is not None and x is not arm]
+        body, below = [], []
+        for other in others:
+            pair = paired(arm, other)
+            interval = paired_interval(pair) if len(pair) > 2 else None
+            both = seeds_and_images(arm, other) if interval else None
+            if interval is None or interval[0] <= 0 or (both and both[0] <= 0):
+                below.append(other.arm)
+            gain = f'{np.mean(pair):+.2f}' if pair else 'n/a'
+            body.append([other.arm, gain, ends(interval), ends(both)])
+        word = f'does not hold ({", ".join(below)})' if below or not others else 'HOLDS'
+        parts.append(
+            f'Claim: {arm.arm} is above each rival. Each paired interval has to lie above 0, '
+            f'uncorrected: **{word}**.'
+        )
+        head = ['rival', 'difference', '95 %, seeds', '95 %, seeds and images']
+        parts.append(markdown_table(head, body))
+    return '\n\n'.join(parts)
+
+
+def markdown(study: Study, summaries: Sequence[StageSummary], notes: Sequence[str]) -> str:
+    """The study as markdown, readable as plain text too."""
+    parts = [f'# {study.name}']
+    for summary in summaries:
+        stage = summary.stage
+        parts.append(f'## {stage.name}: {stage.split} split, seeds {_join(stage.seeds)}')
+        if stage.options:
+            parts.append(f'With {" ".join(stage.options)}.')
+        for student in stage.students:
+            if student:
+                parts.append(f'### {student}')
+            parts.append(stage_table(study, summary, student))
+            parts += filter(None, [summary.judged.get(student)])
+        if summary.missing:
+            parts.append(f'Not there: {", ".join(summary.missing)}.')
+        if stage.split == 'test' and any(x.headline and not x.images for x in summary.lines):
+            parts.append(
+                'Test images are not resampled where no column says so: it takes the detections of '
+                'all runs of a pair, which the work folder keeps, and CocoMetric.'
+            )
+    parts.append(
+        'mAP in points (0-100), mean ± standard deviation over seeds. Differences are paired, same '
+        "seed against same seed; 95 %, seeds: Student's t. Seeds and images: a bootstrap of "
+        f"{DRAWS} draws over both, stretched to the width of Student's t for so few seeds; that of "
+        'the gap share is over seeds, and over images where the column beside it is filled. ms per '
+        'step is the median that the training logged, data loading included.'
+    )
+    parts += ['\n'.join(f'- {note}' for note in notes)] if notes else []
+    return '\n\n'.join(parts) + '\n'
+
+
+def mean_sd(maps: Sequence[float]) -> str:
+    if not maps:
+        return 'n/a'
+    # No-break spaces: a table cell stays on one line.
+    sd = f'\xa0±\xa0{np.std(maps, ddof=1):.1f}' if len(maps) > 1 else ''
+    return f'{np.mean(maps):.1f}{sd}'
+
+
+def ends(interval: tuple[float, float] | None) -> str:
+    if interval is None or not all(map(math.isfinite, interval)):
+        return ''
+    return f'[{interval[0]:+.2f}, {interval[1]:+.2f}]'
+
+
+def _join(values: Sequence[object]) -> str:
+    return ', '.join(map(str, values))

@@ -1,0 +1,781 @@
+"""A study: its file, stages and decisions, resuming, tables, and the arithmetic of contrasts."""
+
+import io
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmdet.evaluation.metrics.coco_metric import COCOeval
+from mmengine.config import Config
+from pycocotools.coco import COCO
+from scipy import stats
+from test_compare import RECIPE, Fake
+from tiny import tiny_config
+
+from mmkd.analysis import study as studies
+from mmkd.analysis.comparison import plan_runs
+from mmkd.analysis.comparison.measure import evaluate, write_json
+from mmkd.analysis.comparison.plan import _cached
+from mmkd.analysis.comparison.results import read_detections, read_results
+from mmkd.analysis.comparison.statistics import paired_interval
+from mmkd.analysis.study.declaration import options_of, read_study
+from mmkd.analysis.study.images import weighted_map
+from mmkd.analysis.study.stages import Standing, entrants, later_cost, plan_stage
+from mmkd.analysis.study.statistics import (
+    DRAWS,
+    Bootstrap,
+    bootstrap,
+    contrast_interval,
+    pool,
+    seeds_needed,
+)
+from mmkd.analysis.study.table import Line, StageSummary, judge_contrasts
+from mmkd.commands import study as command
+
+STUDY = """\
+arms = dict(
+    plain=dict(config={plain!r}),
+    paper=dict(config={paper!r}),
+    start=dict(config={paper_start!r}, search={{'model.distillation.hint.loss_weight': [1, 4]}}),
+    mmkd=dict(config={mmkd!r}, overrides={{'optim_wrapper.optimizer.lr': 0.02}}),
+    other=dict(config={mmkd!r}))
+stages = [
+    dict(name='screen', seeds=[0], options={{'train_cfg.max_epochs': 2}}, keep='half'),
+    dict(name='second', seeds=[0, 1], keep=1),
+    dict(name='final', split='test', seeds=[0, 1, 2], arms=['paper', 'winners'])]
+contrasts = [('winner', 'plain'), ('winner', 'paper')]
+claim = 'winner'
+"""
+GAINS = {'plain': 0, 'paper': 2, 'start-hint.loss_weight-1': 1, 'start-hint.loss_weight-4': 9,
+         'mmkd': 6, 'other': 4, 'teacher': 20}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def configs(tmp_path_factory):
+    """Paths of a plain student, its teacher's checkpoint and three distilled configs."""
+    tmp_path = tmp_path_factory.mktemp('configs')
+    plain = tiny_config(tmp_path, 'plain')
+    teacher = tiny_config(tmp_path, 'teacher', base_channels=8)
+    ckpt = tmp_path / 'teacher.pth'
+    ckpt.write_bytes(b'weights')
+    paths = {'plain': str(plain)}
+    for name, start, normalize in (
+        ('paper', None, False),
+        ('paper_start', 'teacher', False),
+        ('mmkd', 'teacher', True),
+    ):
+        path = tmp_path / f'{name}.py'
+        path.write_text(
+            RECIPE.format(
+                base=str(plain), teacher=str(teacher), ckpt=str(ckpt), start=start,
+                normalize=normalize,
+            )
+        )  # fmt: skip
+        paths[name] = str(path)
+    return paths
+
+
+@pytest.fixture
+def write(configs, tmp_path):
+    """Writes a study: the one above, or another text, with the paths filled in."""
+
+    def write(text=STUDY):
+        path = tmp_path / 'methods.py'
+        path.write_text(text.format(**configs))
+        return str(path)
+
+    return write
+
+
+def maps(name):
+    """mAP by the folder of a run: the arm's gain, the seed's effect, and a little noise."""
+    arm = max((arm for arm in GAINS if name.startswith(arm)), key=len)
+    seed = int(name.split('-s')[-1][0]) if arm != 'teacher' else 0
+    return 0.3 + 0.01 * GAINS[arm] + 0.02 * seed + 0.001 * ((len(arm) * 7 + seed * 3) % 5)
+
+
+def call(path, fake, tmp_path, **kwargs):
+    stream = io.StringIO()
+    kwargs.setdefault('jobs', 1)
+    code = studies.study(path, tmp_path / 'work', execute=fake, stream=stream, **kwargs)
+    return code, stream.getvalue()
+
+
+def table(text, heading):
+    """The rows of the first table below a heading, by the names of the columns."""
+    lines = text.split(heading + '\n' if heading.startswith('###') else heading)[1].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith('| '))
+    rows = itertools.takewhile(lambda line: line.startswith('| '), lines[start:])
+    cells = [[cell.strip() for cell in row.split('|')[1:-1]] for row in rows]
+    head, body = cells[0], [c for c in cells[1:] if not set(c[0]) <= {'-'}]
+    return [dict(zip(head, row, strict=False)) for row in body]
+
+
+# ------------------------------------------------------------------------------- stages
+
+
+def test_a_study_halves_on_validation_and_ends_on_test(write, tmp_path):
+    fake = Fake(maps)
+    code, out = call(write(), fake, tmp_path)
+    assert code == 0, out
+    text = (tmp_path / 'work/table.md').read_text()
+    assert text in out
+    screen = {(r['arm'], r['values']): r for r in table(text, '## screen')}
+    assert screen['start', 'hint.loss_weight=4']['decision'] == 'value chosen, kept'
+    assert screen['start', 'hint.loss_weight=1']['decision'] == 'value not chosen'
+    # Four candidates beside the reference: two go on.
+    assert screen['mmkd', '']['decision'] == 'kept'
+    assert screen['other', '']['decision'] == screen['paper', '']['decision'] == 'dropped'
+    assert screen['plain', '']['decision'] == ''
+    second = {r['arm']: r for r in table(text, '## second')}
+    assert set(second) == {'teacher', 'plain', 'start', 'mmkd'}
+    assert (second['start']['values'], second['start']['seeds']) == ('hint.loss_weight=4', '2')
+    final = {r['arm']: r for r in table(text, '## final')}
+    assert {'plain', 'paper', 'start'} < set(final) and 'mmkd' not in final
+    # On test, seeds 0 and 1 of two arms have been trained for the second stage.
+    assert len(fake.trained()) == 6 + 3 * 2 + (2 * 1 + 3)
+    assert (tmp_path / 'work/gain.svg').read_text().startswith('<?xml')
+
+    results = read_results(tmp_path / 'work/results.jsonl')
+    decided = results.others['decision', 'screen']
+    assert (decided['kept'], decided['dropped']) == (['start', 'mmkd'], ['other', 'paper'])
+    assert decided['values'] == {'start': ['hint.loss_weight=4']}
+    assert results.others['decision', 'final']['arms'] == [
+        'plain', 'paper', 'start (hint.loss_weight=4)',
+    ]  # fmt: skip
+
+    again = Fake(maps)
+    code, out = call(write(), again, tmp_path)
+    assert (code, again.commands) == (0, [])
+    code, out = call(write(), None, tmp_path, table_only=True)
+    assert code == 0 and text in out
+
+
+def test_a_reader_sees_numbers_that_are_right(write, tmp_path):
+    call(write(), Fake(maps), tmp_path)
+    text = (tmp_path / 'work/table.md').read_text()
+    points = {
+        arm: [100 * maps(f'{arm}-s{seed}') for seed in range(3)]
+        for arm in ('plain', 'paper', 'start-hint.loss_weight-4')
+    }
+    start = points['start-hint.loss_weight-4']
+    pair = [a - b for a, b in zip(start, points['plain'], strict=True)]
+    row = {r['arm']: r for r in table(text, '## final')}['start']
+    low, high = paired_interval(pair)
+    assert row['mAP'] == f'{np.mean(start):.1f}\xa0±\xa0{np.std(start, ddof=1):.1f}'
+    assert row['over plain'] == f'{np.mean(pair):+.2f}'
+    assert row['95 %, seeds'] == f'[{low:+.2f}, {high:+.2f}]'
+    gap = 100 * maps('teacher') - np.mean(points['plain'])
+    assert row['gap share'] == f'{100 * np.mean(pair) / gap:.0f} %'
+    assert 0 < float(row['at least'].split()[0]) < 100 * np.mean(pair) / gap
+    low, high = contrast_interval(np.mean(pair), pool(list(points.values())), 2)
+    contrasts = text.split('Declared contrasts')[1]
+    assert f'| start - plain | {np.mean(pair):+.2f}' in contrasts
+    assert f'[{low:+.2f}, {high:+.2f}]' in contrasts
+    assert 'corrected after Bonferroni (declared contrasts: 2)' in contrasts
+    assert 'start is above each rival' in contrasts and '**HOLDS**' in contrasts
+    assert 'Test images are not resampled' in text  # the fake left no detections
+
+
+def test_runs_are_those_of_a_comparison(write, configs, tmp_path):
+    """A result of `mmkd compare` counts in a study, and the other way round."""
+    study = read_study(write())
+    (final,) = [stage for stage in study.stages if stage.name == 'final']
+    variants = entrants(study, final, Standing({}, ['other']))
+    plan, entries = plan_stage(study, final, variants, 1)
+    compared = plan_runs([configs['mmkd'], configs['paper']], [0, 1, 2], [configs['plain']])
+    keys = {run.key for run in compared.runs if run.role != 'baseline'}
+    assert {run.key for run in plan.runs} == keys
+    assert [entry.variant.arm for entry in entries] == ['plain', 'paper', 'other']
+    assert entries[0].teacher is None and entries[1].teacher is entries[2].teacher
+
+
+def test_arms_that_resolve_to_one_run_are_trained_once(write, tmp_path):
+    text = 'arms=dict(a=dict(config={plain!r}), b=dict(config={plain!r}))\nstages=[dict(seeds=[0])]'
+    fake = Fake(lambda name: 0.5)
+    code, out = call(write(text), fake, tmp_path)
+    assert (code, len(fake.trained())) == (0, 1), out
+
+
+def test_what_was_stopped_goes_on(write, tmp_path):
+    path = write()
+    code, out = call(path, Fake(maps, fails=['mmkd-s0']), tmp_path)
+    assert code == 1
+    assert 'stage screen is not complete: 1 of 7 runs are not there (mmkd, seed 0)' in out
+    assert not [k for k in read_results(tmp_path / 'work/results.jsonl').others if 'decision' in k]
+    fake = Fake(maps)
+    code, out = call(path, fake, tmp_path)
+    assert code == 0
+    first = fake.trained()[0]
+    assert '--resume' in first and any('mmkd-s0' in part for part in first)
+    assert 'stage screen: 7 runs, 6 of them done already' in out
+
+
+class Diverging(Fake):
+    """One arm's losses overflow."""
+
+    def __call__(self, command, log, env, lock, poll):
+        if any('train' in part for part in command[:2]) and 'loss_weight-4' in ' '.join(command):
+            self.commands.append(command)
+            log.write_text('error: training has diverged. The likely cause is the learning rate\n')
+            return 1
+        return super().__call__(command, log, env, lock, poll)
+
+
+def test_a_value_that_diverges_is_the_lowest_and_stops_nothing(write, tmp_path):
+    fake = Diverging(maps)
+    code, out = call(write(), fake, tmp_path)
+    assert code == 0, out
+    assert 'start (hint.loss_weight=4), seed 0 has diverged in stage screen' in out
+    decided = read_results(tmp_path / 'work/results.jsonl').others['decision', 'screen']
+    assert decided['values'] == {'start': ['hint.loss_weight=1']}
+    assert decided['mAP']['start (hint.loss_weight=4)'] is None
+    assert decided['kept'] == ['mmkd', 'other']
+    again = Diverging(maps)
+    assert call(write(), again, tmp_path)[0] == 0
+    assert again.commands == []
+
+
+def test_an_arm_that_diverges_altogether_does_not_go_on(write, tmp_path):
+    text = """
+arms = dict(
+    plain=dict(config={plain!r}),
+    b=dict(config={mmkd!r}, search={{'model.distillation.hint.loss_weight': [4, 40]}}),
+    c=dict(config={mmkd!r}))
+stages = [dict(name='screen', seeds=[0], keep='all'), dict(name='final', seeds=[0, 1])]
+"""
+    code, out = call(write(text), Diverging(lambda name: 0.5), tmp_path)
+    assert code == 0, out
+    assert [r['arm'] for r in table(out, '## final')] == ['teacher', 'plain', 'c']
+
+
+def test_a_searched_reference_is_compared_at_its_chosen_value(write, tmp_path):
+    text = """
+arms = dict(
+    plain=dict(config={plain!r}, search={{'optim_wrapper.optimizer.lr': [0.1, 0.2]}}),
+    mmkd=dict(config={mmkd!r}))
+stages = [dict(name='screen', seeds=[0])]
+"""
+    fake = Fake(lambda name: 0.5 if 'mmkd' in name else 0.4 if 'lr-0.2' in name else 0.3)
+    code, out = call(write(text), fake, tmp_path)
+    assert code == 0, out
+    gains = {r['arm'] + r['values'][-3:]: r['over plain'] for r in table(out, '## screen')}
+    assert gains == {'teacher': '', 'plain0.1': '-10.00', 'plain0.2': '', 'mmkd': '+10.00'}
+
+
+@pytest.mark.parametrize(
+    ('rival', 'images', 'word'),
+    [
+        ([30.0, 30.1, 30.3], None, '**HOLDS**'),
+        ([30.0, 30.1, 30.3], (0.1, 2.0), '**HOLDS**'),
+        ([30.0, 30.1, 30.3], (-0.1, 2.0), '**does not hold (rival, low)**'),
+        ([30.0, 31.1, 32.3], None, '**does not hold (rival)**'),
+        ([30.0, 30.1], None, '**does not hold (rival)**'),
+    ],
+)
+def test_the_claim_takes_every_interval(write, rival, images, word):
+    study = read_study(write())
+    maps = {'start': [31.0, 31.1, 31.2], 'rival': rival, 'low': [20.0, 20.1, 20.3]}
+    lines = []
+    for arm, values in maps.items():
+        entry = SimpleNamespace(
+            variant=SimpleNamespace(arm=arm), student='', row=SimpleNamespace(runs=[])
+        )
+        lines.append(Line(entry, dict(enumerate(values))))
+    summary = StageSummary(study.stages[-1], lines, {}, {})
+    found = Bootstrap(*images, None) if images else None
+    text = judge_contrasts(study, summary, '', 'start', lambda *_: (found, bool(images)))
+    assert word in text
+
+
+def test_a_study_inherits(write, tmp_path):
+    write()
+    path = tmp_path / 'more.py'
+    path.write_text("_base_ = 'methods.py'\narms = dict(other=dict(overrides=['work_dir=x']))\n")
+    study = read_study(str(path))
+    assert study.name == 'more' and len(study.stages) == 3 and len(study.arms) == 5
+    assert study.arms['other'][0].options == ('work_dir=x',)
+
+
+def test_results_from_before_a_change_are_told(configs, write, tmp_path):
+    text = "arms = dict(a=dict(config={plain!r}))\nstages = [dict(name='x', seeds=[0])]"
+    path = write(text)
+    assert 'stale' not in call(path, Fake(lambda name: 0.5), tmp_path)[1]
+    plain = Path(configs['plain'])
+    before = plain.read_text()
+    try:
+        plain.write_text(before + '\nmodel = dict(backbone=dict(depth=34))\n')
+        _cached.cache_clear()
+        fake = Fake(lambda name: 0.5)
+        code, out = call(path, fake, tmp_path)
+        assert code == 0 and len(fake.trained()) == 1
+        assert '1 stale result(s) of stage x ignored' in out
+    finally:
+        plain.write_text(before)
+        _cached.cache_clear()
+
+
+def test_students_share_a_choice_and_have_tables_of_their_own(configs, write, tmp_path):
+    text = """
+students = ['plain', 'near']
+arms = dict(
+    base=dict(config={folder!r}),
+    slow=dict(config={folder!r}, search={{'optim_wrapper.optimizer.lr': [0.1, 0.2]}}))
+stages = [dict(name='val', seeds=[0], keep='all', students=['plain']),
+          dict(name='test', split='test', seeds=[0, 1, 2])]
+contrasts = [('slow', 'base')]
+"""
+    plain = Path(configs['plain'])
+    near = plain.with_name('near.py')
+    near.write_text(f'_base_ = {str(plain)!r}\nmodel = dict(backbone=dict(depth=34))\n')
+    folder = repr(str(plain.with_name('{{student}}.py')))
+    text = text.replace('{folder!r}', folder)
+
+    def value(name):
+        return 0.3 + 0.1 * ('0.2' in name) + 0.01 * int(name.split('-s')[-1][0])
+
+    code, out = call(write(text), Fake(value), tmp_path)
+    assert code == 0, out
+    assert {r['values'] for r in table(out, '### near')} == {'', 'optim_wrapper.optimizer.lr=0.2'}
+    assert out.count('corrected after Bonferroni (declared contrasts: 2)') == 2
+
+
+class Detecting(Fake):
+    """Leaves detections: the truth, moved by less the better the arm is."""
+
+    def __init__(self, root):
+        super().__init__()
+        self.truth = json.loads((root / 'val.json').read_text())
+
+    def __call__(self, command, log, env, lock, poll):
+        if '--out' in command:
+            out = Path(command[command.index('--out') + 1])
+            name = out.parents[1].name
+            arm = max((arm for arm in GAINS if name.startswith(arm)), key=len)
+            rng = np.random.default_rng([GAINS[arm], ord(name[-18])])
+            samples = []
+            for image in self.truth['images']:
+                own = [a for a in self.truth['annotations'] if a['image_id'] == image['id']]
+                boxes = torch.tensor([a['bbox'] for a in own], dtype=torch.float)
+                boxes[:, 2:] += boxes[:, :2]
+                boxes += torch.tensor(rng.normal(0, 20 / (5 + GAINS[arm]), boxes.shape))
+                found = {
+                    'bboxes': boxes,
+                    'labels': torch.tensor([a['category_id'] - 1 for a in own]),
+                    'scores': torch.tensor(rng.random(len(own))),
+                }
+                samples.append(
+                    {'img_id': image['id'], 'ori_shape': (64, 64), 'pred_instances': found}
+                )
+            torch.save({'detections': samples}, out)
+        elif 'score' in command:
+            evaluations = evaluate(Config.fromfile(command[3]), read_detections(command[5]))[1]
+            value = float(evaluations[0].stats[0])
+            write_json(Path(command[-1]), {'mAP': value, 'AP50': 0.9, 'exact': True})
+            return 0
+        return super().__call__(command, log, env, lock, poll)
+
+
+def test_headline_intervals_resample_images_and_are_kept(configs, write, tmp_path):
+    text = """
+arms = dict(plain=dict(config={plain!r}), mmkd=dict(config={mmkd!r}))
+stages = [dict(name='final', split='test', seeds=[0, 1, 2])]
+contrasts = [('mmkd', 'plain')]
+"""
+    path = write(text)
+    root = Path(configs['plain']).parent / 'data'
+    code, out = call(path, Detecting(root), tmp_path)
+    assert code == 0, out
+    assert 'not resampled' not in out and 'not possible' not in out
+    row = {r['arm']: r for r in table(out, '## final')}['mmkd']
+    low, high = map(float, row['95 %, seeds and images'].strip('[]').split(','))
+    assert low < float(row['over plain']) < high
+    assert row['95 %, seeds'] != row['95 %, seeds and images'] and row['at least']
+    # The table needs no more than the results: neither checkpoints nor detections.
+    file = (tmp_path / 'work/results.jsonl').rename(tmp_path / 'kept.jsonl')
+    before = (tmp_path / 'work/table.md').read_text()
+    shutil.rmtree(tmp_path / 'work')
+    code, out = call(path, None, tmp_path, table_only=True, results_path=file)
+    assert code == 0 and before in out
+
+
+def test_detections_of_another_test_are_not_resampled(configs, write, tmp_path):
+    text = """
+arms = dict(plain=dict(config={plain!r}), mmkd=dict(config={mmkd!r}))
+stages = [dict(name='final', split='test', seeds=[0, 1, 2])]
+"""
+    path = write(text)
+    fake = Detecting(Path(configs['plain']).parent / 'data')
+    assert call(path, fake, tmp_path)[0] == 0
+    file = tmp_path / 'work/results.jsonl'
+    lines = [line for line in file.read_text().splitlines() if '"interval"' not in line]
+    file.write_text('\n'.join(lines) + '\n')
+    one, other = sorted((tmp_path / 'work/runs').glob('mmkd-s[01]*'))
+    shutil.copy(other / 'test/detections.pth', one / 'test/detections.pth')
+    code, out = call(path, None, tmp_path)
+    assert code == 0
+    assert 'is of another test than the results of mmkd, seed 0' in out
+    assert 'Test images are not resampled' in out
+
+
+class Interrupting(Fake):
+    """The user presses Ctrl-C in the third training."""
+
+    def __call__(self, command, log, env, lock, poll):
+        if any('train' in part for part in command[:2]) and len(self.trained()) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                time.sleep(0.01)
+                poll()
+        return super().__call__(command, log, env, lock, poll)
+
+
+def test_ctrl_c_stops_and_the_same_command_goes_on(write, tmp_path):
+    code, out = call(write(), Interrupting(maps), tmp_path)
+    assert code == 130 and out.endswith('stopped; the same command continues from here\n')
+    fake = Fake(maps)
+    code, _ = call(write(), fake, tmp_path)
+    assert code == 0 and len(fake.trained()) == 6 + 3 * 2 + (2 * 1 + 3) - 2
+
+
+def test_the_estimate_counts_the_stages_to_come(write):
+    study = read_study(write())
+    costs = {'screen': 2.0, 'second': 4.0, 'final': 4.0}
+    # Two arms of four and the reference with two seeds; one winner, paper, reference with three.
+    assert later_cost(study, 0, 4, costs) == 3 * 2 * 4.0 + 3 * 3 * 4.0
+    assert later_cost(study, 1, 2, costs) == 3 * 3 * 4.0
+    assert later_cost(study, 2, 2, costs) == 0
+
+
+# ------------------------------------------------------------------------------- refusals
+
+ARMS = """\
+arms = dict(
+    a=dict(config={plain!r}),
+    b=dict(config={mmkd!r}, search={{'model.distillation.hint.loss_weight': [1, 2]}}))
+"""
+ONE = 'stages = [dict(seeds=[0])]\n'
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('stages = [dict(seeds=[0], arms=["c"])]', "stage 'stage 1' names 'c', which is no arm"),
+        ('stages = [dict(seeds=[0], keep="all")]\ncontrasts = [("winner", "bb")]', "mean b"),
+        (ONE + 'contrasts = [("winner", "a")]', 'no stage of this study sel'),
+        (ONE + 'claim = ("b", "a")', 'must be an arm'),
+        (ONE + 'contrast = [("a", "b")]', "no entry 'contrast'; did you mean"),
+        ('stages = [dict(name="x")]', "stage 'x': seeds=None must be different numbers"),
+        ('stages = [dict(seeds=[])]', 'seeds=[] must be'),
+        ('stages = [dict(seeds=[1, 1])]', 'seeds=[1, 1] must be'),
+        ('stages = [dict(seeds=3)]', 'seeds=3 must be'),
+        ('stages = []', 'has no stages'),
+        ('stages = [dict(seeds=[0], keep="best")]', "keep='best' must be"),
+        ('stages = [dict(seeds=[0], keep=0)]', 'keep=0 must be'),
+        ('stages = [dict(seeds=[0], split="train")]', "split='train' must be"),
+        ('stages = [dict(seeds=[0], name="x"), dict(seeds=[0], name="x")]', "two stages are"),
+        ('stages = [dict(seeds=[0], split="test", keep="half", arms=["a"])]', "keeps 'half' on te"),
+        ('stages = [dict(seeds=[0], split="test")]', 'would search the values of b on test'),
+        ('stages = [dict(seeds=[0], arms=["winners"])]', 'no stage before it selects'),
+        ('stages = [dict(seeds=[0], arms=["b"])]\nreference = "x"', "reference names 'x'"),
+        (ONE + 'arms.update(winner=arms["a"])', 'cannot be named winner'),
+        (ONE + 'arms["b"]["search"]["x.y"] = [2, 2]', 'x.y has 2 twice'),
+        (ONE + 'arms["b"]["search"]["x.y"] = 2', 'x.y=2 must be a list'),
+        (ONE + 'arms["b"]["serch"] = {{}}', 'did you mean search'),
+        (ONE + 'arms["b"]["config"] = "gone.py"', 'gone.py: there is no such'),
+        (ONE + 'arms["b"]["overrides"] = {{"modell.x": 1}}', 'near it: model'),
+        (ONE + 'arms["a"]["search"] = {{"work_dir": ["x", "y"]}}',
+         'are the same training'),
+        ('stages = [dict(seeds=[0], students=["x"])]', "names 'x', which is no student"),
+        (ONE + 'students = ["x", "y"]', 'is the same for each of'),
+        ('stages = [dict(seeds=[0], options={{"train_cfg.x": "a b, c"}})]', 'cannot be said as'),
+        ('stages = [dict(seeds=[0], options=["train_cfg"])]', 'each must read key=value'),
+        ('stages = [', 'cannot be read'),
+    ],
+)  # fmt: skip
+def test_a_study_that_cannot_be_run_is_refused_before_a_run(write, tmp_path, text, message):
+    fake = Fake()
+    code, out = call(write(ARMS + text), fake, tmp_path)
+    assert (code, fake.commands) == (2, []), out
+    assert out.startswith('study: ') and message in out
+    assert not (tmp_path / 'work').exists()
+
+
+def test_the_arms_of_the_example_are_not_refused(write):
+    read_study(write(ARMS + ONE + '_mine = 1'))
+
+
+def test_results_of_another_study_are_refused(write, tmp_path):
+    path = write(ARMS + 'stages = [dict(seeds=[0], arms=["a"])]')
+    assert call(path, Fake(lambda name: 0.5), tmp_path)[0] == 0
+    other = Path(path).rename(tmp_path / 'other.py')
+    for table_only in (False, True):
+        code, out = call(str(other), Fake(), tmp_path, table_only=table_only,
+                         results_path=tmp_path / 'work/results.jsonl')  # fmt: skip
+        assert code == 2 and 'has the results of the study methods, and this one is other' in out
+    other.write_text(other.read_text() + '\nname = "methods"')
+    code, _ = call(str(other), Fake(), tmp_path, results_path=tmp_path / 'work/results.jsonl')
+    assert code == 0
+
+
+def test_a_choice_cannot_change_once_the_test_split_is_read(write, tmp_path):
+    path = write()
+    assert call(path, Fake(maps), tmp_path)[0] == 0
+    text = Path(path).read_text()
+    Path(path).write_text(text.replace("keep='half'", 'keep=1'))
+    fake = Fake(maps)
+    code, out = call(path, fake, tmp_path)
+    assert (code, fake.commands) == (2, [])
+    assert "the decision of stage 'screen'" in out and 'the test split has been read since' in out
+    Path(path).write_text(text.replace("['paper', 'winners']", "['paper', 'mmkd', 'winners']"))
+    code, out = call(path, fake, tmp_path)
+    assert (code, fake.commands) == (2, []) and "the decision of stage 'final'" in out
+
+
+def test_a_choice_can_change_before(write, tmp_path):
+    path = write()
+    text = Path(path).read_text()
+    Path(path).write_text(text.replace(", 'winners']", ", 'winners', 'other']"))
+    code, _ = call(path, Fake(maps, fails=['paper-s2', 'plain-s2', 'start', 'other']), tmp_path)
+    assert code == 1
+    Path(path).write_text(text.replace("keep='half'", 'keep=3'))
+    code, out = call(path, Fake(maps), tmp_path)
+    assert code == 0, out
+    decided = read_results(tmp_path / 'work/results.jsonl').others['decision', 'screen']
+    assert decided['kept'] == ['start', 'mmkd', 'other']
+
+
+def test_a_contrast_with_an_arm_that_was_dropped_is_refused_before_the_test(write, tmp_path):
+    path = write()
+    text = Path(path).read_text()
+    Path(path).write_text(text.replace("('winner', 'paper')", "('winner', 'other')"))
+    fake = Fake(maps)
+    code, out = call(path, fake, tmp_path)
+    assert (
+        code == 2
+        and "other is in a contrast or the claim, and did not get into stage 'final'" in out
+    )
+    assert not [c for c in fake.commands if 'test' in Path(c[-1]).parts]
+
+
+def test_options_reach_a_run_as_they_were_meant():
+    given = {
+        'a.b': 0.1, 'c': [1, 2], 'd': dict(type='X', pairs=['neck'], w=None), 'e': 'text',
+        'f': True, 'g': (1, 2), 'h': 1e-5, 'i': dict(_delete_=True, x=-1),
+    }  # fmt: skip
+    strings = options_of('arm', given)
+    cfg = Config(dict(model=dict(d=0)))
+    assert options_of('arm', strings) == strings
+    assert strings[:2] == ['a.b=0.1', 'c=[1, 2]'] and cfg
+
+
+# ------------------------------------------------------------------------------- arithmetic
+
+
+def test_the_pooled_variance_is_that_of_a_least_squares_fit():
+    y = np.random.default_rng(0).normal(30, 1, (4, 5)) + np.arange(4)[:, None]
+    arms, seeds = (index.ravel() for index in np.indices(y.shape))
+    design = np.c_[arms[:, None] == np.arange(4), seeds[:, None] == np.arange(1, 5)].astype(float)
+    left = np.linalg.lstsq(design, y.ravel(), rcond=None)[1][0]
+    found = pool(y)
+    assert (found.dof, found.arms, found.seeds) == (12, 4, 5)
+    assert found.sd == pytest.approx(math.sqrt(2 * left / 12))
+    # The mean over pairs of the variance of their paired differences.
+    pairs = [np.var(y[i] - y[j], ddof=1) for i in range(4) for j in range(i)]
+    assert found.sd**2 == pytest.approx(np.mean(pairs))
+
+
+def test_a_contrast_of_two_arms_is_the_paired_interval():
+    y = np.random.default_rng(1).normal(30, 1, (2, 5))
+    found = contrast_interval(float((y[0] - y[1]).mean()), pool(y))
+    assert found == pytest.approx(paired_interval(y[0] - y[1]))
+
+
+def test_bonferroni_by_hand():
+    y = np.random.default_rng(2).normal(30, 1, (3, 5))
+    found = pool(y)
+    low, high = contrast_interval(1.0, found, 4)
+    half = stats.t.ppf(1 - 0.05 / 8, 8) * found.sd / math.sqrt(5)
+    assert (low, high) == pytest.approx((1 - half, 1 + half))
+
+
+@pytest.mark.parametrize('maps', [[[1, 2, 3]], [[1], [2]], []])
+def test_nothing_is_pooled_of_one_arm_or_one_seed(maps):
+    assert pool(maps) is None
+
+
+def test_the_number_of_seeds_by_simulation():
+    # Textbook values of the paired t test for a power of 0.8.
+    assert [seeds_needed(1.0, effect)[1] for effect in (1.0, 0.5, 0.2)] == [10, 34, 199]
+    narrow, powerful = seeds_needed(1.0, 1.0)
+    half = stats.t.ppf(0.975, narrow - 1) / math.sqrt(narrow)
+    assert half <= 1 < stats.t.ppf(0.975, narrow - 2) / math.sqrt(narrow - 1)
+    rng = np.random.default_rng(0)
+
+    def power(n):
+        x = rng.normal(1.0, 1.0, (20_000, n))
+        return (
+            np.abs(x.mean(1)) * math.sqrt(n) / x.std(1, ddof=1) > stats.t.ppf(0.975, n - 1)
+        ).mean()
+
+    assert power(powerful) > 0.79 and power(powerful - 1) < 0.8
+    assert seeds_needed(1.0, 100.0) == (2, 2) and seeds_needed(0.0, 1.0) == (2, 2)
+    with pytest.raises(ValueError, match='above 0, not 0'):
+        seeds_needed(1.0, 0)
+
+
+def test_power_is_told_from_results(write, tmp_path):
+    path = write()
+    call(path, Fake(maps), tmp_path)
+    before = (tmp_path / 'work/results.jsonl').read_bytes()
+    code, out = call(path, None, tmp_path, power=0.5)
+    y = [[100 * maps(f'{arm}-s{s}') for s in range(3)]
+         for arm in ('plain', 'paper', 'start-hint.loss_weight-4')]  # fmt: skip
+    narrow, powerful = seeds_needed(pool(y).sd, 0.5)
+    assert code == 0 and '(stage final, 3 arms, 3 seeds, 4 degrees of freedom)' in out
+    assert f'takes {narrow} seeds' in out and f'4 of 5 studies takes {powerful}' in out
+    assert (tmp_path / 'work/results.jsonl').read_bytes() == before
+    code, out = call(path, None, tmp_path, power=-1.0)
+    assert code == 2 and 'margin in mAP points above 0' in out
+    code, out = call(path, None, tmp_path, power=0.5, results_path=tmp_path / 'none.jsonl')
+    assert code == 0 and 'the variance is unknown' in out
+
+
+def test_the_bootstrap_covers_as_students_t_does():
+    """Of 400 studies with 5 seeds, about 95 % have the true difference in the interval."""
+    rng = np.random.default_rng(3)
+    inside = 0
+    for _ in range(400):
+        a, b = rng.normal(1, 1, 5), rng.normal(0, 1, 5)
+        found = bootstrap(a, b)
+        inside += found.low < 1 < found.high
+    assert 0.92 < inside / 400 < 0.99
+
+
+def test_the_bootstrap_adds_the_images():
+    rng = np.random.default_rng(4)
+    a, b = np.array([31.0, 31.2, 31.1]), np.array([30.0, 30.1, 30.2])
+    seeds = bootstrap(a, b, 40.0)
+    noise = rng.normal(0, 2, (DRAWS, 1))
+    # What moves both networks and the teacher alike is no uncertainty of their difference.
+    same = bootstrap(a + noise, b + noise, 40 + noise[:, 0])
+    assert (same.low, same.high) == pytest.approx((seeds.low, seeds.high))
+    wide = bootstrap(a + noise, np.broadcast_to(b, (DRAWS, 3)), 40.0)
+    assert wide.high - wide.low > 2 * (seeds.high - seeds.low)
+    assert wide.share < seeds.share < 0.1
+    assert bootstrap(a, b, 29.0).share is None and bootstrap(a, b).share is None
+    assert bootstrap(a[:2], b[:2]) is None
+
+
+def evaluation(path, rng, copies=None):
+    """COCO's evaluation of random detections on a data set, or on copies of its images."""
+    data = json.loads(path.read_text())
+    found = []
+    for note in data['annotations']:
+        for _ in range(int(rng.integers(1, 4))):
+            box = (np.array(note['bbox']) + rng.normal(0, 3, 4)).clip(1).tolist()
+            category = note['category_id'] if rng.random() < 0.8 else 1
+            found.append(dict(image_id=note['image_id'], category_id=category, bbox=box,
+                              score=float(rng.random())))  # fmt: skip
+    data['annotations'][0]['iscrowd'] = 1
+    if copies is not None:
+        new = {'images': [], 'annotations': [], 'categories': data['categories']}
+        detections = []
+        for image, count in zip(data['images'], copies, strict=True):
+            for _ in range(count):
+                name = len(new['images'])
+                new['images'].append({**image, 'id': name})
+                for note in data['annotations']:
+                    if note['image_id'] == image['id']:
+                        number = len(new['annotations']) + 1
+                        new['annotations'].append({**note, 'id': number, 'image_id': name})
+                detections += [
+                    {**d, 'image_id': name} for d in found if d['image_id'] == image['id']
+                ]
+        data, found = new, detections
+    truth = COCO()
+    truth.dataset = data
+    truth.createIndex()
+    result = COCOeval(truth, truth.loadRes(found), 'bbox')
+    result.evaluate()
+    return result
+
+
+def test_weights_of_images_are_copies_of_images(configs, capsys):
+    path = Path(configs['plain']).parent / 'data/val.json'
+    whole = evaluation(path, np.random.default_rng(0))
+    images = len(whole.params.imgIds)
+    weights = np.random.default_rng(5).multinomial(images, np.full(images, 1 / images), 6)
+    weights = np.vstack([np.ones((1, images), int), weights])
+    found = weighted_map(whole, weights)
+    for each, copies in zip(found, weights, strict=True):
+        copied = evaluation(path, np.random.default_rng(0), copies)
+        copied.accumulate()
+        copied.summarize()
+        assert each == pytest.approx(copied.stats[0], abs=1e-9)
+    assert len(set(found)) > 3
+
+
+# ------------------------------------------------------------------------------- the command
+
+
+def test_the_plot_and_its_formats(write, tmp_path):
+    path = write()
+    call(path, Fake(maps), tmp_path)
+    first = (tmp_path / 'work/gain.svg').read_bytes()
+    code, out = call(path, None, tmp_path, table_only=True, plot=tmp_path / 'made/x.png')
+    assert code == 0 and (tmp_path / 'made/x.png').read_bytes()[:4] == b'\x89PNG'
+    assert '| 250 ' in out and b'<!-- ms per training step -->' in first
+    # Results of before a step's time was kept.
+    file = tmp_path / 'work/results.jsonl'
+    file.write_text(file.read_text().replace(',"step_ms":250.0', ''))
+    assert call(path, None, tmp_path, table_only=True)[0] == 0
+    drawn = (tmp_path / 'work/gain.svg').read_bytes()
+    assert b'<!-- training time (min) -->' in drawn and b'ms per' not in drawn
+    code, out = call(path, None, tmp_path, table_only=True, plot='x.txt')
+    assert code == 2 and 'must end in .svg' in out
+
+
+def test_the_command_takes_what_it_describes(monkeypatch):
+    given = {}
+    monkeypatch.setattr(command, 'study', lambda path, **kwargs: given.update(kwargs, path=path))
+    command.main(['s.py', '--results', 'r', '--work-dir', 'w', '--jobs', '2', '--power', '0.5'])
+    assert given == dict(path='s.py', work_dir='w', results_path='r', jobs=2, gpus=None,
+                         table_only=False, power=0.5, plot=None)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_study_from_end_to_end(tmp_path):
+    """Real runs: two arms, a search on validation, the test split with resampled images."""
+    plain = tiny_config(tmp_path, 'plain', epochs=2)
+    study = tmp_path / 'tiny_study.py'
+    study.write_text(
+        f'config = {str(plain)!r}\n'
+        "_rates = {'optim_wrapper.optimizer.lr': [0.02, 0.03]}\n"
+        "_half = {'train_cfg.max_epochs': 1}\n"
+        'arms = dict(plain=dict(), slow=dict(search=_rates))\n'
+        "stages = [dict(name='screen', seeds=[0], options=_half, keep='all'),\n"
+        "          dict(name='final', split='test', seeds=[0, 1, 2])]\n"
+        "contrasts = [('slow', 'plain')]\nclaim = 'winner'\n"
+    )
+    stream = io.StringIO()
+    assert studies.study(str(study), tmp_path / 'work', jobs=1, stream=stream) == 0
+    text = (tmp_path / 'work/table.md').read_text()
+    rows = {row['arm']: row for row in table(text, '## final')}
+    assert float(rows['slow']['ms/step']) > 0
+    results = read_results(tmp_path / 'work/results.jsonl')
+    values = [r['metrics']['mAP'] for r in results.runs.values()]
+    if max(values) > 0:
+        assert any(kind == 'interval' for kind, _ in results.others)
+    again = io.StringIO()
+    assert studies.study(str(study), tmp_path / 'work', table_only=True, stream=again) == 0
+    assert text in again.getvalue()
