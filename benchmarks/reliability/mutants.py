@@ -58,7 +58,7 @@ TESTS = {
         for path in sorted(ROOT.glob('mmkd/methods/*.py'))
     },
 }  # fmt: skip
-SECONDS = 400  # a mutant that hangs is seen, too
+SECONDS = 1200  # a mutant that hangs is seen, too
 SWAPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.FloorDiv: ast.Div, ast.And: ast.Or, ast.Or: ast.And,
@@ -149,8 +149,12 @@ def mutants(module: str) -> Iterator[tuple[str, int, str, str, str]]:
             setattr(parent, field, before)
 
 
-def survives(mutant: tuple[str, int, str, str, str], tree: Path) -> bool:
-    """Whether the tests pass with the mutant in a copy of the tree; in a fork of this process."""
+def outcome(mutant: tuple[str, int, str, str, str], tree: Path) -> str:
+    """What the tests say of the mutant in a copy of the tree, in a fork of this process.
+
+    Returns:
+        'seen', 'survived', or 'hung' after :data:`SECONDS`.
+    """
     module, source = mutant[0], mutant[-1]
     path = tree / 'mmkd' / module
     path.write_text(source)
@@ -178,13 +182,13 @@ def survives(mutant: tuple[str, int, str, str, str], tree: Path) -> bool:
             break
         time.sleep(0.1)
     else:
-        status = 1
+        status = -1
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     if not ended:
         os.waitpid(child, 0)
     shutil.copy(ROOT / 'mmkd' / module, path)
-    return status == 0
+    return {0: 'survived', -1: 'hung'}.get(status, 'seen')
 
 
 def main() -> int:
@@ -207,7 +211,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    start, rows = time.perf_counter(), []
+    start, rows, hung = time.perf_counter(), [], 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
         trees = []
         for i in range(args.workers):
@@ -220,12 +224,13 @@ def main() -> int:
         def tried(mutant: tuple[str, int, str, str, str]) -> tuple:
             tree = trees.pop()
             try:
-                return mutant, survives(mutant, tree)
+                return mutant, outcome(mutant, tree)
             finally:
                 trees.append(tree)
 
-        for number, (mutant, alive) in enumerate(pool.map(tried, drawn), 1):
-            if alive:
+        for number, (mutant, found) in enumerate(pool.map(tried, drawn), 1):
+            hung += found == 'hung'
+            if found == 'survived':
                 module, line, before, after, _ = mutant
                 rows.append(dict(module=module, line=line, before=before, after=after))
                 print(f'{module}:{line}: {before}  ->  {after}', flush=True)
@@ -234,7 +239,10 @@ def main() -> int:
     for row in rows:
         row['said'] = EQUAL.get((row['module'], row['before'], row['after']))
     equal = sum(row['said'] is not None for row in rows)
-    notes = [f'{existing} could be planted; {equal} of the survivors change nothing one can see']
+    notes = [
+        f'{existing} could be planted; {equal} of the survivors change nothing one can see; '
+        f'{hung} never ended'
+    ]
     return report('mutants', len(drawn), len(rows) - equal, start, notes, rows, args.json)
 
 

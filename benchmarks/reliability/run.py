@@ -23,6 +23,7 @@ CAMPAIGNS = {
     'acceptance': ([], 'files that torch writes and reads: read too, equal to the bit'),
     'hostile': ([], 'hostile checkpoints, and every single bit of one flipped'),
     'fuzz': (['--seconds', '600'], 'checkpoints mutated by their structure'),
+    'mutants': ([], 'small faults planted in what computes, each seen by a test'),
 }
 TEXT = """\
 # What was tried to break a run
