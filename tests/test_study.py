@@ -300,7 +300,10 @@ def test_the_claim_takes_every_interval(write, rival, images, word):
 def test_a_study_inherits(write, tmp_path):
     write()
     path = tmp_path / 'more.py'
-    path.write_text("_base_ = 'methods.py'\narms = dict(other=dict(overrides=['work_dir=x']))\n")
+    path.write_text(
+        "_base_ = 'methods.py'\nfrom pathlib import Path\n"
+        "arms = dict(other=dict(overrides=['work_dir=x']))\n"
+    )
     study = read_study(str(path))
     assert study.name == 'more' and len(study.stages) == 3 and len(study.arms) == 5
     assert study.arms['other'][0].options == ('work_dir=x',)

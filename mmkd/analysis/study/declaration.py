@@ -78,11 +78,12 @@ def read_study(path: str) -> Study:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'study {path}: there is no such file')
     try:
-        given = Config.fromfile(path).to_dict()
+        given = Config.fromfile(path, lazy_import=False).to_dict()
     except (OSError, SyntaxError, NameError, ConfigParsingError) as error:
         raise ValueError(f'study {path} cannot be read: {error}') from None
     known = ('name', 'config', 'arms', 'students', 'reference', 'stages', 'contrasts', 'claim')
-    own = (key for key in given if not key.startswith('_'))
+    # A class is imported: a study may read other configs, and compute.
+    own = (key for key in given if not key.startswith('_') and not isinstance(given[key], type))
     require_known(path, own, known, ' (a variable of your own begins with _)')
     students = _names(f'{path}: students', given.get('students', ['']))
     arms = {
