@@ -151,6 +151,13 @@ def test_heads_of_other_kinds_speak_of_one_distribution(student, teacher):
         torch.testing.assert_close(answers.teacher(theirs).softmax(1), scores(pair[1], theirs))
 
 
+def test_a_certain_softmax_gives_a_sigmoid_finite_logits():
+    answers = HeadLayout(*heads(sigmoid(), net()), None)
+    out = answers.teacher(torch.tensor([[500.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 500.0]]))
+    assert out.isfinite().all()
+    assert out[0, 0] > 10 and out[1, 3] > 10
+
+
 @pytest.mark.parametrize('student', [net, seesaw, sigmoid])
 @pytest.mark.parametrize('teacher', [net, seesaw, sigmoid])
 def test_pairs_of_every_kind_train(student, teacher):

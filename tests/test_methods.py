@@ -20,7 +20,7 @@ from mmengine.logging import MessageHub
 
 import mmkd
 from mmkd.engine.random_state import random_state, set_random_state
-from mmkd.layer_pairs import Layer, LayerPair
+from mmkd.layer_pairs import SIZE, Layer, LayerPair
 from mmkd.methods import METHODS
 from mmkd.methods.base import BatchNorm
 from mmkd.methods.defeat import covered, levels_of
@@ -625,6 +625,38 @@ def test_crosskd_of_a_student_that_is_its_teacher_is_nothing():
         values = {k: v for k, v in pairs.losses(model).items() if 'kd' in k}
         assert set(values) == {'loss_kd_cross_cls', 'loss_kd_cross_reg'}
         assert all(v.item() == pytest.approx(0, abs=1e-6) for v in values.values())
+
+
+def test_crosskd_of_an_rpn_takes_the_distance_of_deltas_without_their_sign():
+    student = torch.tensor([[1.0, -2.0, 3.0, -4.0], [0.5, 0.0, -0.5, 1.0]])
+    found = Rows(student, torch.zeros(2, 4), None, torch.ones(2, 4), 8)
+    site = SimpleNamespace(rows=lambda kind, step, answers: [found] if kind == 'bbox' else [])
+    step = SimpleNamespace(
+        teacher=SimpleNamespace(score_anchors=lambda features: None),
+        student=SimpleNamespace(sites={'rpn': site}),
+    )
+    parts = mmkd.CrossKD(site='rpn', reg_weight=2.0).of_rpn(step, [])
+    assert parts['reg'].item() == pytest.approx(2 * 12 / 8)
+
+
+@pytest.mark.parametrize('width', [0, -1, 1.5, '8'])
+def test_reviewkds_width_is_a_whole_number(width):
+    with pytest.raises(ValueError, match='mid_channels=.* must be a whole number'):
+        mmkd.ReviewKD(mid_channels=width)
+
+
+def test_levels_of_anchors_are_found_by_the_students_stride():
+    def pair(own, theirs):
+        sides = [(1, 4, SIZE // stride, SIZE // stride) for stride in (own, theirs)]
+        return LayerPair('neck_0', Layer('neck', 0), Layer('neck', 0), (sides[0], sides[1]))
+
+    for own, theirs in ((4, 16), (4, 4)):
+        term = mmkd.FGFI()
+        term.strides = [4.0, 8.0]
+        term.bind([pair(own, theirs)])
+    term.strides = [4.0, 8.0]
+    with pytest.raises(ValueError, match='has stride 16, and the RPN has no level of it'):
+        term.bind([pair(16, 4)])
 
 
 def test_crosskds_gradient_goes_around_the_students_own_head():

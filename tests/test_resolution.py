@@ -393,6 +393,14 @@ def test_an_anchor_answers_where_it_is_the_same_box(ratio, changes):
     assert (match.share > 0) == (ratio in (1.0, 1.9985, 2.0, 4.0))
 
 
+def test_of_two_levels_with_an_anchor_of_one_size_the_nearer_stride_answers():
+    own = AnchorGenerator(strides=[8], ratios=[1.0], scales=[4])
+    both = AnchorGenerator(strides=[8, 16], ratios=[1.0], base_sizes=[8, 8], scales=[8])
+    assert AnchorMatch(own, both, 2.0).kinds[0].tolist() == [[1, 0]]
+    both = AnchorGenerator(strides=[8, 16], ratios=[1.0], base_sizes=[8, 8], scales=[4])
+    assert AnchorMatch(own, both).kinds[0].tolist() == [[0, 0]]
+
+
 def test_ratio_1_is_the_identity():
     own = generator()
     match = AnchorMatch(own, own)

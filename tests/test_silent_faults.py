@@ -409,6 +409,11 @@ def test_images_of_one_channel():
         said = rf'have {student} channel\(s\) .* the teacher.s {teacher}'
         with pytest.raises(ValueError, match=said):
             pairs.distil(*networks)
+    for wrong in (dict(mean=[1.0, 2.0, 3.0], std=[1.0, 1.0, 1.0]), dict(bgr_to_rgb=True)):
+        teacher = one_channel(pairs.fpn(8))
+        teacher.data_preprocessor.update(wrong)
+        with pytest.raises(ValueError, match="the teacher's backbone takes images of 1 channel"):
+            pairs.distil(one_channel(pairs.fpn()), teacher)
 
 
 @pytest.mark.parametrize('terms', [True, False], ids=['distilled', 'baseline'])

@@ -28,7 +28,8 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 ROOT = Path(__file__).resolve().parents[2]
 STEP = ['test_step.py', 'test_detector.py']
-TRIDENT = 'test_silent_faults.py::test_trident_is_a_detector_class_like_any'
+FAULTS = 'test_silent_faults.py::test_'
+TRIDENT = FAULTS + 'trident_is_a_detector_class_like_any'
 TESTS = {
     'models/chen2017.py': ['test_losses.py', *STEP],
     'models/terms.py': [*STEP, 'test_own_term.py'],
@@ -38,6 +39,7 @@ TESTS = {
     'models/teacher.py': [*STEP, 'test_resolution.py', 'test_accelerate.py', 'test_own_term.py'],
     'models/detector.py': [
         *STEP, 'test_share.py', 'test_schedule.py', 'test_own_term.py', TRIDENT,
+        FAULTS + 'a_loop_of_ones_own_is_guarded',
     ],
     'options/acceleration.py': ['test_accelerate.py', *STEP],
     'options/adapters.py': STEP,
@@ -45,11 +47,13 @@ TESTS = {
     'options/class_map.py': ['test_classes.py', *STEP],
     'options/head_layout.py': ['test_classes.py', *STEP],
     'options/resolution.py': ['test_resolution.py', *STEP],
-    'options/roi_align.py': ['test_resolution.py', *STEP],
+    'options/roi_align.py': ['test_accelerate.py', 'test_resolution.py', *STEP],
     'options/schedule.py': ['test_schedule.py'],
     'options/share.py': ['test_share.py'],
     'options/step_extras.py': [*STEP, 'test_own_term.py'],
-    'options/teacher_inputs.py': [*STEP, 'test_resolution.py'],
+    'options/teacher_inputs.py': [
+        *STEP, 'test_resolution.py', FAULTS + 'images_of_one_channel',
+    ],
     'datasets/two_views.py': ['test_resolution.py'],
     'observers.py': ['test_divergence.py', 'test_faults.py', 'test_check_pair.py', *STEP],
     'analysis/comparison/statistics.py': ['test_compare.py'],
@@ -254,6 +258,20 @@ EQUAL: dict[tuple[str, str, str], str] = {
         'options/head_layout.py',
         'torch.arange(len(labels), device=labels.device)', 'torch.arange(len(labels))',
     ): 'an index may lie on the CPU: only a copy more',
+    ('options/head_layout.py', '-1', '1'): 'logits are (n, C + 1)',
+    (
+        'models/teacher.py',
+        'own.device != parameter.device', 'not own.device != parameter.device',
+    ): 'a network that is moved to where it is stays there',
+    ('models/teacher.py', '1', '2'): 'a head without stages is asked without one',
+    ('models/heads.py', '1.0', '2.0'): 'the detector always gives it',
+    (
+        'options/resolution.py',
+        'torch.tensor([getattr(view, name) for view in views], dtype=torch.float64, device=device)',
+        'torch.tensor([getattr(view, name) for view in views], device=device)',
+    ): 'a ten-thousandth of a pixel',
+    ('options/class_map.py', '3', '4'): 'how many names a message has',
+    ('methods/crosskd.py', '0', '1'): 'strides are square',
     ('methods/base.py', '-1', '1'):
         'rows are (n, C), and of the two logits that a sigmoid stands for all are summed',
     (
