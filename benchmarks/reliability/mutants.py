@@ -2,6 +2,7 @@
 
 python benchmarks/reliability/mutants.py                      # 200 drawn with seed 0
 python benchmarks/reliability/mutants.py --modules share.py   # every one of a module
+python benchmarks/reliability/mutants.py --again FILE.json    # the survivors of an earlier call
 
 A mutant survives if its tests pass. Survivors are listed in the JSON with their line before and
 after; those that change nothing which a run can show (``EQUAL``) are judged there, by that pair of
@@ -14,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import json
 import os
 import random
 import shutil
@@ -202,13 +204,18 @@ def main() -> int:
     parser.add_argument('--number', type=int, default=200)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--modules', nargs='+', help='every mutant of these')
+    parser.add_argument('--again', type=Path, metavar='FILE', help='the JSON of an earlier call')
     parser.add_argument('--workers', type=int, default=2)
     parser.add_argument('--json')
     args = parser.parse_args()
     modules = [m for m in TESTS if not args.modules or m.endswith(tuple(args.modules))]
     drawn = [mutant for module in modules for mutant in mutants(module)]
     existing = len(drawn)
-    if not args.modules:
+    if args.again:
+        earlier = json.loads(args.again.read_text())
+        survived = {(row['module'], row['before'], row['after']) for row in earlier['rows']}
+        drawn = [mutant for mutant in drawn if (mutant[0], *mutant[2:4]) in survived]
+    elif not args.modules:
         drawn = random.Random(args.seed).sample(drawn, min(args.number, existing))
     import mmdet.apis  # noqa: F401  in every fork already
     import pytest  # noqa: F401
@@ -247,7 +254,14 @@ def main() -> int:
         f'{existing} could be planted; {equal} of the survivors change nothing one can see; '
         f'{hung} never ended'
     ]
-    return report('mutants', len(drawn), len(rows) - equal, start, notes, rows, args.json)
+    tried = len(drawn)
+    if args.again:
+        tried = earlier['tried']
+        notes.append(
+            f'{len(survived)} of the draw survived when it was made; tests have been added since, '
+            f'and all {len(drawn)} places that read like those were tried again'
+        )
+    return report('mutants', tried, len(rows) - equal, start, notes, rows, args.json)
 
 
 # Survivors that were looked at, and why no test can see them.
