@@ -8,7 +8,7 @@ from pairs import LOG_NAMES, distil, recipe
 from torch import nn
 
 from mmkd.engine.summary import startup_table
-from mmkd.options.acceleration import Acceleration
+from mmkd.options.acceleration import Acceleration, full
 from mmkd.options.roi_align import GatheredRoIExtractor
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'cascade': pairs.cascade}
@@ -111,6 +111,37 @@ def test_a_hint_at_a_folded_layer_is_still_heard():
         values.append(pairs.losses(trained(distil(pairs.fpn(), pairs.fpn(8), paper))))
     torch.testing.assert_close(values[0]['loss_kd_hint'], values[1]['loss_kd_hint'], rtol=1e-4,
                                atol=1e-6)  # fmt: skip
+
+
+class Steep(nn.Module):
+    """One level; BatchNorm makes its values large, and none positive."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        nn.init.constant_(self.bn.weight, weight)
+        nn.init.constant_(self.bn.bias, -10 * weight)
+        nn.init.uniform_(self.bn.running_mean, -0.5, 0.5)
+
+    def extract_feat(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [self.bn(self.conv(image))]
+
+
+@pytest.mark.parametrize('weight', [1.0, 1e6])
+def test_folding_is_judged_beside_the_largest_value(weight):
+    network = Steep(weight).eval()
+    image = torch.rand(1, 3, 16, 16)
+    before = network.extract_feat(image)[0]
+    assert before.max() < 0
+    Acceleration(fuse_conv_bn=True).prepare(network)
+    torch.testing.assert_close(network.extract_feat(image)[0], before, rtol=1e-3, atol=1e-3 * weight)
+    assert not isinstance(network.bn, nn.BatchNorm2d)
+
+
+def test_only_tensors_of_half_precision_become_float32():
+    assert full(torch.ones(1, dtype=torch.bfloat16)).dtype == torch.float32
+    assert full(torch.ones(1, dtype=torch.float64)).dtype == torch.float64
+    assert full(None) is None
 
 
 def test_a_network_that_folding_changes_is_refused():

@@ -639,6 +639,22 @@ def test_crosskd_of_an_rpn_takes_the_distance_of_deltas_without_their_sign():
     assert parts['reg'].item() == pytest.approx(2 * 12 / 8)
 
 
+def test_crosskd_needs_the_deltas_of_an_rpn_where_it_compares_them():
+    for weight, kinds in ((1.0, {'cls', 'bbox'}), (0.0, {'cls'})):
+        needs = mmkd.CrossKD(site='rpn', reg_weight=weight).needs()
+        assert set(needs.rows) == {('rpn', kind) for kind in kinds}
+
+
+def test_one_object_is_not_shared_with_another():
+    """The mean over the rows of objects is over one row where there is one."""
+    s, t = rand(0, 3, 4), rand(1, 3, 4)
+    found = mmkd.DeFeatHead().compare(rows(s, t, torch.tensor([0, 3, 3])))
+    logs = [x.log_softmax(1) for x in (s, t)]
+    each = F.kl_div(*logs, reduction='none', log_target=True).sum(1)
+    torch.testing.assert_close(found['objects'], 2 * each[0])
+    torch.testing.assert_close(found['background'], 2 * each[1:].mean())
+
+
 @pytest.mark.parametrize('width', [0, -1, 1.5, '8'])
 def test_reviewkds_width_is_a_whole_number(width):
     with pytest.raises(ValueError, match='mid_channels=.* must be a whole number'):

@@ -777,8 +777,11 @@ def trident():
         ask0=dict(
             type=Asks,
             needed=Needs(
-                pairs=('backbone[0]', 'backbone.layer1'), score_maps=True, cross=('rcnn',)
-            ),
+                pairs=('backbone[0]', 'backbone.layer1'),
+                rows=(('rpn', 'cls'),),
+                score_maps=True,
+                cross=('rcnn',),
+            ),  # fmt: skip
         )
     )
     model = pairs.distilled(zoo.tiny('Trident'), zoo.tiny('Trident'), distillation)
@@ -798,18 +801,22 @@ def trident():
     def look(step):
         features = [step.features(p) for p in layer_pairs(model)]
         boxes = [step.boxes(p) for p in layer_pairs(model)]
-        return features, boxes, step.score_maps(), step.cross('rcnn', [features[0][0]])
+        maps = step.score_maps(), step.objectness()
+        return features, boxes, maps, step.cross('rcnn', [features[0][0]])
 
     return model, data, inputs, theirs, calls, looking(model, look, data=data)
 
 
 def test_a_trident_student_has_each_image_once_for_each_branch():
-    _, data, inputs, theirs, _, ((features, boxes, maps, _)) = trident()
+    _, data, inputs, theirs, _, ((features, boxes, (maps, own_maps), _)) = trident()
+    assert own_maps[0].shape == maps[0].shape
     (student, hint), (early, early_hint) = features
     assert len(student) == len(hint) == len(boxes[0]) == 6
     assert len(early) == len(early_hint) == len(boxes[1]) == 2
     for i in range(6):
         (gradient,) = torch.autograd.grad(student[i].sum(), inputs, retain_graph=True)
+        assert [bool(g.any()) for g in gradient] == [i % 2 == 0, i % 2 == 1]
+        (gradient,) = torch.autograd.grad(own_maps[0][i].sum(), inputs, retain_graph=True)
         assert [bool(g.any()) for g in gradient] == [i % 2 == 0, i % 2 == 1]
         assert torch.equal(hint[i], theirs['backbone'][0][i % 2])
         assert torch.equal(maps[0][i], theirs['rpn_head.rpn_cls'][i % 2])

@@ -75,7 +75,7 @@ class LevelTerm(MapTerm):
 
     def level(self, pair: LayerPair) -> int:
         """The index of the RPN's level that lies on the grid of a pair."""
-        return self.strides.index(pair.strides[0]) if pair.strides else 0
+        return self.strides.index(pair.strides[0])  # type: ignore[index]
 
 
 class LogitTerm(RowTerm):
