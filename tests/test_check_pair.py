@@ -16,7 +16,8 @@ from pairs import ROOT, recipe
 from tiny import CLASSES, tiny_config
 
 from mmkd import cli
-from mmkd.analysis.pair_check import _other_preprocessings, check_pair, match_batches
+from mmkd.analysis import pair_check
+from mmkd.analysis.pair_check import Report, _other_preprocessings, check_pair, match_batches
 
 PAIR = """\
 _base_ = {base!r}
@@ -70,6 +71,19 @@ def test_a_pair_that_trains_is_a_go(folder, capsys):
                  'of these the teacher: backbone and neck', '2 processes (DDP, gloo): steps',
                  'peak memory', 'an epoch: 16 images, 4 steps'):  # fmt: skip
         assert text in said, text
+
+
+def test_an_epoch_with_images_without_labels(folder, capsys):
+    images = folder / 'data' / 'images'
+    for share, said in ((0.25, '16 images, 5 steps on one device, beside 24 without labels'),
+                        (1.0, '24 images, 6 steps on one device\n')):  # fmt: skip
+        cfg = pair(folder, {**recipe(), 'unlabelled': dict(images=str(images), share=share)})
+        report = Report()
+        pair_check._epoch(cfg, report)
+        assert f'an epoch: {said}' in capsys.readouterr().out and report.go
+    cfg.model.distillation.unlabelled.share = 0.1
+    pair_check._epoch(cfg, report)
+    assert 'leaves no unlabelled image in a batch' in report.against[0]
 
 
 def multiply_adds(network, size):

@@ -369,6 +369,15 @@ def test_more_images_are_not_credited_to_the_terms(configs, unlabelled):
     ]
 
 
+def test_the_file_of_a_data_set_without_labels_is_one_of_the_annotations(configs, unlabelled):
+    folder, name = os.path.split(unlabelled['images'])
+    key = 'model.distillation.unlabelled'
+    options = [f'{key}.ann_file=None', f'{key}.dataset.type=CocoDataset',
+               f'{key}.dataset.data_root={folder}', f'{key}.dataset.ann_file={name}']  # fmt: skip
+    plan = cmp.plan_runs([unlabelled['more']], [0], options=options)
+    assert unlabelled['images'] in plan.annotations
+
+
 def test_a_student_of_the_teacher_alone_is_compared_with_one_of_its_boxes(unlabelled):
     options = ['model.distillation.unlabelled.hard_weight=0']
     plan = cmp.plan_runs([unlabelled['alone']], [0], options=options)

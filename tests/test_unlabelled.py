@@ -12,25 +12,31 @@ import pairs
 import pytest
 import torch
 import zoo
+from mmcv.ops import RoIAlign, batched_nms
+from mmcv.transforms import LoadImageFromFile
+from mmdet.models.dense_heads import rpn_head
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
 from mmengine.dataset import Compose, DefaultSampler, InfiniteSampler
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from PIL import Image
 from test_checkpoint import same
+from test_silent_faults import grey, one_channel
 from test_tools import cpu_only, finish, free_port, start, warmed
 from tiny import CLASSES, tiny_config
 
 import mmkd
-from mmkd.datasets.intact_images import ImageError
+from mmkd.datasets.intact_images import ImageError, require_intact_images
 from mmkd.datasets.teacher_labels import read_labels
 from mmkd.datasets.unlabelled import MixedDataset, with_unlabelled
 from mmkd.engine import unlabelled as engine
 from mmkd.engine.exact_resume import latest_checkpoint
 from mmkd.io.checkpoint import from_plain, read_checkpoint
+from mmkd.methods import METHODS
 from mmkd.options import unlabelled as options
 from mmkd.options.unlabelled import MARK, Unlabelled
 from mmkd.recipe import TeacherError, read_recipe
@@ -100,10 +106,8 @@ STUDENTS = {
     'a teacher with masks': lambda: pairs.distil(pairs.fpn(), masked(), recipe()),
     'cascade': lambda: pairs.distil(pairs.cascade(), None, recipe()),
     'trident': trident,
-    'methods': lambda: pairs.distil(pairs.fpn(), pairs.fpn(8), recipe(entry=dict(
-        fgd=dict(type='FGD'), defeat=dict(type='DeFeat'), fgfi=dict(type='FGFI'),
-        frs=dict(type='FRS'), crosskd=dict(type='CrossKD'), mgd=dict(type='MGD'),
-        share=dict(type='DKD', share=0.5)))),
+    'a share of the gradient': lambda: pairs.distil(pairs.fpn(), pairs.fpn(8), recipe(entry=dict(
+        fgd=dict(type='FGD'), share=dict(type='DKD', share=0.5)))),
     'teacher alone, hard': lambda: pairs.distil(
         pairs.fpn(), pairs.fpn(8), recipe(entry=pairs.off(start=None))),
     'same start': lambda: pairs.distil(
@@ -111,12 +115,35 @@ STUDENTS = {
 }  # fmt: skip
 
 
+RECIPES = {path.stem: path for path in sorted((pairs.ROOT / 'configs/_base_').glob('*.py'))}
+"""Every published method has one."""
+STUDENTS |= {
+    name: lambda path=path: pairs.distil(
+        pairs.fpn(), pairs.fpn(8, 16),
+        recipe(entry=dict(Config.fromfile(path).distillation.to_dict(), start=None)))
+    for name, path in RECIPES.items()
+}  # fmt: skip
+
+
+def test_every_method_is_among_the_students():
+    used = ' '.join(path.read_text() for path in RECIPES.values())
+    assert [m.__name__ for m in METHODS if f"type='{m.__name__}'" not in used] == []
+
+
+@pytest.fixture
+def late():
+    """Schedules are over: some recipes begin late."""
+    MessageHub.get_current_instance().update_info('iter', 1000)
+    yield
+    MessageHub.get_current_instance().pop_info('iter')
+
+
 def plainly(losses):
     return {k: [t.detach() for t in (v if isinstance(v, list) else [v])] for k, v in losses.items()}
 
 
 @pytest.mark.parametrize('case', STUDENTS)
-def test_the_teachers_boxes_are_ground_truth_like_any(case):
+def test_the_teachers_boxes_are_ground_truth_like_any(case, late):
     """An unlabelled image costs what it costs with the teacher's boxes written by hand."""
     model = STUDENTS[case]()
     data = emptied(pairs.batch((2, 0, 1)), 1)
@@ -131,6 +158,78 @@ def test_the_teachers_boxes_are_ground_truth_like_any(case):
     assert set(values) == set(expected)
     for name, value in values.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert case not in RECIPES or all(values[n] > 0 for n in values if n.startswith('loss_kd'))
+    pairs.total(model, values).backward()
+    assert all(g.isfinite().all() for g in pairs.gradients(model).values())
+    torch.optim.SGD(model.parameters(), 1e-3).step()
+    assert pairs.total(model, pairs.losses(model, data)).isfinite()
+
+
+def other_pixels(model):
+    """Another order of channels and another normalisation."""
+    model = copy.deepcopy(model)
+    model.data_preprocessor.update(mean=[90.0, 110.0, 130.0], std=[1.0, 1.0, 1.0])
+    model.data_preprocessor.bgr_to_rgb = False
+    return model
+
+
+PIXELS = {
+    'the same': lambda: (pairs.fpn(), pairs.fpn(8)),
+    'another normalisation': lambda: (pairs.fpn(), other_pixels(pairs.fpn(8))),
+    'one channel': lambda: (one_channel(pairs.fpn()), one_channel(pairs.fpn(8))),
+    'a cascade': lambda: (pairs.fpn(), pairs.cascade()),
+}
+
+
+@pytest.mark.parametrize('case', PIXELS)
+def test_what_is_found_is_what_the_teacher_predicts(case):
+    """By MMDetection's own inference, in an image that is smaller than the batch."""
+    student, teacher = PIXELS[case]()
+    model = pairs.distil(student, teacher, recipe(entry=pairs.off()))
+    data = pairs.batch((2, 0), (64, 96))
+    small = pairs.batch((0,), (48, 64), seed=1)
+    data['inputs'][1], data['data_samples'][1] = small['inputs'][0], small['data_samples'][0]
+    data = emptied(grey(data) if case == 'one channel' else data, 1)
+    network = model.teacher.network
+    torch.nn.init.normal_(fc_of(network).weight, std=2.0)  # scores and boxes that differ
+    mine = seen_and_labelled(model, data)[1].gt_instances
+    ready = network.data_preprocessor(copy.deepcopy(data), True)
+    with torch.no_grad():
+        theirs = network.predict(*ready.values(), rescale=False)[1].pred_instances
+    counted = (theirs.scores >= 0.2) & (theirs.bboxes[:, 2:] - theirs.bboxes[:, :2] >= 1).all(1)
+    theirs = theirs[counted]
+    assert len(theirs) > 5 and len(mine) == pytest.approx(len(theirs), rel=0.1)
+    same_class = mine.labels[:, None] == theirs.labels
+    near = (bbox_overlaps(mine.bboxes, theirs.bboxes) > 0.95) & same_class
+    assert near.any(0).float().mean() > 0.9 and near.any(1).float().mean() > 0.9
+
+
+def fc_of(network):
+    head = network.roi_head.bbox_head
+    return (head[-1] if isinstance(head, torch.nn.ModuleList) else head).fc_cls
+
+
+@pytest.mark.parametrize('weight', [1, 0.3])
+def test_a_step_under_autocast(monkeypatch, weight):
+    """Where mmcv's operators for a CPU take float32 alone."""
+    pool = RoIAlign.forward
+    monkeypatch.setattr(
+        RoIAlign, 'forward', lambda self, x, rois: pool(self, x.float(), rois.float()).to(x.dtype)
+    )
+    monkeypatch.setattr(
+        rpn_head, 'batched_nms', lambda boxes, scores, *a: batched_nms(
+            boxes.float(), scores.float(), *a)
+    )  # fmt: skip
+    model = pairs.distil(pairs.fpn(), pairs.fpn(8), recipe(ignore=0.15, hard_weight=weight))
+    weights = []
+    model.roi_head.bbox_head.loss_cls.register_forward_pre_hook(
+        lambda module, args: weights.append(args[2].unique().tolist())
+    )
+    with torch.autocast('cpu', torch.bfloat16):
+        values = pairs.losses(model, emptied(pairs.batch((2, 0)), 1))
+    assert float(values['unlabelled_boxes']) > 1
+    # To the precision of the weights, not of the scores.
+    assert weights[0] == pytest.approx(sorted({weight, 1}), rel=1e-6)
     pairs.total(model, values).backward()
     assert all(g.isfinite().all() for g in pairs.gradients(model).values())
 
@@ -378,6 +477,18 @@ ENTRIES = {
     'prefix': (dict(images='a', img_prefix='b'), 'img_prefix is the folder of ann_file'),
     'folder': (dict(images=3), 'images=3 must be a folder'),
     'skip': (dict(images='a', skip_unreadable='yes'), "skip_unreadable='yes'"),
+    'a path object': (dict(images=Path('a')), r"images=PosixPath\('a'\) must be .* \(strings\)"),
+    'an empty list': (dict(images=[]), r'images=\[\] must be a folder'),
+    'a percentage': (dict(images='a', threshold=50), 'threshold=50 must be a number between 0 and'),
+    'no number': (dict(images='a', threshold=float('nan')), 'threshold=nan must be a number'),
+    'no threshold': (dict(images='a', threshold=None), 'threshold=None must be a number'),
+    'a number in quotes': (dict(images='a', share='0.5'), "share='0.5' must be a number"),
+    'infinite': (dict(images='a', hard_weight=float('inf')), 'hard_weight=inf must be a number'),
+    'a list of regions': (dict(images='a', ignore=[0.1]), r'ignore=\[0.1\] must be a number'),
+    'no data set': (dict(dataset=dict(ann_file='a.json')), 'dataset=.* has no type, such as'),
+    'a data set by name': (dict(dataset='CocoDataset'), "dataset='CocoDataset' must be the config"),
+    'a cache': (dict(images='a', view='clean', cache='labels'), "cache='labels' must be .*json"),
+    'an inherited source': (dict(images='a', dataset=dict(type='x')), 'taken back by None'),
     'no dict': ('folder', 'must be a dict'),
 }
 
@@ -387,6 +498,11 @@ def test_an_entry_that_cannot_be_is_refused(case):
     entry, message = ENTRIES[case]
     with pytest.raises(ValueError, match=message):
         read_recipe(dict(unlabelled=entry))
+
+
+def test_american_spelling_is_understood():
+    with pytest.raises(ValueError, match="'unlabeled'.* did you mean .*unlabelled"):
+        read_recipe(dict(unlabeled=dict(images='a')))
 
 
 def test_thresholds_by_name_have_to_name_the_classes():
@@ -504,6 +620,12 @@ def test_batches_keep_their_aspect_ratio(pair, tmp_path):
     # With no upright image at all, any will do.
     loader = loader_of(pair, images=str(tmp_path / 'more' / 'deeper'))
     assert all(len(batch) == 4 for batch in epoch_of(loader, 0))
+    # Where no labelled image is upright, the unlabelled ones that are still have their turn.
+    for image in content['images']:
+        image['width'] = 64
+    Path(pair.data_root, 'train.json').write_text(json.dumps(content))
+    seen = [i for epoch in range(2) for batch in epoch_of(loader_of(pair), epoch) for i in batch]
+    assert set(seen) == set(range(16 + 10))
 
 
 @pytest.mark.parametrize('kind', ['epoch', 'iter'])
@@ -563,8 +685,15 @@ def test_the_labelled_set_may_be_wrapped(pair):
     ):
         pair.train_dataloader.dataset = wrapped
         loader = loader_of(pair)
-        assert loader.dataset.offset >= 16 and len(loader.dataset.unlabelled) == 6
+        labelled = loader.dataset.offset
+        assert labelled >= 16 and len(loader.dataset.unlabelled) == 6
+        batches = epoch_of(loader, 0)
+        assert sorted(i for b in batches for i in b if i < labelled) == list(range(labelled))
         assert any(s.get(MARK) for s in next(iter(loader))['data_samples'])
+        # A hook's pipeline does not reach those inside in MMDetection: so for both kinds.
+        before = loader.dataset.unlabelled.pipeline
+        loader.dataset.pipeline = Compose([])
+        assert loader.dataset.unlabelled.pipeline is before
     mosaic = dict(
         type='MultiImageMixDataset', dataset=own, pipeline=[
             dict(type='Mosaic', img_scale=(64, 64)), dict(type='PackDetInputs')])  # fmt: skip
@@ -573,6 +702,52 @@ def test_the_labelled_set_may_be_wrapped(pair):
     loader = loader_of(pair)
     sample = loader.dataset[loader.dataset.offset]['data_samples']
     assert sample.get(MARK) and sample.img_shape == (128, 128)
+
+
+def test_a_sampler_of_ones_own_chooses_the_labelled_images(pair):
+    own = pair.train_dataloader.dataset
+    pair.train_dataloader.batch_sampler = None
+    pair.train_dataloader.sampler = dict(type='ClassAwareSampler', num_sample_class=1)
+    loader = loader_of(pair)
+    assert [sum(i >= 16 for i in batch) for batch in epoch_of(loader, 1)] == [2] * 8
+    pair.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[own, own])
+    sources = dict(type='MultiSourceSampler', batch_size=4, source_ratio=[1, 1])
+    pair.train_dataloader.sampler = sources
+    batches = iter(loader_of(pair).batch_sampler)
+    for _ in range(20):
+        one, other, *unlabelled = next(batches)
+        assert one < 16 <= other < 32 and all(i >= 32 for i in unlabelled)
+    # It would look for ever for no image of the second.
+    pair.train_dataloader.sampler.source_ratio = [3, 1]
+    with pytest.raises(ValueError, match=r'take \[2, 0\] from its sources .* a smaller share'):
+        loader_of(pair)
+
+
+@pytest.mark.parametrize('share, size, unlabelled', [(0.5, 4, 2), (1.0, 4, 1)])
+def test_one_image_is_enough(pair, tmp_path, share, size, unlabelled):
+    draw(tmp_path / 'single', 1)
+    loader = loader_of(pair, images=str(tmp_path / 'single'), share=share)
+    for batch in epoch_of(loader, 3):
+        assert [i >= loader.dataset.offset for i in batch].count(True) == unlabelled
+    pair.train_dataloader.batch_size = size + 5
+    assert list(loader_of(pair, images=str(tmp_path / 'single'), share=share))
+
+
+def test_a_batch_without_a_size_is_of_one_image(pair):
+    del pair.train_dataloader['batch_size']
+    pair.train_dataloader.batch_sampler = None
+    with pytest.raises(ValueError, match='train_dataloader.batch_size=1 leaves no labelled image'):
+        train(pair)
+
+
+def test_folders_in_each_other_and_links_give_an_image_once(pair, tmp_path):
+    more = tmp_path / 'more'
+    (tmp_path / 'link').symlink_to(more)
+    draw(tmp_path / 'others', 2, 200)
+    folders = [str(tmp_path / name) for name in ('more', 'more/deeper', 'link', 'others')]
+    data = loader_of(pair, images=folders).dataset
+    assert len(data.images) == 8
+    assert data.images.get_data_info(0)['img_path'] == str(more / 'deeper' / '100.png')
 
 
 def test_images_may_be_named_by_a_file_or_a_data_set(pair, tmp_path):
@@ -587,6 +762,32 @@ def test_images_may_be_named_by_a_file_or_a_data_set(pair, tmp_path):
     other = dict(pair.train_dataloader.dataset, ann_file='val.json', filter_cfg=dict(min_size=999))
     data = loader_of(pair, images=None, dataset=other).dataset
     assert len(data.images) == 8 and len(data.images[0]['data_samples'].gt_instances) == 0
+    assert all(data.images.get_data_info(i)['instances'] == [] for i in range(8))
+    with pytest.raises(ValueError, match=r'unlabelled: .*list\.json: .*images is empty'):
+        listed.write_text(json.dumps({'images': []}))
+        loader_of(pair, **plain)
+
+
+class LoadArray(LoadImageFromFile):
+    def transform(self, results):
+        results['img'] = np.load(results['img_path'])
+        results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
+        return results
+
+
+def test_a_loader_of_ones_own_may_read_what_is_no_picture(pair, tmp_path):
+    names = [f'{i}.npy' for i in range(3)]
+    for name in names:
+        np.save(tmp_path / name, np.zeros((64, 64, 3), np.uint8))
+    listed = tmp_path / 'list.json'
+    entries = [dict(id=i, file_name=name) for i, name in enumerate(names)]
+    listed.write_text(json.dumps(dict(images=entries)))
+    plain = dict(images=None, ann_file=str(listed))
+    with pytest.raises(ImageError, match='3 of 3 images cannot be read'):
+        loader_of(pair, **plain)
+    pair.train_dataloader.dataset.pipeline[0] = dict(type=LoadArray)
+    data = loader_of(pair, **plain).dataset
+    assert data[16]['inputs'].shape == (3, 64, 64) and len(data.images) == 3
 
 
 def test_unreadable_images_are_named_and_passed_over_if_told_so(pair, tmp_path):
@@ -609,6 +810,20 @@ def test_unreadable_images_are_named_and_passed_over_if_told_so(pair, tmp_path):
         loader_of(pair)
     with pytest.raises(ValueError, match='unlabelled: images /nowhere does not exist'):
         loader_of(pair, images='/nowhere')
+
+
+def test_an_image_that_breaks_as_it_is_decoded_is_passed_over_too(pair, tmp_path):
+    """Its beginning and its end are those of a picture."""
+    whole = (tmp_path / 'more' / 'deeper' / '100.png').read_bytes()
+    (tmp_path / 'more' / 'a.png').write_bytes(whole[:60] + whole[-12:])
+    data = loader_of(pair).dataset
+    require_intact_images(data)
+    with pytest.raises(ImageError, match=r'a\.png'):
+        data[16]
+    data = loader_of(pair, skip_unreadable=True).dataset
+    require_intact_images(data)
+    sample = data[16]['data_samples']
+    assert len(data.images) == 7 and sample.get(MARK) and 'deeper' in sample.img_path
 
 
 # ------------------------------------------------------------------------------ a run
@@ -648,16 +863,22 @@ def log_of(runner):
     return next(Path(runner.log_dir).glob('*.log')).read_text()
 
 
-@pytest.mark.parametrize('loop', ['epoch', 'iter'])
+@pytest.mark.parametrize('loop', ['epoch', 'iter', 'iter, of epochs', 'alone'])
 def test_a_run_goes_on_in_mid_epoch_to_the_bit(pair, loop):
     pair.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)
-    if loop == 'iter':
+    if loop.startswith('iter'):
         pair.train_cfg = dict(type='IterBasedTrainLoop', max_iters=12)
-        pair.train_dataloader.sampler.type = 'InfiniteSampler'
+        if loop == 'iter':
+            pair.train_dataloader.sampler.type = 'InfiniteSampler'
+    if loop == 'alone':
+        pair.train_cfg.max_epochs = 6
+        pair.model.distillation.unlabelled.share = 1.0
     whole = train(pair, 'whole')
     said = log_of(whole)
-    assert '6 images, 50 % of each batch' in said and 'unlabelled_boxes: ' in said
-    train(pair, 'parts', cut=10)
+    how = 'no labelled ones' if loop == 'alone' else '2 of 4 in each batch'
+    assert f'6 images; {how}' in said and 'unlabelled_boxes: ' in said
+    # The sixth epoch of the teacher alone, the second of the others, the third by iterations.
+    train(pair, 'parts', cut=11 if loop == 'alone' else 10)
     train(pair, 'parts', resume=True)
     ends = [
         from_plain(read_checkpoint(latest_checkpoint(str(Path(whole.work_dir).with_name(name)))))
@@ -673,6 +894,64 @@ def test_the_teacher_alone_trains(pair):
     pair.model.distillation.unlabelled.share = 1.0
     runner = train(pair)
     assert runner.iter == 2 and 'the teacher alone teaches' in log_of(runner)
+
+
+def test_gradients_may_be_accumulated(pair):
+    """Of two batches, with weights and ignored regions; the log has the means of its interval."""
+    pair.optim_wrapper.accumulative_counts = 2
+    pair.auto_scale_lr = dict(enable=True, base_batch_size=16)  # a batch is of 4, both kinds
+    pair.default_hooks.logger.interval = 4
+    pair.model.distillation.unlabelled.update(threshold=0.262, ignore=0.1, hard_weight=0.5)
+    counts = []
+
+    class Listen(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            counts.append(float(outputs['unlabelled_boxes']))
+
+    pair.custom_hooks = [dict(type=Listen)]
+    runner = train(pair)
+    assert runner.optim_wrapper.param_groups[0]['lr'] == pytest.approx(0.01 * 4 / 16)
+    said = re.findall(r'unlabelled_boxes: ([\d.]+)', log_of(runner))
+    means = [sum(counts[i : i + 4]) / 4 for i in (0, 4)]
+    assert len(counts) == 8 and len(set(counts)) > 1
+    assert [float(value) for value in said] == pytest.approx(means, abs=1e-3)
+
+
+def test_both_views_are_made_of_unlabelled_images_too(pair):
+    pair.model.distillation.resolution = dict(student=(64, 64), teacher=(128, 128))
+    runner = train(pair)
+    assert 'unlabelled_boxes: ' in log_of(runner)
+    for index in (0, 16):
+        sample = runner.train_dataloader.dataset[index]['data_samples']
+        assert sample.teacher_view.img.shape[-2:] == (128, 128) and sample.img_shape == (64, 64)
+
+
+def test_the_pipeline_may_change_between_epochs(pair):
+    """By workers that stay; what would drop images in the new one keeps them."""
+    pair.train_cfg.max_epochs = 2
+    pair.train_dataloader.update(num_workers=1, persistent_workers=True)
+    last = copy.deepcopy(pair.train_dataloader.dataset.pipeline)
+    last[3] = dict(type='RandomCrop', crop_size=(48, 48))
+    pair.custom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=1, switch_pipeline=last)]
+    shapes = []
+
+    class Listen(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            shapes.append({(s.img_shape, bool(s.get(MARK))) for s in data_batch['data_samples']})
+
+    pair.custom_hooks.append(dict(type=Listen))
+    train(pair)
+    for epoch, side in enumerate((64, 48)):
+        both = {((side, side), False), ((side, side), True)}
+        assert all(found_ == both for found_ in shapes[8 * epoch : 8 * epoch + 8])
+
+
+def test_classes_that_the_teacher_does_not_know_are_said(pair):
+    pair.default_hooks.checkpoint = None  # MMEngine's own way to the loader
+    pair.model.distillation.classes = dict(
+        student=list(CLASSES), teacher=['green', 'white', 'red'])  # fmt: skip
+    runner = train(pair)
+    assert 'blue: never found, so background there' in log_of(runner)
 
 
 def test_hard_labels_alone_train(pair):
@@ -712,6 +991,57 @@ def test_labels_of_clean_images_pass_the_students_transforms(pair, tmp_path):
     assert cache.stat().st_mtime == made
 
 
+def test_boxes_of_clean_images_pass_crops_and_flips(pair, tmp_path):
+    """Each at the place to which MMDetection's own matrix moves it, cut at the crop's border."""
+    pair.train_dataloader.dataset.pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='Resize', scale=(96, 96), keep_ratio=True),
+        dict(type='RandomCrop', crop_size=(60, 60)),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PackDetInputs', meta_keys=('img_path', 'img_shape', 'homography_matrix')),
+    ]
+    boxes = [[20.0, 18.0, 30.0, 32.0], [20.0, 30.0, 64.0, 64.0]]
+    paths = [str(path) for path in (tmp_path / 'more' / 'deeper').iterdir()]
+    instances = {
+        path: [dict(bbox=box, bbox_label=i, ignore_flag=i) for i, box in enumerate(boxes)]
+        for path in paths[1:]
+    }
+    settings = Unlabelled(images=str(tmp_path / 'more'), view='clean', skip_unreadable=True)
+    loader = Runner.build_dataloader(with_unlabelled(pair.train_dataloader, settings, instances))
+    data, flips, counts = loader.dataset, set(), Counter()
+    assert len(data.images) == 5 and f'{paths[0]} (no labels)' in data.images.passed_over
+    for index in 4 * list(range(16, 21)):
+        sample = data[index]['data_samples']
+        matrix = torch.tensor(sample.homography_matrix)
+        flips.add(bool(matrix[0, 0] < 0))
+        for i, (box, kind) in enumerate(zip(boxes, ('gt', 'ignored'), strict=True)):
+            x1, y1, x2, y2 = box
+            ends = matrix @ torch.tensor([[x1, x2], [y1, y2], [1.0, 1.0]])
+            expected = torch.cat([ends[:2].amin(1), ends[:2].amax(1)]).clamp(0, 60)
+            mine = sample.get(f'{kind}_instances')
+            if (expected[2:] > expected[:2]).all():
+                torch.testing.assert_close(mine.bboxes.tensor, expected[None], rtol=0, atol=1e-3)
+                assert mine.labels.tolist() == [i]
+                counts[kind, bool((expected % 60 == 0).any())] += 1
+            else:
+                assert len(mine) == 0
+    assert len(flips) == 2 and len(counts) >= 3
+
+
+def test_scores_below_those_of_a_labels_file(pair, tmp_path):
+    """The file holds what is asked for, if the teacher gives it."""
+    teacher = Config.fromfile(pair.model.teacher_config)
+    pair.model.distillation.unlabelled.update(view='clean', threshold=0.02, ignore=0.01)
+    with pytest.raises(ValueError, match=r'no detection below 0\.05 .* 0\.01 is asked for'):
+        train(pair)
+    teacher.model.test_cfg.rcnn.score_thr = 0.0
+    teacher.dump(pair.model.teacher_config)
+    runner = train(pair)
+    labels = read_labels(Path(runner.work_dir, 'unlabelled_labels.json'))
+    assert labels.info['min_score'] == 0.01
+
+
 def test_thresholds_may_be_found_on_validation_images(pair, monkeypatch):
     pair.model.distillation.unlabelled.threshold = 'auto'
     asked = []
@@ -736,13 +1066,36 @@ def test_validation_images_among_the_unlabelled_are_a_leak(pair, tmp_path, monke
         train(pair)
     # Before the teacher has looked at a single image.
     monkeypatch.setattr(engine, 'label_images', None)
-    with pytest.raises(engine.LeakError, match='1 test images are among'):
-        pair.model.distillation.unlabelled.view = 'clean'
-        train(pair)
-    pair.model.distillation.unlabelled.view = 'student'
+    monkeypatch.setattr(engine, 'best_thresholds', None)
+    for entry in (dict(view='clean'), dict(threshold='auto')):
+        before = copy.deepcopy(pair.model.distillation.unlabelled)
+        pair.model.distillation.unlabelled.update(entry)
+        with pytest.raises(engine.LeakError, match='1 test images are among'):
+            train(pair)
+        pair.model.distillation.unlabelled = before
     (tmp_path / 'more' / 'val.png').unlink()
     # A labelled image may be there, and is said.
     assert '1 labelled images are among the unlabelled ones' in log_of(train(pair))
+
+
+def test_a_leak_is_found_by_any_path_and_by_its_bytes(pair, tmp_path):
+    here = Path(pair.data_root, 'images', 'val_003.png')
+    folder, other = tmp_path / 'more', tmp_path / 'other.png'
+    (tmp_path / 'linked').symlink_to(here.parent)
+    (folder / 'soft.png').symlink_to(here)
+    (folder / 'hard.png').hardlink_to(here)
+    (folder / 'copy.PNG').write_bytes(here.read_bytes())
+    other.write_bytes(bytes([here.read_bytes()[0] ^ 1]) + here.read_bytes()[1:])
+    held_out = dict(validation=pair.test_dataloader.dataset)
+    for path in (here, tmp_path / 'linked' / here.name, here.parent / '..' / 'images' / here.name,
+                 *(folder / name for name in ('soft.png', 'hard.png', 'copy.PNG'))):  # fmt: skip
+        with pytest.raises(engine.LeakError, match='1 validation images .* list the others'):
+            engine.refuse_leaks([str(folder / 'deeper' / '100.png'), str(path)], held_out)
+    engine.refuse_leaks([str(other), str(here.with_name('train_003.png'))], held_out)
+    # All images of the data set lie in one folder.
+    pair.model.distillation.unlabelled.images = str(here.parent)
+    with pytest.raises(engine.LeakError, match='8 test images are among'):
+        train(pair)
 
 
 def test_a_teacher_that_finds_next_to_nothing_stops_the_run(pair, tmp_path, monkeypatch):
@@ -772,6 +1125,23 @@ def test_a_loop_of_ones_own_needs_the_images(pair):
     assert 'unlabelled_boxes' in values
 
 
+def test_a_loop_of_ones_own_may_have_clean_images_labelled(pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pair.model.distillation.unlabelled.update(view='clean', threshold=0.26)
+    model = mmkd.engine.runner.unwrap(RUNNERS.build(pair).model)
+    with pytest.raises(
+        ValueError, match=r"view='clean' .*mixed_dataloader\(dataloader, model, cfg"
+    ):
+        mmkd.mixed_dataloader(pair.train_dataloader, model)
+    loader = Runner.build_dataloader(mmkd.mixed_dataloader(pair.train_dataloader, model, pair))
+    mmkd.guard(model, loader)
+    assert len(read_labels('unlabelled_labels.json').images) == 6
+    batch = next(iter(loader))
+    boxes = [len(s.gt_instances) for s in batch['data_samples'] if s.get(MARK)]
+    values = model.train()(**model.data_preprocessor(batch, True), mode='loss')
+    assert float(values['unlabelled_boxes']) == sum(boxes) / 2 > 0
+
+
 @cpu_only
 def test_two_processes_share_images_and_labels(pair, tmp_path):
     pair.model.distillation.unlabelled.update(view='clean', threshold=0.26)
@@ -779,7 +1149,7 @@ def test_two_processes_share_images_and_labels(pair, tmp_path):
     pair.dump(tmp_path / 'pair.py')
     args = ['dist_train.sh', tmp_path / 'pair.py', 2, '--work-dir', tmp_path / 'work']
     (output,) = finish(start(*args, PORT=free_port(), **warmed()))
-    assert 'Distributed training: True' in output and '6 images, 50 % of each batch' in output
+    assert 'Distributed training: True' in output and '6 images; 2 of 4 in each batch' in output
     # 16 labelled images, two processes of 2 each, beside 2 unlabelled ones.
     assert read_checkpoint(latest_checkpoint(str(tmp_path / 'work')))['meta']['iter'] == 4
     assert len(read_labels(tmp_path / 'work' / 'unlabelled_labels.json').images) == 6

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from ..datasets.labels import check_labels, check_same_labels
 from ..datasets.old_spellings import refuse_old_spellings
 from ..datasets.two_views import apply_resolution, at_teachers_scale
+from ..datasets.unlabelled import find
 from ..engine import teacher_check
 from ..engine.class_names import apply_classes, class_names, head_classes
 from ..engine.config_files import locate_files, places
@@ -51,6 +52,7 @@ from ..options.class_map import ClassMap
 from ..options.resolution import VIEW, Resolution
 from ..options.schedule import WeightSchedule
 from ..options.share import gradient_norm
+from ..options.unlabelled import Unlabelled
 from ..recipe import (
     TERM_PREFIXES,
     UNTRAINED,
@@ -501,18 +503,27 @@ def _epoch(cfg: Config, report: Report) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     report.say(f'peak memory of this check: {peak:.1f} GiB', peak_memory_gib=peak)
     loader: Any = cfg.get('train_dataloader') or {}
+    settings = Unlabelled.of((cfg.model.get('distillation') or {}).get('unlabelled'))
     try:
-        dataset = _dataset(loader.dataset)
-        images = len(dataset)
+        size = loader.get('batch_size', 1)
+        labelled = size if settings is None else size - settings.of_batch(size)
+    except ValueError as error:
+        report.against.append(str(error))
+        return
+    try:
+        more = 0 if settings is None else len(find(settings))
+        dataset: Any = _dataset(loader.dataset) if labelled else None
+        images = len(dataset) if labelled else more
     except Exception as error:  # the check works without data
         report.say(
             f'the training data is not on this machine ({type(error).__name__}): the length of an '
             'epoch is unknown'
         )
         return
-    steps = images // loader.batch_size
+    steps = images // (labelled or size)
+    beside = f', beside {more} without labels' if more and labelled else ''
     report.say(
-        f'an epoch: {images} images, {steps} steps on one device',
+        f'an epoch: {images} images, {steps} steps on one device{beside}',
         epoch=dict(images=images, steps=steps),
     )
     try:

@@ -86,7 +86,7 @@ def find_images(source: str | Path, prefix: str | Path | None = None) -> Images:
     if not any(map(osp.isfile, paths)):
         raise LabelsError(
             f'none of the {len(paths)} images of {source} is there, the first would be {paths[0]}: '
-            'name the folder that their names begin from (--img-prefix)'
+            'name the folder that their names begin from (img_prefix; --img-prefix)'
         )
     return Images(names, paths, ids)
 

@@ -12,8 +12,9 @@ import os
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from mmcv.transforms import LoadImageFromFile
@@ -27,7 +28,7 @@ from PIL import Image
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from ..options.unlabelled import MARK, Unlabelled
-from .annotations import leaves
+from .annotations import AnnotationError, leaves
 from .intact_images import ImageError, cut_short, transforms_in
 from .teacher_labels import Images, Labels, LabelsError, find_images
 
@@ -59,7 +60,7 @@ class UnlabelledImages(BaseDetDataset):
     def load_data_list(self) -> list[dict]:
         """Path and size of each image that can be read."""
         found, self.passed_over = list_images(self.source, loads_locally(self))
-        boxes = self.instances
+        boxes, self.instances = self.instances, None  # once: workers would copy them
         if boxes is not None:
             self.passed_over += [f'{path} (no labels)' for path, *_ in found if path not in boxes]
             found = [each for each in found if each[0] in boxes]
@@ -69,6 +70,17 @@ class UnlabelledImages(BaseDetDataset):
             for i, (path, width, height) in enumerate(found)
         ]  # fmt: skip
 
+    def prepare_data(self, idx: int) -> Any:
+        """The sample of an image; None, so another image, for one that turns out to be broken as it
+        is decoded and may be passed over."""
+        try:
+            return super().prepare_data(idx)
+        except ImageError as error:
+            if not self.source.skip_unreadable:
+                raise
+            print_log(f'passed over: {error}', logger='current', level=logging.WARNING)
+            return None
+
 
 def list_images(
     source: Unlabelled, local: bool = True
@@ -77,7 +89,7 @@ def list_images(
 
     Args:
         source: the entry of the config.
-        local: whether they are files of this machine; others are looked at as they are loaded.
+        local: whether they are pictures on this machine; others are looked at as they are loaded.
 
     Raises:
         ValueError: there is none, or no such folder or file.
@@ -110,22 +122,25 @@ def find(source: Unlabelled) -> Images:
     Raises:
         ValueError: there is none, or no such folder or file.
     """
-    folders = source.folders
+    folders = [osp.expanduser(folder) for folder in source.folders or ()]
     try:
         if source.ann_file is not None:
-            return find_images(source.ann_file, source.img_prefix)
-        if folders is not None and len(folders) == 1:
-            return find_images(osp.expanduser(folders[0]))
-        if folders is not None:
-            parts = [find_images(osp.expanduser(folder)).paths for folder in folders]
-            paths = [path for part in parts for path in part]
+            prefix = source.img_prefix and osp.expanduser(source.img_prefix)
+            return find_images(osp.expanduser(source.ann_file), prefix)
+        if len(folders) == 1:
+            return find_images(folders[0])
+        if folders:
+            paths = [path for folder in folders for path in find_images(folder).paths]
         else:
             paths = [info['img_path'] for info in image_infos(source.dataset)]
-    except LabelsError as error:
+    except (LabelsError, AnnotationError) as error:
         raise ValueError(f'distillation.unlabelled: {error}') from None
     if not paths:
-        raise ValueError('distillation.unlabelled.dataset has no image')
-    paths = list(dict.fromkeys(paths))
+        raise ValueError(
+            f'distillation.unlabelled.dataset={source.dataset!r} has no image: look at its ann_file'
+        )
+    # One of two folders may lie in the other.
+    paths = list({osp.realpath(path): path for path in reversed(paths)}.values())[::-1]
     return Images(paths, paths, list(range(1, len(paths) + 1)))
 
 
@@ -155,7 +170,9 @@ def _size(path: str) -> tuple[int, int] | str:
             return f'it is cut short: the end of a {cut} is missing'
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # Of a PNG without EXIF data getexif() decodes the picture.
+            known = image.format != 'PNG' or 'exif' in image.info
+            turned = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception as error:
         return str(getattr(error, 'strerror', None) or 'it is no image')
     return (height, width) if turned else (width, height)
@@ -202,6 +219,8 @@ class MixedDataset(Dataset):
     @pipeline.setter
     def pipeline(self, pipeline: Compose) -> None:
         if self.labelled is not None:
+            if not hasattr(self.labelled, 'pipeline'):
+                return  # a wrapper goes on with the pipelines inside, as in MMDetection
             self.labelled.pipeline = pipeline
         own = copy.deepcopy(pipeline)
         self.adapted = keep_without_boxes(own)
@@ -278,8 +297,10 @@ def instances_of(labels: Labels, thresholds: Sequence[float], ignore: float | No
     return found
 
 
-class _Parts(NamedTuple):
-    """The data set and the sampler of its labelled part, on their way to the batch sampler."""
+@dataclass
+class _Parts:
+    """The data set and the sampler of its labelled part, on their way to the batch sampler. No
+    tuple: a config would copy it."""
 
     dataset: MixedDataset
     sampler: Any
@@ -310,7 +331,7 @@ class MixedBatchSampler(Sampler):
         self, sampler: _Parts, batch_size: int, unlabelled: int, batches: dict | None,
         drop_last: bool = False,
     ) -> None:  # fmt: skip
-        self.dataset, self.sampler = sampler
+        self.dataset, self.sampler = sampler.dataset, sampler.sampler
         self.batch_size, self.unlabelled = batch_size, unlabelled
         given = dict(sampler=self.sampler, batch_size=batch_size - unlabelled)
         if batches is None:
@@ -321,9 +342,11 @@ class MixedBatchSampler(Sampler):
         self.groups = [list(range(len(self.dataset.unlabelled)))]
         if isinstance(self.labelled, AspectRatioBatchSampler):
             tall = [self._is_tall(self.dataset.offset + i) for i in self.groups[0]]
-            groups = [[i for i in self.groups[0] if tall[i] is kind] for kind in (False, True)]
-            # Where one of the two is empty, labelled images of its kind get the other.
-            self.groups = [each or self.groups[0] for each in groups]
+            groups = [[i for i in self.groups[0] if tall[i] == kind] for kind in (False, True)]
+            # Of a kind that the labelled, or the unlabelled, images have not, no image is left out.
+            labelled = map(self._is_tall, range(self.dataset.offset))
+            if all(groups) and any(a != b for a, b in pairwise(labelled)):
+                self.groups = groups
         self._passes = 0
 
     def __len__(self) -> int:
@@ -380,7 +403,7 @@ def with_unlabelled(
             'distillation.unlabelled and train_dataloader.num_batch_per_epoch exclude each other: '
             'shorten train_cfg, or take fewer labelled images by dataset.indices'
         )
-    count = settings.of_batch(loader['batch_size'])
+    count = settings.of_batch(loader.get('batch_size', 1))
     leaf: Any = loader['dataset']
     if not isinstance(leaf, dict):
         raise ValueError(
@@ -409,6 +432,7 @@ def with_unlabelled(
     sampler = dict(loader.get('sampler') or dict(type=DefaultSampler, shuffle=True))
     if 'batch_size' in sampler:  # of MultiSourceSampler
         sampler['batch_size'] = loader['batch_size'] - count
+        _require_each_source(sampler)
     batches = dict(
         type=MixedBatchSampler, unlabelled=count, batches=loader.get('batch_sampler'),
         drop_last=bool(loader.pop('drop_last', False)),
@@ -419,6 +443,19 @@ def with_unlabelled(
         'sampler': dict(type=_sampler_of_labelled, sampler=sampler),
         'batch_sampler': batches,
     }
+
+
+def _require_each_source(sampler: dict) -> None:
+    """MultiSourceSampler would look for ever for no image of a source."""
+    size, ratio = sampler['batch_size'], list(sampler.get('source_ratio') or [1])
+    counts = [int(size * part / sum(ratio)) for part in ratio]
+    counts[0] = size - sum(counts[1:])
+    if min(counts) < 1:
+        raise ValueError(
+            f'distillation.unlabelled leaves {size} labelled images in a batch, of which the '
+            f'sampler would take {counts} from its sources (source_ratio={ratio}), and it needs '
+            'one of each: take a larger train_dataloader.batch_size, or a smaller share'
+        )
 
 
 def _in_its_place(dataset: Any, images: dict) -> dict:
@@ -441,6 +478,12 @@ def _in_its_place(dataset: Any, images: dict) -> dict:
 
 
 def loads_locally(dataset: Any) -> bool:
-    """Whether the pipeline of a data set reads files of this machine."""
+    """Whether the pipeline of a data set reads pictures on this machine; a loader of one's own may
+    read other files."""
     loads = [t for t in transforms_in(dataset) if isinstance(t, LoadImageFromFile)]
-    return not any(t.backend_args for t in loads)
+    return bool(loads) and not any(
+        load.backend_args
+        or load.imdecode_backend == 'tifffile'
+        or type(load).transform is not LoadImageFromFile.transform
+        for load in loads
+    )

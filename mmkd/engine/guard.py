@@ -42,7 +42,7 @@ def guard(model: nn.Module, train_dataloader: DataLoader) -> None:
     labels = detector.unlabelled
     if labels.on:
         set_thresholds(labels, own)
-        check_data(labels, data)
+        check_data(labels, train_dataloader)
     if not detector.kd_terms and not labels.asks:
         detector.guarded = True
         return

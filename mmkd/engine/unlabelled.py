@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MMLogger
@@ -19,20 +20,23 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..datasets.annotations import leaves
 from ..datasets.teacher_labels import read_labels
 from ..datasets.unlabelled import (
+    MixedBatchSampler,
     MixedDataset,
     find,
     image_infos,
     instances_of,
     list_images,
+    loads_locally,
     with_unlabelled,
 )
 from ..options.class_map import first_names
-from ..options.unlabelled import PseudoLabels, Unlabelled
+from ..options.unlabelled import PseudoLabels, Unlabelled, require_scores
 from ..recipe import UNTRAINED, TeacherError
 from .class_names import class_names
-from .pseudo_labels import best_thresholds, label_images, labeller_of
+from .pseudo_labels import MIN_SCORE, best_thresholds, label_images, labeller_of
 from .wrappers import unwrap
 
 LOOKED = 256
@@ -69,7 +73,7 @@ def mixed_dataloader(
     settings = settings_of(model)
     if settings is None:
         return dataloader
-    settings.of_batch(dataloader['batch_size'])  # before anything takes time
+    settings.of_batch(dataloader.get('batch_size', 1))  # before anything takes time
     detector = unwrap(model)
     set_thresholds(detector.unlabelled, class_names({'train_dataloader': dataloader}))
     auto, clean = settings.threshold == 'auto', settings.view == 'clean'
@@ -86,6 +90,13 @@ def mixed_dataloader(
     def place(name: str) -> str | None:
         return folder and osp.join(folder, name)
 
+    images = find(settings)
+    pipeline = next(leaves(dataloader['dataset']), {}).get('pipeline') or []
+    list_images(settings, loads_locally(Compose(pipeline)))  # raises for those that cannot be read
+    held_out = {'validation': 'val_dataloader', 'test': 'test_dataloader'}
+    refuse_leaks(
+        images.paths, {w: (cfg.get(key) or {}).get('dataset') for w, key in held_out.items()}
+    )
     if auto:
         found = best_thresholds(
             cfg, place('validation_labels.json'), teacher=detector.teacher, clean_view=clean
@@ -93,14 +104,11 @@ def mixed_dataloader(
         detector.unlabelled.thresholds = [each.score for each in found]
     if not clean:
         return with_unlabelled(dataloader, settings)
-    images = find(settings)
-    list_images(settings)  # raises for those that cannot be read, in words of this entry
-    held_out = {'validation': 'val_dataloader', 'test': 'test_dataloader'}
-    refuse_leaks(
-        images.paths, {w: (cfg.get(key) or {}).get('dataset') for w, key in held_out.items()}
-    )
+    lowest = MIN_SCORE if settings.lowest is None else min(MIN_SCORE, settings.lowest)
+    labeller = labeller_of(cfg, teacher=detector.teacher, min_score=lowest)
+    require_scores(labeller.network, settings)
     out = settings.cache or place('unlabelled_labels.json') or 'unlabelled_labels.json'
-    labeller = labeller_of(cfg, teacher=detector.teacher)
+    out = osp.expanduser(out)
     label_images(cfg, images, out, skip_unreadable=settings.skip_unreadable, labeller=labeller)
     labels = read_labels(out, labeller.info['teacher_sha256'], labeller.classes)
     boxes = instances_of(labels, detector.unlabelled.thresholds, settings.ignore)
@@ -120,13 +128,14 @@ def set_thresholds(labels: PseudoLabels, names: list[str] | None) -> None:
         labels.thresholds = settings.by_class(names, len(names))
 
 
-def check_data(labels: PseudoLabels, dataset: Any) -> MixedDataset:
-    """Check that a training data set holds the unlabelled images, and describe it for the table.
+def check_data(labels: PseudoLabels, loader: DataLoader) -> MixedDataset:
+    """Check that a training data loader has the unlabelled images, and describe them for the table.
 
     Raises:
         ValueError: if it does not.
     """
     settings: Any = labels.settings
+    dataset: Any = loader.dataset
     if not isinstance(dataset, MixedDataset):
         raise ValueError(
             'the detector has distillation.unlabelled, and the training data loader was built '
@@ -134,9 +143,11 @@ def check_data(labels: PseudoLabels, dataset: Any) -> MixedDataset:
             'build the loader from mmkd.mixed_dataloader(cfg.train_dataloader, model)'
         )
     images = dataset.images
-    own = f'{len(images)} images, {100 * settings.share:g} % of each batch'
-    own += '' if dataset.labelled is not None else '; no labelled ones: the teacher alone teaches'
-    labels.table = [('unlabelled', own)]
+    batches: Any = loader.batch_sampler
+    own = 'no labelled ones: the teacher alone teaches'
+    if isinstance(batches, MixedBatchSampler):
+        own = f'{batches.unlabelled} of {batches.batch_size} in each batch'
+    labels.table = [('unlabelled', f'{len(images)} images; {own}')]
     if dataset.labelled is not None:
         labels.table.append(('  labelled', f'{len(dataset.labelled)} images'))
     given = labels.thresholds or []
@@ -178,7 +189,7 @@ class UnlabelledHook(Hook):
         if settings_of(model) is None:
             return
         labels = model.unlabelled
-        data = check_data(labels, runner.train_dataloader.dataset)
+        data = check_data(labels, runner.train_dataloader)
         paths = [info['img_path'] for info in image_infos(data.images)]
         held_out = {
             'validation': getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None),
@@ -266,7 +277,8 @@ def refuse_leaks(paths: Iterable[str], held_out: dict[str, Any]) -> _Files:
             raise LeakError(
                 f'{len(same)} {who} images are among the unlabelled ones, so the student would be '
                 f'trained on what it is scored on: {some}{", ..." if len(same) > 3 else ""}. Take '
-                'them out of distillation.unlabelled'
+                'them out of distillation.unlabelled: where all images lie in one folder, list the '
+                'others in a COCO file (ann_file, img_prefix)'
             )
     return known
 

@@ -90,17 +90,25 @@ class Unlabelled:
             said = ' and '.join(sources) or 'no images'
             raise ValueError(
                 f"{_WHERE} names {said}: name one of images='folder/', ann_file='images.json' "
-                "(with img_prefix='folder/') and dataset=dict(type=...)"
+                "(with img_prefix='folder/') and dataset=dict(type=...); one that is inherited is "
+                'taken back by None'
             )
         for key, kinds in (('ann_file', str), ('img_prefix', str), ('dataset', dict),
                            ('cache', str)):  # fmt: skip
             value = getattr(self, key)
             if value is not None and not (isinstance(value, kinds) and value):
-                kind = 'a path' if kinds is str else 'the config of a data set'
+                kind = 'a path (a string)' if kinds is str else 'the config of a data set'
                 raise ValueError(f'{_WHERE}.{key}={value!r} must be {kind}')
+        if self.dataset is not None and 'type' not in self.dataset:
+            raise ValueError(
+                f"{_WHERE}.dataset={self.dataset!r} has no type, such as type='CocoDataset'; a "
+                'file alone is named by ann_file, a folder by images'
+            )
         folders = self.folders
         if folders is not None and not (folders and all(isinstance(f, str) and f for f in folders)):
-            raise ValueError(f'{_WHERE}.images={self.images!r} must be a folder, or several')
+            raise ValueError(
+                f'{_WHERE}.images={self.images!r} must be a folder, or a list of several (strings)'
+            )
         if self.img_prefix is not None and self.ann_file is None:
             raise ValueError(f'{_WHERE}.img_prefix is the folder of ann_file, which is not there')
         _number('share', self.share, 1, above=True)
@@ -111,6 +119,11 @@ class Unlabelled:
             raise ValueError(
                 f"{_WHERE}.cache keeps the detections of clean images: set view='clean', or leave "
                 "cache out (with view='student' each augmented image is looked at anew)"
+            )
+        if self.cache is not None and not self.cache.endswith('.json'):
+            raise ValueError(
+                f'{_WHERE}.cache={self.cache!r} must be a file that ends in .json, such as '
+                "'labels.json'"
             )
         if not isinstance(self.skip_unreadable, bool):
             raise ValueError(
@@ -149,6 +162,12 @@ class Unlabelled:
         if self.images is None:
             return None
         return list(self.images) if isinstance(self.images, (list, tuple)) else [self.images]
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest score that is asked for; None where the threshold is not known yet."""
+        regions = [] if self.ignore is None else [float(self.ignore)]
+        return min([*self._check_threshold(), *regions], default=None)
 
     def of_batch(self, batch_size: int) -> int:
         """How many images of a batch are unlabelled.
@@ -452,21 +471,29 @@ def _require_detections(
                 f'{classes.teacher[twice[0]]!r} (distillation.classes.names), so its detections of '
                 'that class have no one name'
             )
-    cfg = getattr(teacher, 'test_cfg', None)
-    own_cfg = ((cfg or {}).get('rcnn') if two else cfg) or {}
-    if not own_cfg:
+    if not _test_cfg(teacher):
         raise ValueError(f'{_WHERE}: teacher_config has no model.test_cfg, by which it detects')
-    lowest, given = float(own_cfg.get('score_thr') or 0), settings.threshold
-    given = given.values() if isinstance(given, dict) else given
-    given = given if not isinstance(given, (int, float)) else [given]
-    values = [] if isinstance(given, str) else [*given]
-    values += [] if settings.ignore is None else [settings.ignore]
-    if values and min(values) < lowest:
+    require_scores(teacher, settings)
+
+
+def require_scores(teacher: Any, settings: Unlabelled) -> None:
+    """Check that a detector keeps detections of the lowest score that is asked for.
+
+    Raises:
+        ValueError: if it does not, with both scores.
+    """
+    kept = float(_test_cfg(teacher).get('score_thr') or 0)
+    if settings.lowest is not None and settings.lowest < kept:
         raise ValueError(
-            f'{_WHERE}: the teacher keeps no detection below {lowest:g} (score_thr of its '
-            f'test_cfg), and {min(values):g} is asked for: raise threshold and ignore, or lower '
-            'score_thr in teacher_config'
+            f'{_WHERE}: the teacher keeps no detection below {kept:g} (score_thr of its test_cfg), '
+            f'and {settings.lowest:g} is asked for: raise threshold and ignore, or lower score_thr '
+            'in teacher_config'
         )
+
+
+def _test_cfg(detector: Any) -> dict:
+    cfg = getattr(detector, 'test_cfg', None) or {}
+    return (cfg.get('rcnn') if hasattr(detector, 'roi_head') else cfg) or {}
 
 
 def _head(roi_head: Any) -> Any:
@@ -564,7 +591,7 @@ class _RowWeights:
             return None
         pred, target = args[0], args[1]
         marks = torch.tensor(self.marks, device=pred.device)[rows(pred, target)]
-        factor = torch.where(marks, self._factor, 1.0).to(pred.dtype)
+        factor = torch.where(marks, self._factor, 1.0)
         weight = args[2] if len(args) > 2 else kwargs.get('weight')
         if weight is not None:
             factor = weight * (factor if weight.dim() == 1 else factor[:, None])

@@ -425,10 +425,10 @@ def _test_settings(cfg: Config) -> list:
 def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
     """Annotation files of the training data, the tested data and the evaluators."""
     found = set()
-    for loader in (cfg.get('train_dataloader'), test_cfg.test_dataloader):
+    images = (cfg.model.get('distillation') or {}).get('unlabelled') or {}
+    for loader in (cfg.get('train_dataloader'), test_cfg.test_dataloader, images):
         for data in leaves((loader or {}).get('dataset')):
             found.add(os.path.join(data.get('data_root') or '', data.get('ann_file') or ''))
-    images = (cfg.model.get('distillation') or {}).get('unlabelled') or {}
     found.add(images.get('ann_file') or '')
     metrics = test_cfg.test_evaluator
     for metric in [metrics] if isinstance(metrics, dict) else metrics:
