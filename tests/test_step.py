@@ -17,6 +17,7 @@ from pairs import batch, losses, recipe
 from torch import nn
 
 import mmkd.models.step
+from mmkd.models.taps import Taps
 from mmkd.models.terms import DistillTerm, FeatureTerm, Needs
 
 PACKAGE = Path(__file__).resolve().parents[1] / 'mmkd'
@@ -765,6 +766,34 @@ def test_the_teachers_roi_head_on_the_students_features(kind, accelerate):
     assert model.backbone.conv1.weight.grad.any()
     for network in (exact, model.teacher.network):
         assert all(p.grad is None for p in network.parameters())
+
+
+def test_a_layer_is_copied_where_a_later_one_writes_over_it_and_nowhere_else():
+    taps, layer, given = Taps(), nn.Linear(2, 2), torch.ones(1, 2)
+    taps.tap_layer('layer', layer)
+    with taps as record:
+        out = layer(given)
+    assert record.feature('layer', 0) is out
+    taps.copy('layer')
+    with taps as record:
+        out = layer(given)
+    assert record.feature('layer', 0) is not out and torch.equal(record.feature('layer', 0), out)
+
+
+@pytest.mark.parametrize('by_name', [True, False])
+def test_rois_may_be_given_to_an_extractor_by_name(by_name):
+    class Extractor(nn.Module):
+        def forward(self, feats, rois):
+            return rois
+
+    taps, extractor, loss = Taps(), Extractor(), nn.L1Loss()
+    rois = torch.rand(3, 5)
+    taps.tap_rois(1, extractor)
+    taps.tap_loss('rcnn', 1, 'cls', loss)
+    with taps as record:
+        extractor([], rois=rois) if by_name else extractor([], rois)
+        loss(torch.ones(3, 2), torch.ones(3, 2))
+    assert record.loss_calls['rcnn', 1, 'cls'][0].rois is rois
 
 
 # ------------------------------------------------------------------------------ Trident
