@@ -103,7 +103,7 @@ def class_table(summary: Summary, metrics: Metrics) -> Table | None:
         for pair, seeds in pairs:
             one, other = mean(pair.label, name, seeds), mean(pair.reference, name, seeds)
             gain = None if one is None or other is None else one - other
-            line.append(format_number(gain, '+.1f'))
+            line.append(_signed(gain))
         body.append(line)
     return ['class', *found, *(f'{p.label} − {p.reference}' for p, _ in pairs)], body
 
@@ -147,11 +147,16 @@ def error_tables(summary: Summary, metrics: Metrics) -> list[Errors]:
         body = []
         for kind, values in groups.items():
             line = [kind, *(f'{value:.1f}' for value in values.values())]
-            body.append([*line, f'{np.mean(changes[kind]):+.1f}', _interval(changes[kind])])
+            body.append([*line, _signed(float(np.mean(changes[kind]))), _interval(changes[kind])])
         head = ['kind of error', *points, 'change', '95 % interval']
         chart = bars(pair.label, 'cost in points of AP50', groups)
         tables.append(Errors(pair, chart, (head, body), _sentence(changes)))
     return tables
+
+
+def _signed(value: float | None) -> str:
+    text = format_number(value, '+.1f')
+    return '0.0' if text in ('+0.0', '-0.0') else text
 
 
 def _interval(values: Sequence[float]) -> str:
