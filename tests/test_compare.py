@@ -807,7 +807,7 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
         own = [a for a in annotations['annotations'] if a['image_id'] == image['id']]
         boxes = torch.tensor([a['bbox'] for a in own], dtype=torch.float)
         boxes[:, 2:] += boxes[:, :2]
-        boxes[:, 2] += (image['id'] % 3) * 20.0
+        boxes[:, 2] += (image['id'] % 3) * 10.0
         predicted = {
             'bboxes': boxes,
             'labels': torch.tensor([a['category_id'] - 1 for a in own]),
@@ -821,6 +821,7 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
     assert value['mAP'] != value['reported']['coco/bbox_mAP']
     assert (value['images'], value['detections']) == (8, len(annotations['annotations']))
     detail = value['detail']
+    assert detail['AP75'] < value['AP50'] - 0.01
     assert detail['AP75'] == pytest.approx(value['reported']['coco/bbox_mAP_75'], abs=6e-4)
     assert np.mean(detail['precision']) == pytest.approx(value['AP50'], abs=1e-3)
     assert list(detail['classes']) == ['red', 'green', 'blue'] and detail['class_count'] == 3

@@ -370,7 +370,7 @@ def test_cost_beside_the_teachers(summary):
     head, body = details.cost_table(summary)
     assert body == [
         ['teacher', '5.20 M', '9', '10.5'],
-        [', '.join(row.label for row in students), '1.30 M\xa0(25\xa0%)', '4.5\xa0(50\xa0%)',
+        ['; '.join(row.label for row in students), '1.30 M\xa0(25\xa0%)', '4.5\xa0(50\xa0%)',
          '21\xa0(200\xa0%)'],
     ]  # fmt: skip
     assert '25 %' not in Page(report.render(summary, {})).text.split('Numbers')[0]

@@ -204,7 +204,7 @@ def cost_table(summary: Summary) -> Table | None:
         numbers = zip(_size(row), _size(whole), _FORMS, strict=True)
         cells = tuple(_beside(value, of_whole, *form) for value, of_whole, form in numbers)
         groups.setdefault((row.role == 'teacher', *cells), []).append(row.label)
-    body = [[', '.join(labels), *cells] for (_, *cells), labels in groups.items()]
+    body = [['; '.join(labels), *cells] for (_, *cells), labels in groups.items()]
     return ['network', 'parameters', 'GFLOPs', 'images/s'], body
 
 
@@ -254,7 +254,8 @@ def left_out(metrics: Metrics, results: str, work_dir: str) -> list[str]:
             f'AP by class, precision and recall and kinds of errors are left out for '
             f'{", ".join(without)}: an earlier mmkd made these results and did not keep them. To '
             f'get them, delete the lines of kind "run" of these networks from {results} and repeat '
-            f'the command: what is trained in {work_dir} is only tested again'
+            f'the command: what is trained in {work_dir} is only tested again, the rest is '
+            'trained again'
         )
     known = [d for each in details.values() for d in each if d is not None]
     if any('precision' not in d for d in known):
