@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
+import platform
 import re
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-__all__ = ['check']
+__all__ = ['check', 'installed']
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ def check() -> None:
             'mmkd cannot run on the packages installed here:\n'
             + '\n'.join(f'  - {fault}\n    repair it: {command}' for fault, command in problems)
         )
+
+
+def installed() -> dict[str, str]:
+    """The versions of Python, torch and the stack, by distribution."""
+    found = {'Python': platform.python_version()}
+    found['torch'] = _metadata_version('torch') or _file_version('torch') or 'unknown'
+    for module in ('mmdet', 'mmengine', 'mmcv'):
+        found |= _providers(module)
+    return found
 
 
 def find_problems() -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The comparison: statistics and words, planning and keys, running and resuming, the table."""
 
+import html
 import io
 import json
 import math
@@ -516,6 +517,29 @@ def test_commands_are_those_of_a_user(configs, tmp_path):
     assert '--resume' not in baseline
 
 
+def test_report_says_where_its_numbers_come_from(configs, tmp_path):
+    code, _ = call(configs, ['mmkd'], Fake(), tmp_path, command='mmkd compare a.py', seeds=[0, 4])
+    assert code == 0
+    page = re.sub(r'<[^>]*>|\s+', ' ', (tmp_path / 'work/report.html').read_text())
+    page = ' '.join(html.unescape(page).split())
+    result = json.loads((tmp_path / 'work/results.jsonl').read_text().splitlines()[1])
+    data = Path(configs['plain']).parent / 'data'
+    for words in (
+        'command mmkd compare a.py',
+        f'data set CocoDataset in {data}, test split, 8 images',
+        f'machine {result["machine"]}',
+        f'torch {torch.__version__}',
+        f'date of the runs {result["date"]} ',
+        f'test split {data}/val.json SHA-256 {file_digest(str(data / "val.json"))[:16]}…',
+        f'training {data}/train.json SHA-256 {file_digest(str(data / "train.json"))[:16]}…',
+        f'teacher SHA-256 {file_digest(configs["ckpt"])[:16]}… {configs["ckpt"]}',
+        f'mmkd mmkd train {configs["mmkd"]} --work-dir {tmp_path}/work/runs/mmkd-s0-',
+        f'results {tmp_path}/work/results.jsonl',
+        'an earlier mmkd made these results',  # the fake's have no detail
+    ):
+        assert words in page, words
+
+
 def test_one_run_over_several_processes(configs, tmp_path):
     fake = Fake()
     code, _ = call(configs, ['mmkd'], fake, tmp_path, seeds=[0], jobs=1, gpus=2)
@@ -838,7 +862,7 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
         own = [a for a in annotations['annotations'] if a['image_id'] == image['id']]
         boxes = torch.tensor([a['bbox'] for a in own], dtype=torch.float)
         boxes[:, 2:] += boxes[:, :2]
-        boxes[:, 2] += (image['id'] % 3) * 3.0
+        boxes[:, 2] += (image['id'] % 3) * 10.0
         predicted = {
             'bboxes': boxes,
             'labels': torch.tensor([a['category_id'] - 1 for a in own]),
@@ -851,12 +875,22 @@ def test_score_is_the_evaluators_number_unrounded(tmp_path):
     assert value['reported']['coco/bbox_mAP'] == round(value['mAP'], 3)
     assert value['mAP'] != value['reported']['coco/bbox_mAP']
     assert (value['images'], value['detections']) == (8, len(annotations['annotations']))
+    detail = value['detail']
+    assert detail['AP75'] < value['AP50'] - 0.01
+    assert detail['AP75'] == pytest.approx(value['reported']['coco/bbox_mAP_75'], abs=6e-4)
+    assert np.mean(detail['precision']) == pytest.approx(value['AP50'], abs=1e-3)
+    assert list(detail['classes']) == ['red', 'green', 'blue'] and detail['class_count'] == 3
+    assert np.mean(list(detail['classes'].values())) == pytest.approx(value['mAP'], abs=1e-3)
+    # Boxes that are too wide.
+    assert detail['errors']['localisation'] > 0.01 and detail['errors']['background'] == 0
+    assert len(json.dumps(detail)) < 2000
 
     for sample in samples:
         sample['pred_instances'] = {k: v[:0] for k, v in sample['pred_instances'].items()}
     torch.save({'detections': samples}, tmp_path / 'found.pth')
     value = score(str(config), str(tmp_path / 'net.pth'), str(tmp_path / 'found.pth'))
     assert value['mAP'] == 0.0
+    assert value['detail']['errors']['missed'] == 1 and set(value['detail']['precision']) == {0.0}
 
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'bad.pth')
     with pytest.raises(ValueError, match='does not fit'):

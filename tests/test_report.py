@@ -13,7 +13,7 @@ from mmengine.config import Config
 from tiny import tiny_config
 
 from mmkd.analysis import comparison
-from mmkd.analysis.comparison import report
+from mmkd.analysis.comparison import charts, details, report
 from mmkd.analysis.comparison.statistics import judge
 from mmkd.analysis.comparison.table import PairSummary, RowSummary, Summary, columns
 
@@ -249,7 +249,7 @@ def test_matching_takes_each_true_box_once_best_score_first():
     [(0, 1, [0, 0.25, 0.5, 0.75, 1.0]), (-0.4, 3.1, [-1, 0, 1, 2, 3, 4]), (0, 0, None)],
 )
 def test_ticks_are_round_and_cover(low, high, expected):
-    ticks = report._ticks(low, high, 4)
+    ticks = charts.ticks(low, high, 4)
     assert ticks[0] <= low and ticks[-1] >= high and ticks[-1] > ticks[0]
     if expected is not None:
         assert ticks == pytest.approx(expected)
@@ -260,4 +260,167 @@ def test_curves_of_seeds_are_averaged_where_the_first_has_points():
         {'iter': [10, 20, 30], 'loss': [1.0, None, 3.0]},
         {'iter': [10, 30], 'loss': [3.0, 5.0]},
     ]
-    assert report._mean_curve(curves, 'iter', 'loss') == [(10, 2.0), (30, 4.0)]
+    assert charts.mean_curve(curves, 'iter', 'loss') == [(10, 2.0), (30, 4.0)]
+
+
+KINDS = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
+
+
+@pytest.fixture
+def metrics(summary):
+    """Of every run; the student's localisation errors cost 4 to 5 points less."""
+    for pair in summary.pairs:
+        pair.teacher = 'teacher'
+    found = {}
+    for k, row in enumerate(summary.rows):
+        found[row.label] = {}
+        for seed, points in row.by_seed.items():
+            errors = dict.fromkeys(KINDS, 0.02 + 0.001 * ((seed or 0) % 2))
+            errors['localisation'] = 0.1 if row.label != 'mmkd' else 0.05 + 0.005 * seed
+            detail = {
+                'AP75': points / 100 - 0.1,
+                'AP_small': 0.3 + 0.01 * k,
+                'AP_large': None,
+                'precision': [max(0.0, 0.9 - i / 100) for i in range(101)],
+                'classes': {'crab': points / 100 - 0.2, 'eel': points / 100 + 0.2},
+                'class_count': 2,
+                'errors': errors,
+            }
+            found[row.label][seed] = dict(
+                mAP=points / 100, AP50=0.8, reported={}, images=8, detail=detail
+            )
+    return found
+
+
+def test_page_shows_what_results_hold(summary, metrics):
+    page = Page(report.render(summary, {}, metrics=metrics))
+    for heading in ('By overlap and size', 'By class', 'Precision and recall', 'kind of errors'):
+        assert heading in page.text
+    labels = ' '.join(attributes.get('aria-label') or '' for _, attributes in page.tags)
+    assert 'mmkd (precision in %, IoU 0.5) over recall. Precision at a recall of 50 %: ' in labels
+    assert 'teacher 40 %; mmkd, terms off 40 %; mmkd 40 %' in labels
+    assert 'localisation: teacher 10.0, mmkd, terms off 10.0, mmkd 5.5' in labels
+    # Of the differences alone, not of results that hold none.
+    bare = Page(report.render(summary, {}))
+    assert 'Precision and recall' not in bare.text and 'left out' not in bare.text
+
+
+def test_ap_by_threshold_and_size(summary, metrics):
+    head, body = details.threshold_table(summary, metrics)
+    assert head == ['network', 'mAP', 'AP50', 'AP75', 'AP small']
+    assert body[0] == ['teacher', '63.5', '80.0', '53.5', '30.0']
+    assert body[4][0:2] == ['mmkd', '53.5\xa0±\xa00.3']
+    # Of results that an earlier version wrote: what the evaluator reported, rounded.
+    reported = {'coco/bbox_mAP_75': 0.384, 'coco/bbox_mAP_s': 0.344, 'coco/bbox_mAP_l': -1.0}
+    old = {label: {s: dict(m, reported=reported) for s, m in each.items()}
+           for label, each in metrics.items()}  # fmt: skip
+    for each in old.values():
+        for metric in each.values():
+            del metric['detail']
+    head, body = details.threshold_table(summary, old)
+    assert head == ['network', 'mAP', 'AP50', 'AP75', 'AP small']
+    assert body[0] == ['teacher', '63.5', '80.0', '38.4', '34.4']
+
+
+def test_ap_by_class_where_there_is_more_than_one(summary, metrics):
+    head, body = details.class_table(summary, metrics)
+    assert head[:2] == ['class', 'teacher']
+    assert head[-2:] == ['paper − plain', 'mmkd − mmkd, terms off']
+    assert [line[0] for line in body] == ['crab', 'eel']
+    assert (body[0][1], body[0][-1]) == ('43.5', '+3.1')
+    for each in metrics.values():
+        for metric in each.values():
+            metric['detail']['classes'] = {'crab': 0.5}
+    assert details.class_table(summary, metrics) is None
+
+
+def test_errors_that_the_terms_removed(summary, metrics):
+    paper, mmkd = details.error_tables(summary, metrics)
+    assert mmkd.sentence == 'With the terms on, these errors cost less: localisation (-4.5).'
+    assert paper.sentence == 'No kind of error changed by more than it varies from seed to seed.'
+    head, body = mmkd.table
+    assert head == ['kind of error', 'teacher', 'mmkd, terms off', 'mmkd', 'change',
+                    '95 % interval']  # fmt: skip
+    line = next(line for line in body if line[0] == 'localisation')
+    assert line == ['localisation', '10.0', '10.0', '5.5', '-4.5', '[-5.7, -3.3]']
+    summary.pairs[1].seeds = [1]
+    assert 'proves nothing' in details.error_tables(summary, metrics)[1].sentence
+
+
+def test_what_results_do_not_hold_is_a_sentence_with_the_way_to_get_it(metrics):
+    def said(change):
+        for metric in metrics['mmkd'].values():
+            change(metric)
+        return details.left_out(metrics, 'results.jsonl', 'work')
+
+    assert said(lambda metric: None) == []
+    (one,) = said(lambda metric: metric['detail'].update(classes=None, class_count=365))
+    assert '365 classes are too many' in one
+    (_, one) = said(lambda metric: metric['detail'].update(errors_why='KeyError: bbox'))
+    assert one == 'kinds of errors are left out: KeyError: bbox'
+    (one,) = said(lambda metric: metric.pop('detail'))
+    assert 'are left out for mmkd: an earlier mmkd' in one
+    assert 'delete the lines of kind "run" of these networks from results.jsonl' in one
+    assert 'in work is only tested again' in one
+
+
+def test_cost_beside_the_teachers(summary):
+    teacher, *students = summary.rows
+    teacher.params, teacher.gflops, teacher.images_per_second = 5_200_000, 9.0, 10.5
+    head, body = details.cost_table(summary)
+    assert body == [
+        ['teacher', '5.20 M', '9', '10.5'],
+        ['; '.join(row.label for row in students), '1.30 M\xa0(25\xa0%)', '4.5\xa0(50\xa0%)',
+         '21\xa0(200\xa0%)'],
+    ]  # fmt: skip
+    assert '25 %' not in Page(report.render(summary, {})).text.split('Numbers')[0]
+    summary.pairs[1].teacher = 'teacher'
+    assert (
+        '53.5 mAP beside 63.5 of the teacher, with 25 % of its parameters, 50 % of its arithmetic, '
+        '2 times its speed.'
+    ) in Page(report.render(summary, {})).text.split('Numbers')[0]
+
+
+def test_axes_do_not_magnify_a_tenth_of_a_point(summary):
+    summary.pairs[0].verdict = judge([0.1, 0.1, 0.2])
+    axis = charts.forest_axis(summary.pairs[:1], 0.5)
+    assert (axis.low, axis.high) == (-2, 2)
+    for points in ([36.1, 36.2], [0.1, 0.2]):
+        curve = {'train': {}, 'val': {'iter': [1, 2], 'mAP': points}}
+        (chart,) = charts.log_charts({'mmkd': [curve]})
+        assert chart.y.low == 0 and chart.y.high >= 10
+    assert charts.bars('', '', {'missed': {'mmkd': 0.1}}).x.high >= 10
+
+
+def test_names_are_left_off_where_there_is_one_class(tmp_path):
+    _, annotations = pictures(tmp_path)
+    cfg = Config.fromfile(tmp_path / 'tiny.py')
+    cfg.test_dataloader.dataset.metainfo = dict(classes=('red',))
+    torch.save({'detections': []}, tmp_path / 'none.pth')
+    (picture, *_) = report.collect_pictures(cfg, {'mmkd': tmp_path / 'none.pth'}, 8)
+    assert {name for _, name in picture.truth} <= {''}
+    box = [4.0, 4.0, 20.0, 20.0]
+    picture.truth, picture.found = [(box, '')], {'mmkd': [([30, 30, 50, 50], '', 0.87)]}
+    truth, mmkd = report._panels(picture)
+    assert [mark.text for mark in truth.marks] == ['']
+    assert [(mark.kind, mark.text) for mark in mmkd.marks] == [('wrong', '87'), ('missed', '×')]
+
+
+def test_every_box_has_a_dark_outline_below_it_and_misses_are_on_top(summary, tmp_path):
+    page = Page(report.render(summary, {}, pictures(tmp_path)[0]))
+    rects = [a for tag, a in page.tags if tag == 'rect']
+    assert len(rects) > 20
+    for under, box in zip(rects[::2], rects[1::2], strict=True):
+        assert under['class'].split() == ['under', box['class'].split()[1]]
+        assert all(under[k] == box[k] for k in ('x', 'y', 'width', 'height'))
+    assert any(box['class'] == 'box missed' for box in rects)
+    kinds = [mark.kind for picture in pictures(tmp_path)[0] for p in report._panels(picture)[2:]
+             for mark in p.marks]  # fmt: skip
+    assert 'missed' in kinds and 'wrong' in kinds
+
+
+def test_tables_scroll_in_themselves(summary, metrics, curves):
+    text = report.render(summary, curves, metrics=metrics)
+    assert text.count('<table>') == len(re.findall(r'<div class="scroll[^>]*><table>', text)) > 5
+    for rule in ('prefers-color-scheme:dark', '@media print', 'max-width:600px'):
+        assert rule in text

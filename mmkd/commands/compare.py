@@ -10,6 +10,7 @@ continues when the command is repeated.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -99,4 +100,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         images=args.images,
         table_only=args.table_only,
         against=args.against,
+        command=shlex.join(['mmkd', 'compare', *arguments]),
     )

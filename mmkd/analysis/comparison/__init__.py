@@ -20,6 +20,7 @@ import torch
 
 from . import measure, report
 from .measure import cpu_cores
+from .origin import Origin, trace
 from .plan import Plan, plan_runs
 from .progress import Progress
 from .results import load_measures, load_results, require_same_data
@@ -58,11 +59,13 @@ def compare(
     against: Sequence[str] = (),
     execute: Execute = run_command,
     stream: TextIO = sys.stdout,
+    command: str = '',
 ) -> int:
     """Plans, runs what is missing, prints the table and writes ``table.md`` and ``report.html``.
 
     The arguments are those of ``tools/compare.py``, which describes them; ``execute`` runs the
-    commands of a run, and ``stream`` gets what is printed.
+    commands of a run, ``stream`` gets what is printed, and ``command`` is the call that the report
+    shows.
 
     Returns:
         The exit code: 0, 1 if a run failed, 2 if the plan is impossible, 130 if it was stopped.
@@ -111,7 +114,8 @@ def compare(
     text = markdown(summary)
     work.mkdir(parents=True, exist_ok=True)
     (work / 'table.md').write_text(text)
-    _write_report(plan, context, summary, results, images)
+    origin = trace(plan, context, results, command)
+    _write_report(plan, context, summary, results, images, origin)
     print(f'\n{text}\ntable:  {work / "table.md"}\nreport: {work / "report.html"}', file=stream)
     for name, message in failures.items():
         print(f'\nFAILED  {name}: {message}', file=stream)
@@ -145,13 +149,19 @@ def resources(jobs: int | None, gpus: int | None) -> tuple[int, int, list[str]]:
 
 
 def _write_report(
-    plan: Plan, context: RunContext, summary: Summary, results: dict[str, dict], images: int
+    plan: Plan,
+    context: RunContext,
+    summary: Summary,
+    results: dict[str, dict],
+    images: int,
+    origin: Origin | None = None,
 ) -> None:
-    curves, detections, cfg = {}, {}, None
+    curves, metrics, detections, cfg = {}, {}, {}, None
     missing: list[str] = []
     for row in plan.rows:
-        of_seeds = [results[run.key].get('curves') for run in row.runs if run.key in results]
-        curves[row.label] = [c for c in of_seeds if c]
+        done = [(run, results[run.key]) for run in row.runs if run.key in results]
+        curves[row.label] = [r['curves'] for _, r in done if r.get('curves')]
+        metrics[row.label] = {run.seed: r['metrics'] for run, r in done if 'metrics' in r}
         run = row.runs[0]
         path = context.directory(run) / run.split / 'detections.pth'
         if run.key in results and path.exists():
@@ -165,5 +175,9 @@ def _write_report(
             pictures = report.collect_pictures(cfg, detections, images, missing=missing)
         except Exception as error:  # every number is in the table without them
             missing.append(f'{type(error).__name__}: {error}')
-    page = report.render(summary, curves, pictures, missing if images else ())
+    if not images:
+        missing = ['the command asked for none (--images 0)']
+    elif cfg is None:
+        missing = []
+    page = report.render(summary, curves, pictures, missing, metrics, origin)
     (context.work_dir / 'report.html').write_text(page)

@@ -14,7 +14,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ...recipe import without_terms
+from ...version import __version__
+from ...versions import installed
+from .errors import Image, error_costs
 from .results import find_metrics, read_detections
 
 
@@ -63,6 +66,11 @@ def machine() -> str:
     return f'{model or platform.processor() or platform.machine()}, {cpu_cores()} cores'
 
 
+def versions() -> dict[str, str]:
+    """The versions of mmkd and of what it runs on, by distribution."""
+    return {'mmkd': __version__, **installed()}
+
+
 def device() -> str:
     """What networks are timed on."""
     return machine() if torch.cuda.is_available() else f'{machine()}, 1 thread used'
@@ -76,8 +84,10 @@ def score(config: str, checkpoint: str, detections: str) -> dict:
 
     Returns:
         ``mAP`` and ``AP50`` (fractions; AP50 None where not reported), ``exact`` (False: rounded by
-        the evaluator), ``detections`` and ``images`` (how many) and ``reported``, all scalars that
-        the evaluator reported.
+        the evaluator), ``detections`` and ``images`` (how many), ``reported``, all scalars that the
+        evaluator reported, and ``detail``, what the report shows besides: ``class_count``,
+        ``errors`` (:func:`.errors.error_costs`; ``errors_why`` where there are none), and of a COCO
+        evaluator AP by threshold and size, ``precision`` and ``classes`` (see :func:`_detail`).
 
     Raises:
         ValueError: if the checkpoint does not fill the network, so that its test means nothing.
@@ -86,18 +96,29 @@ def score(config: str, checkpoint: str, detections: str) -> dict:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     load_weights(MODELS.build(cfg.model), checkpoint)
     predictions = read_detections(detections)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
     count = sum(len(sample['pred_instances']['bboxes']) for sample in predictions)
-    base = {'detections': count, 'images': len(predictions)}
+    base: dict[str, Any] = {'detections': count, 'images': len(predictions)}
+    base['detail'] = {'class_count': len(dataset.metainfo['classes'])}
+    try:
+        costs = error_costs(_images(dataset, predictions))
+        base['detail']['errors'] = {kind: round(cost, 5) for kind, cost in costs.items()}
+    except Exception as error:  # any data set of the user's; the numbers are known without
+        base['detail']['errors_why'] = f'{type(error).__name__}: {str(error)[:120]}'
     if count == 0:
         # The COCO evaluator reports nothing then, though the answer is known.
+        names = dataset.metainfo['classes']
+        classes = dict.fromkeys(names, 0.0) if len(names) <= MOST_CLASSES else None
+        base['detail'] |= {'precision': [0.0] * 101, 'classes': classes}
         return {'mAP': 0.0, 'AP50': 0.0, 'exact': True, 'reported': {}, **base}
     reported, evaluations = evaluate(cfg, predictions)
     value, at_50 = find_metrics(reported)
     exact = len(evaluations) == 1
     if exact:
-        unrounded = evaluations[0].stats
-        assert abs(unrounded[0] - value) < 5.1e-4, (unrounded[0], value)
-        value, at_50 = (float(v) for v in unrounded[:2])
+        stats = evaluations[0].stats
+        assert abs(stats[0] - value) < 5.1e-4, (stats[0], value)
+        value, at_50 = (float(v) for v in stats[:2])
+        base['detail'] |= _detail(evaluations[0])
     numbers = {k: float(v) for k, v in reported.items() if np.ndim(v) == 0}
     return {'mAP': value, 'AP50': at_50, 'exact': exact, 'reported': numbers, **base}
 
@@ -119,6 +140,62 @@ def evaluate(cfg: Config, predictions: list[dict]) -> tuple[dict, list[COCOeval]
         return evaluator.offline_evaluate(predictions), evaluations
     finally:
         coco_metric.COCOeval = COCOeval
+
+
+MOST_CLASSES = 100
+"""Of which each AP is kept: a result is a line of a few kB."""
+
+
+def _detail(evaluation: Any) -> dict:
+    """What a COCOeval holds besides mAP and AP50, as fractions; None: no object to find.
+
+    Returns:
+        ``AP75``, ``AP_small``, ``AP_medium`` and ``AP_large``; ``precision`` at IoU 0.5 and 101
+        recalls from 0 to 1, the mean over classes; ``classes``, AP by name (None: above
+        ``MOST_CLASSES``).
+    """
+    names = ('AP75', 'AP_small', 'AP_medium', 'AP_large')
+    detail: dict[str, Any] = {
+        name: round(float(value), 5) if value >= 0 else None
+        for name, value in zip(names, evaluation.stats[2:6], strict=True)
+    }
+    # (thresholds, recalls, classes, areas, numbers of detections); -1: a class without an object.
+    precision = evaluation.eval['precision'][:, :, :, 0, -1]
+    ids = evaluation.params.catIds
+    known = [k for k in range(len(ids)) if (precision[:, :, k] > -1).any()]
+    at_50 = np.flatnonzero(np.isclose(evaluation.params.iouThrs, 0.5))
+    if len(at_50) and known:
+        curve = precision[at_50[0]][:, known].mean(1)
+        detail['precision'] = [round(float(value), 3) for value in curve]
+    detail['classes'] = None
+    if len(ids) <= MOST_CLASSES:
+        named = [category['name'] for category in evaluation.cocoGt.loadCats(ids)]
+        detail['classes'] = {
+            name: round(float(precision[:, :, k].mean()), 4) if k in known else None
+            for k, name in enumerate(named)
+        }
+    return detail
+
+
+def _images(dataset: Any, predictions: Sequence[dict]) -> Iterator[Image]:
+    """The objects and the detections of each image of a test set."""
+    found = {sample['img_id']: sample['pred_instances'] for sample in predictions}
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        of_image = found.get(info['img_id'], {'bboxes': [], 'labels': [], 'scores': []})
+        objects = info['instances']
+        boxes = np.array([each['bbox'] for each in objects], dtype=float).reshape(-1, 4)
+        labels = np.array([each['bbox_label'] for each in objects], dtype=int)
+        crowd = np.array([bool(each.get('ignore_flag')) for each in objects], dtype=bool)
+        yield Image(
+            boxes[~crowd],
+            labels[~crowd],
+            boxes[crowd],
+            labels[crowd],
+            np.asarray(of_image['bboxes'], dtype=float).reshape(-1, 4),
+            np.asarray(of_image['labels'], dtype=int),
+            np.asarray(of_image['scores'], dtype=float),
+        )
 
 
 def load_weights(network: Any, checkpoint: str) -> None:

@@ -20,8 +20,13 @@ from mmengine.registry import init_default_scope
 
 from ...io.checkpoint import CheckpointError
 from ..pages import jpeg_uri, render_page
+from . import details
+from .charts import forest_axis, log_charts
+from .details import Metrics
+from .errors import KINDS
+from .origin import Origin
 from .results import read_detections
-from .table import PairSummary, Summary, columns, format_number, interval, pair_columns
+from .table import Summary, columns, format_number, interval, pair_columns
 
 SCORE_THRESHOLD = 0.3
 IOU_THRESHOLD = 0.5
@@ -32,7 +37,7 @@ class Picture:
     """A test image with the ground truth and what each network found.
 
     ``truth`` and ``found`` hold boxes as (x1, y1, x2, y2) in pixels of the original image with the
-    class's name, ``found`` by network's label with the score.
+    class's name ('' where there is one class), ``found`` by network's label with the score.
     """
 
     name: str
@@ -64,32 +69,6 @@ class Panel:
     marks: list[Mark]
 
 
-@dataclass
-class Axis:
-    """Maps [low, high] to [start, end], in units of a drawing."""
-
-    ticks: list[float]
-    low: float
-    high: float
-    start: int
-    end: int
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.0
-        return self.start + share * (self.end - self.start)
-
-
-@dataclass
-class Chart:
-    """Curves of one quantity by network's label: points of (iteration, value)."""
-
-    title: str
-    unit: str
-    lines: dict[str, list[tuple[float, float]]]
-    x: Axis
-    y: Axis
-
-
 def collect_pictures(
     cfg: Config,
     detections: Mapping[str, Path],
@@ -111,6 +90,8 @@ def collect_pictures(
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     classes = dataset.metainfo['classes']
+    if len(classes) == 1:
+        classes = ['']
     by_image: dict[str, dict] = {}
     for label, path in detections.items():
         try:
@@ -171,6 +152,8 @@ def render(
     curves: Mapping[str, list[dict]],
     pictures: Sequence[Picture] = (),
     missing: Sequence[str] = (),
+    metrics: Metrics | None = None,
+    origin: Origin | None = None,
 ) -> str:
     """Renders the page.
 
@@ -180,7 +163,10 @@ def render(
             (:func:`.results.read_curves`).
         pictures: see :func:`collect_pictures`.
         missing: a sentence for each network that is not in them, or for all.
+        metrics: by row's label and seed, what :func:`.measure.score` returned.
+        origin: where all this comes from.
     """
+    metrics = metrics or {}
     trained = [row for row in summary.rows if row.role != 'teacher']
     order = {row.label: i for i, row in enumerate(trained)}
     curves = {label: of_seeds for label, of_seeds in curves.items() if of_seeds and label in order}
@@ -189,95 +175,38 @@ def render(
         [row.label, *(format_number(row.by_seed.get(seed), '.2f') for seed in summary.seeds)]
         for row in trained
     ]
+    rows = {row.label: row for row in summary.rows}
+    files = dict(origin.facts) if origin else {}
     return render_page(
         Path(__file__).with_name('report.html.jinja'),
         summary=summary,
         interval=interval,
         numbers=columns(summary),
+        costs=details.cost_table(summary),
+        cost_sentence=lambda pair: details.cost_sentence(pair, rows),
         differences=pair_columns(summary),
         by_seed=(['network', *(f'seed {seed}' for seed in summary.seeds)], by_seed),
         judged=judged,
-        forest_axis=_forest_axis(judged, summary.margin),
+        forest_axis=forest_axis(judged, summary.margin),
+        thresholds=details.threshold_table(summary, metrics),
+        classes=details.class_table(summary, metrics),
+        precision=details.precision_charts(summary, metrics),
+        errors=details.error_tables(summary, metrics),
+        kinds=KINDS,
+        left_out=details.left_out(
+            metrics,
+            files.get('results', 'the results file'),
+            files.get('work folder', 'the work folder'),
+        ),
         order=order,
         drawn=list(curves),
-        charts=_charts(curves),
+        charts=log_charts(curves),
         pictures=[(picture, _panels(picture)) for picture in pictures],
         missing=missing,
+        origin=origin,
         score_threshold=SCORE_THRESHOLD,
         iou_threshold=IOU_THRESHOLD,
     )
-
-
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that cover [low, high]."""
-    span = high - low or abs(high) or 1.0
-    raw = span / count
-    power = 10.0 ** np.floor(np.log10(raw))
-    step = power * min((f for f in (1, 2, 2.5, 5, 10) if f * power >= raw * 0.999), default=10)
-    first, last = np.floor(low / step + 1e-9), np.ceil(high / step - 1e-9)
-    if first == last:
-        last += 1
-    return [float(i * step) for i in np.arange(first, last + 1)]
-
-
-def _forest_axis(judged: Sequence[PairSummary], margin: float) -> Axis:
-    """Covers all intervals, 0 and the margin."""
-    ends = [0.0, margin]
-    for pair in judged:
-        verdict = pair.verdict
-        assert verdict is not None
-        ends += [v for v in (verdict.mean, verdict.low, verdict.high) if v is not None]
-    ticks = _ticks(min(ends), max(ends), 6)
-    return Axis(ticks, ticks[0], ticks[-1], 30, 670)
-
-
-def _mean_curve(curves: Sequence[dict], x_name: str, y_name: str) -> list[tuple[float, float]]:
-    """Mean over seeds, interpolated at the iterations of the first."""
-    lines = []
-    for curve in curves:
-        pairs = [
-            (a, b)
-            for a, b in zip(curve.get(x_name, []), curve.get(y_name, []), strict=False)
-            if b is not None
-        ]
-        if pairs:
-            lines.append(np.asarray(pairs, dtype=float))
-    if not lines:
-        return []
-    xs = lines[0][:, 0]
-    ys = np.mean([np.interp(xs, line[:, 0], line[:, 1]) for line in lines], axis=0)
-    return list(zip(xs.tolist(), ys.tolist(), strict=True))
-
-
-def _charts(curves: Mapping[str, list[dict]]) -> list[Chart]:
-    """mAP, the sum of all losses, the student's own losses, then those of the distillation."""
-    train = [curve['train'] for of_seeds in curves.values() for curve in of_seeds]
-    names = {name for entry in train for name in entry if name != 'iter'}
-    quantities = [('val', 'mAP', 'points, validation split')]
-    for name in sorted(names, key=lambda name: (name != 'loss', name.startswith('loss_kd'), name)):
-        unit = 'distillation term, weighted' if name.startswith('loss_kd') else 'loss, weighted'
-        quantities.append(('train', name, 'sum of all' if name == 'loss' else unit))
-    charts = []
-    for part, name, unit in quantities:
-        lines = {
-            label: _mean_curve([curve[part] for curve in of_seeds], 'iter', name)
-            for label, of_seeds in curves.items()
-        }
-        lines = {label: line for label, line in lines.items() if line}
-        if lines:
-            charts.append(_chart(name, unit, lines))
-    return charts
-
-
-def _chart(title: str, unit: str, lines: dict[str, list[tuple[float, float]]]) -> Chart:
-    points = [point for line in lines.values() for point in line]
-    last = max(iteration for iteration, _ in points)
-    low, high = min(value for _, value in points), max(value for _, value in points)
-    # The axis of a loss or an mAP begins at 0, unless that would press all lines together.
-    low = min(low, 0.0) if low < 0.6 * high else low
-    ticks = _ticks(low, high, 4)
-    x = Axis([t for t in _ticks(0, last, 4) if t <= last * 1.001], 0, last, 54, 436)
-    return Chart(title, unit, lines, x, Axis(ticks, ticks[0], ticks[-1], 210, 12))
 
 
 def _panels(picture: Picture) -> list[Panel]:
@@ -286,8 +215,11 @@ def _panels(picture: Picture) -> list[Panel]:
     size = 5.2 * unit
 
     def mark(box: Sequence[float], kind: str, text: str = '') -> Mark:
-        # The text stays inside the picture, above the box where there is room.
-        y = box[1] - unit if box[1] > size + unit else min(box[3] + size, picture.height - unit)
+        # The text stays inside the picture: above the box where there is room, or below, where
+        # what was missed is named, since a wrong detection may lie in the same place.
+        above, below = box[1] - unit, min(box[3] + size, picture.height - unit)
+        fits = box[1] > size + unit, box[3] + size + unit < picture.height
+        y = (below if fits[1] else above) if kind == 'missed' else (above if fits[0] else below)
         x = min(max(box[0], 0), picture.width - 0.55 * size * len(text))
         return Mark(box, kind, text, x, y, size)
 
@@ -297,9 +229,11 @@ def _panels(picture: Picture) -> list[Panel]:
     for label, found in picture.found.items():
         right, taken = match(picture.truth, found)
         hits = zip(picture.truth, taken, strict=True)
-        marks = [mark(box, 'missed') for (box, _), hit in hits if not hit]
+        marks = []
         for (box, name, score), hit in zip(found, right, strict=True):
-            marks.append(mark(box, 'right' if hit else 'wrong', f'{name} {100 * score:.0f}'))
+            text = f'{name} {100 * score:.0f}'.strip()
+            marks.append(mark(box, 'right' if hit else 'wrong', text))
+        marks += [mark(box, 'missed', f'× {name}'.strip()) for (box, name), hit in hits if not hit]
         wrong = len(found) - sum(right)
         panels.append(Panel(label, f'{sum(taken)} of {count} found, {wrong} wrong', marks))
     return panels

@@ -214,14 +214,16 @@ def find_metrics(reported: dict[str, float]) -> tuple[float, float | None]:
         KeyError: if there is no box mAP.
     """
 
-    def find(*endings: str) -> float | None:
-        keys = (k for e in endings for k in reported if k == e or k.endswith('/' + e))
-        return next((float(reported[key]) for key in keys), None)
-
-    value = find('bbox_mAP', 'bbox_AP', 'mAP')
+    value = find_metric(reported, 'bbox_mAP', 'bbox_AP', 'mAP')
     if value is None:
         raise KeyError(f'no box mAP among the metrics: {sorted(reported)}')
-    return value, find('bbox_mAP_50', 'bbox_AP50', 'AP50')
+    return value, find_metric(reported, 'bbox_mAP_50', 'bbox_AP50', 'AP50')
+
+
+def find_metric(reported: dict[str, float], *endings: str) -> float | None:
+    """The first metric by one of these names, after any prefix such as ``coco/``."""
+    keys = (k for e in endings for k in reported if k == e or k.endswith('/' + e))
+    return next((float(reported[key]) for key in keys), None)
 
 
 def read_detections(path: str | Path) -> list[dict]:

@@ -20,12 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ...engine.exact_resume import latest_checkpoint
 from ...shipped import TOOLS
-from .measure import cpu_cores, machine, write_json
+from .measure import cpu_cores, machine, versions, write_json
 from .plan import Plan, Run, arch_key
 from .progress import Progress, duration, training_state
 from .results import append_result, load_measures, read_curves, read_results, read_step_time
@@ -158,6 +159,8 @@ def _result(run: Run, metrics: dict, training: dict | None, directory: Path) -> 
         'train_key': run.train_key,
         'metrics': metrics,
         'machine': machine(),
+        'versions': versions(),
+        'date': datetime.now(timezone.utc).date().isoformat(),
     }
     if training is not None:
         kept = ('attempts', 'side_by_side', 'processes')

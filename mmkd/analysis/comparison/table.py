@@ -43,7 +43,7 @@ class RowSummary:
 @dataclass
 class PairSummary:
     """A distilled row against a reference: its own baseline (``own``) or another, and ``how`` the
-    two differ."""
+    two differ; ``teacher`` is the label of the distilled row's."""
 
     label: str
     reference: str
@@ -52,6 +52,7 @@ class PairSummary:
     verdict: Verdict | None
     share: float | None
     how: str = 'start and terms together'
+    teacher: str | None = None
 
 
 @dataclass
@@ -172,7 +173,8 @@ def _pair(
 ) -> PairSummary:
     distilled, other = by_label[comparison.distilled.label], by_label[reference.label]
     seeds = [s for s in distilled.by_seed if s in other.by_seed and s is not None]
-    pair = PairSummary(distilled.label, other.label, own, seeds, None, None, how)
+    named = comparison.teacher.label if comparison.teacher else None
+    pair = PairSummary(distilled.label, other.label, own, seeds, None, None, how, named)
     if not seeds:
         return pair
     pair.verdict = judge([distilled.by_seed[s] - other.by_seed[s] for s in seeds], margin)
