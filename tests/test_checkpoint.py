@@ -105,7 +105,8 @@ def training_checkpoint() -> dict:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def test_what_stock_runs_save_beside_numbers(tmp_path):
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_what_stock_runs_save_beside_numbers(tmp_path, protocol):
     """A method of OneCycleLR, which it has itself; metainfo as MMEngine's dict; a long set."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
     scheduler = OneCycleLR(optimizer, eta_max=0.1, total_steps=9).state_dict()
@@ -115,7 +116,7 @@ def test_what_stock_runs_save_beside_numbers(tmp_path):
         'param_schedulers': [scheduler],
         'meta': {'dataset_meta': ConfigDict(info=dict(year=[dict(a=1)])), 'ids': set(range(1500))},
     }
-    torch.save(saved, tmp_path / 'x.pth')
+    torch.save(saved, tmp_path / 'x.pth', pickle_protocol=protocol)
     read = read_checkpoint(tmp_path / 'x.pth')
     assert read['state_dict']['empty'].shape == (0, 2)
     del scheduler['anneal_func']
@@ -158,10 +159,11 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
         read_checkpoint(tmp_path / 'old.pth', map_location=None)
 
 
-def test_a_training_checkpoint_comes_back_to_the_bit(tmp_path):
+@pytest.mark.parametrize('protocol', range(1, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_training_checkpoint_comes_back_to_the_bit(tmp_path, protocol):
     path = tmp_path / 'epoch_1.pth'
     checkpoint = training_checkpoint()
-    torch.save(checkpoint, path)
+    torch.save(checkpoint, path, pickle_protocol=protocol)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path)  # or else this test tests nothing
     read = read_checkpoint(path)

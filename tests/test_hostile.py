@@ -157,7 +157,7 @@ def test_memory_is_that_of_the_file(tmp_path):
         'print(hostile.peak() - before)'
     )
     used = int(subprocess.check_output([sys.executable, '-c', script], text=True).split('\n')[-2])
-    assert path.stat().st_size < used < 1.25 * path.stat().st_size
+    assert 0.9 * path.stat().st_size < used < 1.25 * path.stat().st_size
     assert BUDGET < hostile.MEMORY
 
 
@@ -224,6 +224,16 @@ def test_one_name_in_two_cases_is_refused(tmp_path):
     parts = parts_of(saved(weights()))
     root = next(iter(parts)).partition('/')[0]
     (tmp_path / 'x.pth').write_bytes(zipped({**parts, f'{root}/DATA.PKL': b'x'}))
+    with pytest.raises(CheckpointError, match='two accounts of a part'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_one_name_in_two_encodings_is_refused(tmp_path):
+    """PyTorch finds a part by the bytes of its name; zipfile reads those by the part's flags."""
+    parts = parts_of(saved(weights()))
+    root = next(iter(parts)).partition('/')[0]
+    data = zipped({**parts, f'{root}/data/\u00e9': b'x', f'{root}/data/xy': b'y'})
+    (tmp_path / 'x.pth').write_bytes(data.replace(b'data/xy', 'data/\u00e9'.encode()))
     with pytest.raises(CheckpointError, match='two accounts of a part'):
         read_checkpoint(tmp_path / 'x.pth')
 

@@ -24,16 +24,14 @@ import pickle
 import re
 import resource
 import signal
-import struct
 import sys
 import tarfile
-import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, BinaryIO, NoReturn
+from functools import partial
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -48,8 +46,7 @@ WAY_OUT = (
     'torch.save(model.state_dict(), path)'
 )
 AGAIN = 'Download or copy it again'
-ROOM = 160 * 2**20
-"""Bytes that reading may take beyond the file's tensors and twice its pickle."""
+ROOM = 160 * 2**20  # bytes that reading may take beyond the file's tensors and twice its pickle
 TOO_LARGE = 'would take far more memory than a checkpoint of its size does, so it is refused'
 TOO_LONG = 'takes longer to read than any checkpoint of its size, so it is refused'
 KILLED = 'cannot be read: the process that reads it was killed. Is there memory left?'
@@ -74,135 +71,109 @@ def read(file: BinaryIO, size: int, map_location: Any) -> Any:
     Raises:
         CheckpointError: It is refused or damaged.
     """
-    path, before = f'/proc/self/fd/{file.fileno()}', os.fstat(file.fileno())
+    path, before = f'/proc/self/fd/{file.fileno()}', os.fstat(file.fileno()).st_mtime_ns
     if is_safetensors(os.pread(file.fileno(), 9, 0), size):
         return _read_safetensors(path, map_location)
     receiver, sender = os.pipe()
     parent, result, status = os.getpid(), None, 0
-    with warnings.catch_warnings():  # of threads, whose locks the child does without
-        warnings.simplefilter('ignore', DeprecationWarning)
-        child = os.fork()
-    if not child:
-        _rehearse(path, size, sender, parent)
-    os.close(sender)
+    child = os.fork()
     forced = os.environ.pop(FORCED, None)
+    if not child:
+        try:
+            said = _rehearse(path, size, sender, parent).encode('utf-8', 'backslashreplace')
+            os.write(sender, said[:4000])
+        finally:
+            os._exit(0)
+    os.close(sender)
     try:
         with open(receiver, 'rb', buffering=0) as pipe:
             said = pipe.read(1)
             if said == b'+':  # the child checks the CRCs meanwhile
                 result, said = _load(path, size, map_location)[0], b''
             said += pipe.read()
-    except BaseException as error:
-        os.kill(child, signal.SIGKILL)
-        if isinstance(error, (RuntimeError, AssertionError)):  # the child can, on the CPU
-            what = f"cannot be put on its device ({error!s:.200}): read it with map_location='cpu'"
-            raise CheckpointError(what) from None
-        raise
+    except (RuntimeError, AssertionError) as error:  # the child can, on the CPU
+        what = f"cannot be put on its device ({error!s:.200}): read it with map_location='cpu'"
+        raise CheckpointError(what) from None
     finally:
         os.environ.update({FORCED: forced} if forced else {})
-        with suppress(ChildProcessError):  # where the program ignores SIGCHLD
+        with suppress(OSError):  # where the program ignores SIGCHLD, it is gone
+            os.kill(child, signal.SIGKILL)  # it ends anyway, unless the parent was interrupted
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if said != b'.':
         name = signal.Signals(-status).name if status < 0 else 'nobody knows how'
         crash = f'is damaged or forged: the process that reads it crashed ({name}). {AGAIN}'
-        why = ENDED.get(status, crash)
-        raise CheckpointError(said.decode('utf-8', 'replace') or why)
-    after = os.fstat(file.fileno())
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise CheckpointError(said.decode('utf-8', 'replace') or ENDED.get(status, crash))
+    if before != os.fstat(file.fileno()).st_mtime_ns:
         raise CheckpointError('was written to while it was read: read it when it is complete')
     return result
 
 
-def _rehearse(path: str, size: int, sender: int, parent: int) -> NoReturn:
-    """The forked process: reads a file within limits.
-
-    Sends '+' when only the CRCs of its tensors are left to check, and '.' or why it is refused.
-    """
-    said = 'is read by nobody'
+def _rehearse(path: str, size: int, sender: int, parent: int) -> str:
+    """The forked process: '.', or why a file is refused; sends '+' before it checks the CRCs."""
     try:
-        os.environ.pop(FORCED, None)
         gc.disable()  # what the parent has is the parent's to end
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        for stream in range(3):
-            os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it warns of, so does the parent
         torch.set_num_threads(1)
-        _limit(resource.RLIMIT_CORE, 0)
-        _limit(resource.RLIMIT_CPU, 3 + size // 2**25)
-        _limit_memory(0)
+        _limit(size, 0)
         signal.alarm(120 + size // 2**20)  # by the clock, for a disk that never answers
         if os.getppid() == parent:
             archive = _load(path, size, 'cpu', True)[1]
             os.write(sender, b'+')
-            bad = archive.testzip() if archive else None
+            bad = archive and archive.testzip()
             if bad:
                 raise zipfile.BadZipFile(f'Bad CRC-32 or header of {bad[:80]!a}')
-            said = '.'
+        return '.'
     except CheckpointError as error:
-        said = str(error)
+        return str(error)
     except MemoryError:
-        said = TOO_LARGE
+        return TOO_LARGE
     except RecursionError:
-        said = f'holds containers that are nested too deep, or contain themselves. {WAY_OUT}'
+        return f'holds containers that are nested too deep, or contain themselves. {WAY_OUT}'
     except BaseException as error:  # a damaged file can be wrong in any way
-        said = f'tensors and plain containers ({type(error).__name__}: {error!s:.200})'
-        said = f'cannot be read as {said}: it is damaged, cut off or not a checkpoint'
-        said = f'{said}. {AGAIN}. {WAY_OUT}'
-    finally:
-        try:
-            os.write(sender, said.encode('utf-8', 'backslashreplace')[:4000])
-        finally:
-            os._exit(0)
+        what = f'tensors and plain containers ({type(error).__name__}: {error!s:.200})'
+        what = f'cannot be read as {what}: it is damaged, cut off or not a checkpoint'
+        return f'{what}. {AGAIN}. {WAY_OUT}'
 
 
-def _limit(kind: int, most: int) -> None:
-    with suppress(ValueError):  # the system's own limit is lower
-        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
-
-
-def _limit_memory(nbytes: int) -> None:
-    """Limits the memory of this process to what it has now, :data:`ROOM` and so many bytes."""
+def _limit(size: int, memory: int) -> None:
+    """Limits time by the file's size, memory to what is held now, ROOM and so many bytes."""
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
-    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + ROOM + nbytes)
-
-
-# --- Formats --------------------------------------------------------------------------------------
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: 3 + size // 2**25}
+    limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + ROOM + memory
+    for kind, most in limits.items():
+        with suppress(ValueError):  # the system's own limit is lower
+            resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 
 def _load(path: str, size: int, map_location: Any, forked: bool = False) -> tuple[Any, Any]:
-    """What a zip archive or pickles hold; the archive, if it has CRCs.
-
-    The forked process limits its memory here, and maps the tensors of an archive.
-    """
+    """What a zip archive or pickles hold; the archive, if it has CRCs. A fork limits its memory."""
     module, options = _PickleModule(), dict(weights_only=False, **PYTHON_2)
     with open(path, 'rb') as file:
-        if file.read(2) == b'PK':
-            archive, root = _archive(file, size)
-            module.parts = {i.filename[len(root) :]: i.file_size for i in archive.infolist()}
-            with_crcs = any(info.CRC for info in archive.infolist())
+        if os.pread(file.fileno(), 2, 0) == b'PK':
+            archive, root, module.parts = _archive(file, size)
             if forked:
-                _limit_memory(size + 2 * module.parts['data.pkl'])
-            if forked and with_crcs:
+                _limit(size, size + 2 * module.parts['data.pkl'])
+            if forked and archive:
                 archive.read(f'{root}data.pkl')  # checks its CRC
-            result = module.value(torch.load(path, map_location, module, mmap=forked, **options))
-            return result, archive if with_crcs else None
+            result = torch.load(path, map_location, module, mmap=forked, **options)
+            return module.value(result), archive
         if forked:
-            _limit_memory(2 * size)
-        file.seek(0)
-        first = module.load(file, **PYTHON_2)
-        if type(first) is int and first == torch.serialization.MAGIC_NUMBER:
+            _limit(size, 2 * size)
+        result = module.load(file, **PYTHON_2)
+        if result == torch.serialization.MAGIC_NUMBER:
             need(not tarfile.is_tarfile(path), f"PyTorch's first format, a tar archive. {WAY_OUT}")
             file.seek(0)
-            result = module.value(torch.load(file, map_location, module, **options))
+            result = torch.load(file, map_location, module, **options)
             need(sorted(module.last) == sorted(module.claims), 'other storages than it lists')
         else:
-            result = module.value(first)
             other = 'a pickle, but none that torch.save has written, and without arrays'
             need(module.names & {'_reconstruct', '_frombuffer'}, f'{other}. {WAY_OUT}')
         need(file.tell() == size, f'{size - file.tell()} bytes behind its end. {AGAIN}')
-        return result, None
+        return module.value(result), None
 
 
 def is_safetensors(head: bytes, size: int) -> bool:
@@ -223,98 +194,62 @@ def _read_safetensors(path: str, map_location: Any) -> dict[str, Tensor]:
         raise CheckpointError(f'is no whole safetensors file ({error!s:.300}). {AGAIN}') from None
     restore = torch.serialization._get_restore_location(map_location)
     for name, mapped in tensors.items():
-        storage: Any = restore(mapped.clone().untyped_storage(), 'cpu')  # the file may change
-        storage = TypedStorage(wrap_storage=storage, dtype=mapped.dtype, _internal=True)
+        storage = restore(mapped.clone()._typed_storage(), 'cpu')  # the file may change
         tensors[name] = _tensor(storage, 0, mapped.shape, mapped.stride())
     return tensors
 
 
-def _archive(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, str]:
-    """A zip archive of which any reader sees the same parts, and the folder that they lie in."""
+def _archive(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile | None, str, dict[str, int]]:
+    """A zip archive that any reader sees alike, if it has CRCs; its folder; its parts' sizes."""
     archive = zipfile.ZipFile(file.name)
-    infos, names = archive.infolist(), archive.namelist()
-    roots = [name[:-8] for name in names if name.endswith('/data.pkl')] or ['']
-    # Where its list begins, for files of 4 GiB; where that is said; and for smaller files.
+    infos = archive.infolist()
+    root = infos[0].filename.partition('/')[0] + '/'  # as PyTorch finds it
+    parts = {info.filename.removeprefix(root): info.file_size for info in infos}
+    # Its end says where the list of parts begins, and for files of 4 GiB, where it says so.
     end = os.pread(file.fileno(), 98, max(0, size - 98)).rjust(98)
-    start, is_long, where, is_end, short = struct.unpack('<48xQ4s4xQ4x4s12xI2x', end)
-    start, where = (start, where) if is_long == b'PK\6\7' else (short, size - 98)
-    for fault, is_so in {
-        'parts that are compressed or encrypted, of which a small file could fill the memory':
-            any(info.flag_bits & 1 or info.compress_type for info in infos),
-        'something before its beginning or behind its end':
-            is_end != b'PK\5\6' or archive.comment or min(info.header_offset for info in infos)
-            or (start, where) != (archive.start_dir, size - 98),
-        'two accounts of a part': len({name.lower() for name in names}) < len(names)
-            or names != [i.orig_filename for i in infos] or sum(i.file_size for i in infos) > size,
-        'not one data.pkl, in the folder of all the rest':
-            len(roots) > 1 or not roots[0] or not all(n.startswith(roots[0]) for n in names),
-        'a program: it is a TorchScript archive': f'{roots[0]}constants.pkl' in names,
-    }.items():  # fmt: skip
-        if is_so:
-            what = 'is a zip archive, but none that torch.save has written'
-            raise CheckpointError(f'{what}: it has {fault}. {WAY_OUT}')
-    return archive, roots[0]
-
-
-# --- Pickles --------------------------------------------------------------------------------------
+    start, where = (n.to_bytes(8, 'little') for n in (archive.start_dir, max(0, size - 98)))
+    is_long = (end[:4], end[48:60], end[64:72]) == (b'PK\6\6', start + b'PK\6\7', where)
+    is_short = end[56:60] != b'PK\6\7' and end[92:96] + bytes(4) == start
+    ends = end[76:80] == b'PK\5\6' and (is_long or is_short) and infos[0].header_offset == 0
+    other = f': it is a zip archive, but none that torch.save has written. {WAY_OUT}'
+    plain = not any(info.flag_bits & 1 or info.compress_type for info in infos)
+    need(plain, f'parts that are compressed or encrypted{other}')
+    need(ends, f'something before its beginning or behind its end{other}')
+    once = len({part.lower() for part in parts}) == len(infos) and ''.join(parts).isascii()
+    need(once and sum(parts.values()) <= size, f'two accounts of a part{other}')
+    inside = 'data.pkl' in parts and all(info.filename.startswith(root) for info in infos)
+    need(inside, f'not one data.pkl, in the folder of all the rest{other}')
+    need('constants.pkl' not in parts, f'a program: it is a TorchScript archive. {WAY_OUT}')
+    return archive if any(info.CRC for info in infos) else None, root, parts
 
 
 class Form:
     """What a pickle does with a name: the call, the state, the items; and the value made of it."""
 
-    __slots__ = ('args', 'items', 'made', 'state')
-    items: list[tuple[Any, Any]]
+    __slots__ = ('args', 'given', 'made')
+    given: dict[str, Any]
+    dtype = torch.uint8  # by which PyTorch reads a storage whose type is no other
 
     def __new__(cls, *args: Any) -> Any:
         self: Any = object.__new__(cls)
-        self.args, self.state, self.items = args, None, []
+        self.args, self.given = args, {}
         return self
 
     def __setstate__(self, state: Any) -> None:
-        self.state = None if state is self else state  # addict's dicts are their own state
+        if state is not self:  # addict's dicts are their own state
+            self.given['state'] = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
+        self.given.setdefault('items', []).append((key, value))
 
 
-class Reconstructor(Form):
-    """By which the protocols 0 and 1 make objects: of a class, its base, and that base's value."""
-
-    def __new__(cls, kind: Any, base: Any, value: Any) -> Any:
-        return kind(*(() if base is object else (value,)))
-
-
-class Unpickler(pickle.Unpickler):
-    """Python's own; a name stands for what :data:`_AS_IS` has, or for a :class:`Form`."""
-
-    module: _PickleModule
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Python 2's names, which the protocols 0 to 2 write.
-        module, name = NAME_MAPPING.get((module, name), (module, name))
-        module = IMPORT_MAPPING.get(module, module)
-        label = f'{module}.{name}'
-        self.module.names.add(name)
-        if label in _AS_IS:
-            return _AS_IS[label]
-        known = _dict if name in _DICTS else None
-        make = _FORMS[label] if label in _FORMS else known or _enumeration(module, name)
-        return type(name, (Form,), {'label': label, 'make': staticmethod(make), '__slots__': ()})
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == 'persistent_load':  # which PyTorch sets
-            load, value = value, lambda pid: self.module.load_storage(pid, load)
-        super().__setattr__(name, value)
-
-
-def _enumeration(module: str, name: str) -> Callable[[Any], Any]:
+def _enumeration(module: str, name: str) -> Any:
     """Finds the members of an enumeration that this process has: nothing is imported for it."""
     found: Any = sys.modules.get(module)
     for part in name.split('.'):
         found = getattr(found, '__dict__', {}).get(part)
     if isinstance(found, type) and issubclass(found, enum.Enum):
-        members = list(found)
-        return lambda value: next((each for each in members if each.value == value), value)
+        return lambda value: next((each for each in found if each.value == value), value)
     what = f'names {module:.100}.{name:.100}, which is neither a dense tensor nor a plain container'
     raise CheckpointError(f'{what}: what else a file names could run code. {WAY_OUT}')
 
@@ -322,34 +257,48 @@ def _enumeration(module: str, name: str) -> Callable[[Any], Any]:
 class _PickleModule:
     """What ``torch.load`` takes for the module pickle, and makes values of what it gives."""
 
-    __name__ = 'pickle'
-
     def __init__(self) -> None:
+        self.__name__ = 'pickle'
         self.parts: dict[str, int] | None = None  # the sizes of a zip archive's, by name
         self.claims: dict[str, tuple] = {}
         self.names: set[str] = set()
-        self.last: Any = None
         self.left = ROOM
-        self.Unpickler = type('Checked', (Unpickler,), {'module': self})
+
+        def set_attribute(unpickler: Any, name: str, value: Any) -> None:
+            own = partial(self.load_storage, value) if name == 'persistent_load' else value
+            pickle.Unpickler.__setattr__(unpickler, name, own)  # PyTorch sets it
+
+        methods = {'find_class': self.find_class, '__setattr__': set_attribute}
+        self.Unpickler = type('Unpickler', (pickle.Unpickler,), methods)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name stands for: what :data:`_AS_IS` has, or a :class:`Form`."""
+        module, name = NAME_MAPPING.get((module, name), (module, name))  # as of Python 2
+        module = IMPORT_MAPPING.get(module, module)
+        label = f'{module}.{name}'
+        self.names.add(name)
+        if label in _AS_IS:
+            return _AS_IS[label]
+        make = _FORMS.get(label) or _FORMS.get(name) or _enumeration(module, name)
+        return type(name, (Form,), {'label': label, 'make': staticmethod(make), '__slots__': ()})
 
     def load(self, file: BinaryIO, **options: Any) -> Any:
         """Reads one pickle."""
         self.last = self.Unpickler(file, **options).load()
         return self.last
 
-    def load_storage(self, pid: Any, load: Callable[[Any], Any]) -> Any:
+    def load_storage(self, load: Any, pid: Any) -> Any:
         """Reads a storage that the file has, by PyTorch's own function."""
-        what, kind, key, location, numel, *view = pid
+        what, kind, key, location, numel, *_ = pid
         need(what == 'storage' and location != 'meta', f'a storage without numbers ({show(pid)})')
-        kind = torch.UntypedStorage if isinstance(kind, type) else kind
-        dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
-        same = self.claims.setdefault(key, (dtype, numel)) == (dtype, numel)
+        same = self.claims.setdefault(key, (kind.dtype, numel)) == (kind.dtype, numel)
         need(same, f'tensors of two types or sizes in the storage {show(key)}')
-        if self.parts is not None and self.parts.get(f'data/{key}') != numel * dtype.itemsize:
-            what = f'claims {show(numel)} elements of {dtype} for the storage {show(key)}, of which'
+        if self.parts is not None:
             held = self.parts.get(f'data/{key}', 'no')
-            raise CheckpointError(f'{what} the file has {held} bytes. {AGAIN}')
-        return load(('storage', kind, key, location, numel, *view))
+            what = f'a storage {show(key)} that claims {show(numel)} elements of {kind.dtype}'
+            fits = held == numel * kind.dtype.itemsize
+            need(fits, f'{what}, of which the file has {held} bytes. {AGAIN}')
+        return load(pid)
 
     def value(self, obj: Any) -> Any:
         """The value of what was unpickled, inner ones first, containers in place.
@@ -358,10 +307,9 @@ class _PickleModule:
         """
         kind = type(obj)
         if kind in (dict, OrderedDict, defaultdict, Counter):
-            own = self.value(vars(obj)) if kind is OrderedDict else {}
-            shadows = any(hasattr(OrderedDict, str(key)) for key in own)
+            shadows = kind is OrderedDict and [k for k in self.value(vars(obj)) if hasattr(kind, k)]
             need(not shadows, 'an OrderedDict whose attributes are not its own')
-            if isinstance(obj.get('anneal_func'), Form):
+            if isinstance(obj.get('anneal_func'), (Form, type)):
                 del obj['anneal_func']  # a method of MMEngine's OneCycleLR, which has it itself
             items = {self.value(key): self.value(value) for key, value in obj.items()}
             obj.clear()
@@ -373,25 +321,22 @@ class _PickleModule:
             values = [self.value(value) for value in obj]
             if any(value is not old for value, old in zip(values, obj, strict=True)):
                 return kind(values)
-        elif kind is argparse.Namespace:
-            self.value(vars(obj))
         elif isinstance(obj, (type, TypedStorage)):
             what = f'a piece of a HistoryBuffer or of numpy data outside of one ({show(obj)})'
             need(kind is type and obj in _TYPES, what)
         elif issubclass(kind, Form):
             args = [a if isinstance(a, (type, TypedStorage)) else self.value(a) for a in obj.args]
-            state, items = self.value(obj.state), self.value(obj.items)
+            given = self.value(obj.given)
             if not hasattr(obj, 'made'):
-                obj.made = self.made(obj, args, state, items)
+                obj.made = self.made(obj, args, given)
             return obj.made
         return obj
 
-    def made(self, form: Any, args: list, state: Any, items: list) -> Any:
+    def made(self, form: Any, args: list, given: dict[str, Any]) -> Any:
         """The value of a form, by the closed table."""
-        given = ({} if state is None else {'state': state}) | ({'items': items} if items else {})
         try:
             value = form.make(*args, **given)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, LookupError, AttributeError) as error:
             what = f'{form.label}{show(tuple(args))}, which gives no value ({error!s:.100})'
             raise CheckpointError(f'calls {what}. {WAY_OUT}') from None
         if isinstance(value, Tensor):  # an expanded one is more than it is made of
@@ -399,9 +344,6 @@ class _PickleModule:
             if self.left < 0:
                 raise CheckpointError(TOO_LARGE)
         return value
-
-
-# --- What the names in a file stand for -----------------------------------------------------------
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any = False,
@@ -422,18 +364,11 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: A
     return tensor
 
 
-def _encode(text: Any = b'', encoding: Any = 'latin1') -> bytes:
-    """By which the protocols 0 to 2 write bytes."""
-    encoding = {'latin1': 'latin1', 'latin-1': 'latin1'}[encoding]
-    return text.encode(encoding) if type(text) is str else bytes(text)
-
-
-def _numpy_dtype(code: Any, *flags: Any, state: Any = (3, '=', None, None, None)) -> np.dtype:
+def _numpy_dtype(code: Any, *flags: Any, state: Any = (3, '=')) -> np.dtype:
     """A dtype by its code: a crafted state of numpy's own can crash the process."""
     # (version, byte order, subarray, names, fields, item size, alignment, flags, unit of time)
-    order, nested, unit = state[1], state[2:5], state[8:] and state[8][-1]
-    plain = type(code) is str and re.fullmatch(r'[biufcmMSUO]\d{0,9}', code)
-    plain = plain and order in ('<', '>', '|', '=') and nested == (None, None, None)
+    order, unit = state[1], state[8:] and state[8][-1]
+    plain = type(code) is str and re.fullmatch(r'[<>|=][biufcmMSUO]\d{0,9}', f'{order}{code}')
     need(plain, f'numpy data of type {show(code)}, which is not plain')
     timed = unit and unit[0] != b'generic'
     return np.dtype(f'{order}{code}[{unit[1]:d}{unit[0].decode()}]' if timed else order + code)
@@ -445,19 +380,18 @@ def _array(shape: Any, dtype: Any, fortran: Any, raw: Any) -> np.ndarray:
     kind, each = (list, 1) if dtype.hasobject else (bytes, dtype.itemsize)
     fits = type(raw) is kind and math.prod(shape) * each == len(raw)
     need(fits, f'a numpy array of {len(raw)} bytes that claims the shape {show(shape)}')
-    order: Any = 'F' if fortran else 'C'
     if kind is list:
-        return np.fromiter(raw, dtype).reshape(shape, order=order)
-    return np.ndarray(shape, dtype, bytearray(raw), order=order)
+        return np.fromiter(raw, dtype).reshape(shape, order='F' if fortran else 'C')
+    return np.ndarray(shape, dtype, bytearray(raw), order='F' if fortran else 'C')
 
 
 def history_buffer(logs: Any, counts: Any, max_length: Any) -> HistoryBuffer:
     """A HistoryBuffer of these arrays, if it can be one."""
     shapes = [getattr(array, 'shape', None) for array in (logs, counts)]
     plain = type(logs) is type(counts) is np.ndarray and shapes == [(len(logs),)] * 2
-    plain = plain and type(max_length) is int and len(logs) <= max_length
+    fits = plain and type(max_length) is int and len(logs) <= max_length
     what = f'a HistoryBuffer with logs of shape {shapes[0]}, counts of shape {shapes[1]}'
-    need(plain, f'{what} and max_length {show(max_length)}')
+    need(fits, f'{what} and max_length {show(max_length)}')
     return HistoryBuffer(logs, counts, max_length)
 
 
@@ -468,26 +402,27 @@ def _dict(*args: Any, state: Any = (), items: Any = ()) -> dict:
 
 
 _TYPES = (bool, int, float, complex, str, bytes, list, dict, tuple, set, frozenset, object)
-_TORCH = (torch.device, torch.Size)
 _DICTS = ('AttrDict', 'AttributeDict', 'Box', 'CfgNode', 'ConfigDict', 'Dict', 'EasyDict', 'Munch')
 """Whatever package they are from: addict, MMEngine, yacs, Lightning, or a copy of its own."""
+_LOG = 'mmengine.logging.history_buffer.HistoryBuffer'
+_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
 _AS_IS: dict[str, Any] = {
     **{f'{kind.__module__}.{kind.__name__}': kind
-       for kind in (*_TYPES, *_TORCH, OrderedDict, defaultdict, deque, range)},
+       for kind in (*_TYPES, OrderedDict, defaultdict, deque, range, torch.device, torch.Size)},
     **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
-    'copyreg._reconstructor': Reconstructor,
-    'torch.torch_version.TorchVersion': str,
+    **{f'{_LOG}.{name}': name for name in ('min', 'max', 'current', 'mean')},
 }  # fmt: skip
-"""Types that nobody can change and whose calls only make a value."""
-_LOG = 'mmengine.logging.history_buffer.HistoryBuffer'
-_METHODS = {(_LOG, name): name for name in ('min', 'max', 'current', 'mean')}
+"""What nobody can change, and whose calls only make a value."""
 _FORMS: dict[str, Any] = {
-    '_codecs.encode': _encode,
+    '_codecs.encode': lambda text, encoding='latin1': bytes(text, encoding),
     'argparse.Namespace': lambda state=(): argparse.Namespace(**dict(state)),
-    'builtins.bytearray': lambda *args: bytearray(_encode(*args)),
-    'builtins.getattr': lambda owner, name: _METHODS[owner.label, name],
+    'builtins.bytearray': bytearray,
+    'builtins.getattr': lambda owner, name: _AS_IS[f'{owner.label}.{name}'],
     'builtins.slice': slice,
     'collections.Counter': lambda *args: Counter(*args),
+    # By which the protocols 0 and 1 make objects: of a class, its base, and that base's value.
+    'copyreg._reconstructor': lambda kind, base, value, **given:
+        kind.make(*(() if base is object else (value,)), **given),
     **{f'datetime.{name}': getattr(datetime, name)
        for name in ('date', 'datetime', 'time', 'timedelta', 'timezone')},
     # Its own __setstate__ writes the file's methods to the class.
@@ -502,13 +437,14 @@ _FORMS: dict[str, Any] = {
     }.items()},
     **{f'pathlib{local}.{pure}{system}Path': getattr(pathlib, f'Pure{system}Path')
        for local in ('', '._local') for pure in ('', 'Pure') for system in ('Posix', 'Windows')},
-    'torch._utils._rebuild_parameter':
-        lambda data, requires_grad=True, hooks=None: nn.Parameter(data, requires_grad),
+    'torch._utils._rebuild_parameter': lambda data, grad=True, hooks=None: nn.Parameter(data, grad),
     **dict.fromkeys((f'torch._utils._rebuild_tensor{v}' for v in ('', '_v2', '_v3')), _tensor),
     'torch.serialization._get_layout': torch.serialization._get_layout,
+    'torch.torch_version.TorchVersion': str,
     'types.SimpleNamespace': lambda state=(): argparse.Namespace(**dict(state)),
-    # Only named: as what is made, as what has a method, as a storage's type.
+    **dict.fromkeys(_DICTS, _dict),
+    # Only named: as what is made, as a storage's type, as what has a method, as that method.
     **dict.fromkeys(('numpy.ndarray', 'torch.UntypedStorage', 'torch.storage.UntypedStorage',
-                     'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler')),
+                     _CYCLE, f'{_CYCLE}._annealing_cos', f'{_CYCLE}._annealing_linear'), ...),
 }  # fmt: skip
 """What makes a value of a call's arguments, and of a state and items where it takes them."""
