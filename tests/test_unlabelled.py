@@ -863,7 +863,13 @@ def log_of(runner):
     return next(Path(runner.log_dir).glob('*.log')).read_text()
 
 
-@pytest.mark.parametrize('loop', ['epoch', 'iter', 'iter, of epochs', 'alone'])
+@pytest.mark.parametrize(
+    'loop',
+    [
+        'epoch',
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ('iter', 'iter, of epochs', 'alone')),
+    ],
+)
 def test_a_run_goes_on_in_mid_epoch_to_the_bit(pair, loop):
     pair.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=2)
     if loop.startswith('iter'):
@@ -1142,6 +1148,7 @@ def test_a_loop_of_ones_own_may_have_clean_images_labelled(pair, tmp_path, monke
     assert float(values['unlabelled_boxes']) == sum(boxes) / 2 > 0
 
 
+@pytest.mark.slow
 @cpu_only
 def test_two_processes_share_images_and_labels(pair, tmp_path):
     pair.model.distillation.unlabelled.update(view='clean', threshold=0.26)

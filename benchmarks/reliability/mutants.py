@@ -281,7 +281,8 @@ EQUAL: dict[tuple[str, str, str], str] = {
         'models/step.py',
         "(site, kind) == ('rcnn', 'cls')", "not (site, kind) == ('rcnn', 'cls')",
     ): 'what else is recorded has the same stages',
-    ('options/head_layout.py', '-1', '1'): 'logits are (n, C + 1)',
+    ('options/head_layout.py', '-1', '1'):
+        'logits are (n, C + 1), and what stands for an unknown class is not looked at',
     (
         'models/teacher.py',
         'own.device != parameter.device', 'not own.device != parameter.device',
