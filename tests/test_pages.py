@@ -134,12 +134,16 @@ def test_what_is_no_longer_on_a_page_is_named(monkeypatch):
         walk.cells('README.md')
 
 
-def test_the_notebook_is_the_tutorial():
+def test_the_notebook_is_the_tutorial_and_was_executed():
     notebook = json.loads((ROOT / 'docs/tutorial.ipynb').read_text())
     found = [
         dict(kind=cell['cell_type'], source=''.join(cell['source'])) for cell in notebook['cells']
     ]
     assert found == walk.cells('docs/tutorial.md')
+    code = [cell for cell in notebook['cells'] if cell['cell_type'] == 'code']
+    assert [cell['execution_count'] for cell in code] == list(range(1, len(code) + 1))
+    printed = ''.join(''.join(o['text']) for cell in code for o in cell['outputs'])
+    assert 'GO' in printed.split() and '(own baseline)' in printed and '/tmp' not in printed
 
 
 def test_the_ten_lines_of_the_readme_are_what_new_pair_writes():
