@@ -125,6 +125,8 @@ def test_each_command_and_file_is_run_or_has_a_reason_not_to_be(page):
     assert named and all(f'%%writefile {name}\n' in run for name in named)
     python = len(re.findall(r'^```python', (ROOT / page).read_text(), re.M))
     assert python == len(named)  # a block without a name would not be run
+    languages = {block[1] for block in walk.BLOCK.finditer((ROOT / page).read_text())}
+    assert languages <= {'python', 'sh', 'text'}  # nor one of another language
 
 
 def test_what_is_no_longer_on_a_page_is_named(monkeypatch):
