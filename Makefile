@@ -1,4 +1,4 @@
-# make demo · make demo-full · make demo-resolution · make demo-pairs · make test · make test-all · make lint · make setup · make teacher · make backbone
+# make demo · make demo-full · make demo-resolution · make demo-pairs · make test · make test-all · make docs · make lint · make setup · make teacher · make backbone
 # Each sets everything up first (tools/setup.sh), once; PYTHON=python3.12 picks the interpreter.
 SHELL := /bin/bash
 # STACK=onedl takes the maintained fork of requirements-onedl.txt, in an environment of its own.
@@ -6,12 +6,12 @@ STACK := upstream
 VENV := $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
 PY := $(VENV)/bin/python
 # Another pin, another way to set up, or a checkout that has moved: set up again.
-STAMP := $(VENV)/.mmkd-setup-$(shell (pwd; cat requirements*.txt tools/setup.sh pyproject.toml) | sha256sum | cut -c -12)
+STAMP := $(VENV)/.mmkd-setup-$(shell (pwd; cat requirements.txt requirements-onedl.txt tools/setup.sh pyproject.toml) | sha256sum | cut -c -12)
 
 # Digits in larger photographs, for the teacher that sees more pixels.
 LARGE := --out data/digits_large --size 192 --train 2000 --val 250 --test 500 --digits 4 10 --heights 14 60
 
-.PHONY: demo demo-full demo-resolution demo-pairs teacher large-teacher cascade-teacher unlabelled-teacher backbone test test-all lint setup
+.PHONY: demo demo-full demo-resolution demo-pairs teacher large-teacher cascade-teacher unlabelled-teacher backbone test test-all docs lint setup
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -94,9 +94,20 @@ PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist worksteal --durations=15 --dur
 test: lint
 	$(PYTEST) -m "not slow"
 
+# What the site and the tutorial's notebook need beside the rest; installed once.
+DOCS := $(VENV)/.mmkd-docs-$(shell cat requirements-docs.txt 2>/dev/null | sha256sum | cut -c -12)
+$(DOCS): $(STAMP)
+	$(PY) -m pip --no-input --disable-pip-version-check install -q -r requirements-docs.txt
+	@touch $@
+
+# The site, in build/docs; a warning, such as a link to nowhere, is an error.
+docs: $(DOCS)
+	$(PY) -m sphinx -W --keep-going -q docs build/docs
+	@echo "open build/docs/index.html"
+
 # All of that, and what is marked slow: each kind of hostile file at each door (make test has two
 # at each, and each at the one reader), a step under torch.compile, a look at 300 images,
 # the wheel, published students outside of mmkd and in ONNX, combinations of methods, further loops and
-# numbers of workers that are resumed.
-test-all: lint
+# numbers of workers that are resumed, the site, and the commands of README and tutorial.
+test-all: lint $(DOCS)
 	$(PYTEST)

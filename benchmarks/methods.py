@@ -36,7 +36,12 @@ def sections(method: type) -> dict[str, str]:
     for line in re.split(r'\n(?=\S)', blocks[named]):
         name, _, text = line.partition(':')
         found[name] = text
-    return {name: re.sub(r'\s+', ' ', text).strip() for name, text in found.items()}
+    return {name: _in_markdown(text) for name, text in found.items()}
+
+
+def _in_markdown(text: str) -> str:
+    text = re.sub(r'\s+', ' ', text).strip()
+    return re.sub(r':class:`(\w+)`', r'`\1`', text).replace('``', '`')
 
 
 def parameters(recipe: str) -> int:

@@ -346,16 +346,17 @@ def text() -> str:
     lines = [
         '# What users of other distillers ask for', '',
         'Written by `python tests/tracker.py`; do not edit. "open": not met, for the reason that '
-        'stands there.', '',
+        'stands there. [Questions](questions.md) has the answers in words.', '',
+        '## Threads', '',
         '| threads | asked | mmkd | test |', '| --- | --- | --- | --- |',
         *(line(*row) for row in ROWS), '',
-        '# What went by without a word', '',
+        '## What went by without a word', '',
         '| set-up or run | mmkd | test |', '| --- | --- | --- |',
         *(line(*row) for row in SILENT), '',
-        '# Machine faults', '',
+        '## Machine faults', '',
         '| what happens | mmkd | test |', '| --- | --- | --- |',
         *(line(*row) for row in MACHINE), '',
-        '# Set-ups and endings', '',
+        '## Set-ups and endings', '',
         '| what happens | mmkd | test |', '| --- | --- | --- |',
         *(line(*row) for row in SETUP),
     ]  # fmt: skip

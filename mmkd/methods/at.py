@@ -20,7 +20,7 @@ class AT(MapTerm):
     Zagoruyko and Komodakis, "Paying More Attention to Attention: Improving the Performance of
     Convolutional Neural Networks via Attention Transfer", ICLR 2017.
 
-    .. math:: \frac{1}{N H W} \Big\| \frac{Q_S}{\|Q_S\|} - \frac{Q_T}{\|Q_T\|} \Big\|^2, \qquad
+    .. math:: \frac{1}{N H W} \Bigl\| \frac{Q_S}{\|Q_S\|} - \frac{Q_T}{\|Q_T\|} \Bigr\|^2, \qquad
         Q = \mathrm{mean}_c\, x^2
 
     S and T are the student's and the teacher's map, (N, C, H, W) and (N, C', H, W); the norms are

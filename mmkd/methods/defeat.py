@@ -23,8 +23,8 @@ class DeFeat(MapTerm):
 
     Guo et al., "Distilling Object Detectors via Decoupled Features", CVPR 2021.
 
-    .. math:: \frac{1}{L} \sum_l \Big( \frac{\alpha_{obj} \sum M (S - T)^2}{2 \sum M}
-        + \frac{\alpha_{bg} \sum (1 - M) (S - T)^2}{2 \sum (1 - M)} \Big)
+    .. math:: \frac{1}{L} \sum_l \Bigl( \frac{\alpha_{obj} \sum M (S - T)^2}{2 \sum M}
+        + \frac{\alpha_{bg} \sum (1 - M) (S - T)^2}{2 \sum (1 - M)} \Bigr)
 
     S and T are the student's and the teacher's map of level l, (N, C, H, W), and M, repeated over
     the channels, is 1 in the cells of the boxes of that level: log2(sqrt(area) / 56), rounded down,
@@ -96,8 +96,8 @@ class DeFeatHead(LogitTerm):
 
     Guo et al., "Distilling Object Detectors via Decoupled Features", CVPR 2021.
 
-    .. math:: \tau^2 \big( \beta_{obj}\, \mathrm{mean}_{obj}\, \mathrm{KL}(t \,\|\, s)
-        + \beta_{bg}\, \mathrm{mean}_{bg}\, \mathrm{KL}(t \,\|\, s) \big)
+    .. math:: \tau^2 \bigl( \beta_{obj}\, \mathrm{mean}_{obj}\, \mathrm{KL}(t \,\|\, s)
+        + \beta_{bg}\, \mathrm{mean}_{bg}\, \mathrm{KL}(t \,\|\, s) \bigr)
 
     s and t are softmaxes of the logits (n, C + 1) over τ.
 

@@ -18,8 +18,8 @@ class DIST(LogitTerm):
 
     Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022.
 
-    .. math:: \tau^2 \big( \beta\, (1 - \mathrm{mean}_i\, r(p^s_{i}, p^t_{i}))
-        + \gamma\, (1 - \mathrm{mean}_c\, r(p^s_{\cdot c}, p^t_{\cdot c})) \big)
+    .. math:: \tau^2 \bigl( \beta\, (1 - \mathrm{mean}_i\, r(p^s_{i}, p^t_{i}))
+        + \gamma\, (1 - \mathrm{mean}_c\, r(p^s_{\cdot c}, p^t_{\cdot c})) \bigr)
 
     p are softmaxes of the logits (n, C + 1) over τ, r is Pearson's correlation, with 1e-8 added to
     the product of the norms. The second part depends on which RoIs the local batch has. Rows that

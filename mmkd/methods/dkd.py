@@ -17,8 +17,8 @@ class DKD(LogitTerm):
 
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
 
-    .. math:: \frac{\tau^2}{n} \sum_i \big( \alpha\, \mathrm{KL}(b^t_i \,\|\, b^s_i)
-        + \beta\, \mathrm{KL}(\hat t_i \,\|\, \hat s_i) \big)
+    .. math:: \frac{\tau^2}{n} \sum_i \bigl( \alpha\, \mathrm{KL}(b^t_i \,\|\, b^s_i)
+        + \beta\, \mathrm{KL}(\hat t_i \,\|\, \hat s_i) \bigr)
 
     s and t are the logits (n, C + 1) over τ; b is (p, 1 - p) with p the softmax of the target; a
     hat is the softmax of the other classes alone. The background is a class like the others. Rows

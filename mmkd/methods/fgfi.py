@@ -19,8 +19,8 @@ class FGFI(LevelTerm):
 
     Wang et al., "Distilling Object Detectors with Fine-grained Feature Imitation", CVPR 2019.
 
-    .. math:: \frac{1}{2 \sum I} \sum_{nchw} I_{nhw} (a(S) - T)^2, \qquad I_{nhw} = \Big[
-        \exists\, a, o: \mathrm{IoU}(a, o) > \psi \max_{a'} \mathrm{IoU}(a', o) \Big]
+    .. math:: \frac{1}{2 \sum I} \sum_{nchw} I_{nhw} (a(S) - T)^2, \qquad I_{nhw} = \Bigl[
+        \exists\, a, o: \mathrm{IoU}(a, o) > \psi \max_{a'} \mathrm{IoU}(a', o) \Bigr]
 
     S and T are the student's and the teacher's map, (N, C, H, W); the best anchor a' of an object o
     is that of all pairs, and the sums are over the batch and all pairs.

@@ -23,8 +23,8 @@ class FRS(LevelTerm):
 
     Du et al., "Distilling Object Detectors with Feature Richness", NeurIPS 2021.
 
-    .. math:: \sum_l \frac{1}{\sum m} \Big( w_f \sum_{nchw} m_{nhw} (a(S) - T)^2
-        + w_r \sum_{nahw} m_{nhw} \mathrm{BCE}(\sigma(s), \sigma(t)) \Big), \qquad
+    .. math:: \sum_l \frac{1}{\sum m} \Bigl( w_f \sum_{nchw} m_{nhw} (a(S) - T)^2
+        + w_r \sum_{nahw} m_{nhw} \mathrm{BCE}(\sigma(s), \sigma(t)) \Bigr), \qquad
         m = \max_a \sigma(t)
 
     S and T are the student's and the teacher's map of level l, (N, C, H, W), s and t the logits of

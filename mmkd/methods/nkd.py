@@ -18,8 +18,8 @@ class NKD(LogitTerm):
     Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach
     with Normalized Loss and Customized Soft Labels", ICCV 2023.
 
-    .. math:: - \frac{1}{n} \sum_i \big( p^t_{iy} \log p^s_{iy}
-        + \gamma \tau^2 \sum_{c \ne y} \hat t_{ic} \log \hat s_{ic} \big)
+    .. math:: - \frac{1}{n} \sum_i \bigl( p^t_{iy} \log p^s_{iy}
+        + \gamma \tau^2 \sum_{c \ne y} \hat t_{ic} \log \hat s_{ic} \bigr)
 
     p are softmaxes of the logits (n, C + 1), y is the label; a hat is the softmax of the other
     classes' logits over τ. A cross entropy: not 0 where the student equals its teacher. Rows are
