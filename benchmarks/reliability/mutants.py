@@ -212,10 +212,19 @@ def main() -> int:
     modules = [m for m in TESTS if not args.modules or m.endswith(tuple(args.modules))]
     drawn = [mutant for module in modules for mutant in mutants(module)]
     existing = len(drawn)
+    judged: list[dict] = []
     if args.again:
         earlier = json.loads(args.again.read_text())
-        survived = {(row['module'], row['before'], row['after']) for row in earlier['rows']}
-        drawn = [mutant for mutant in drawn if (mutant[0], *mutant[2:4]) in survived]
+        survivors = [(row, (row['module'], row['before'], row['after'])) for row in earlier['rows']]
+        judged = [row for row, change in survivors if change in EQUAL]
+        drawn = [
+            min(
+                (m for m in drawn if (m[0], *m[2:4]) == change),
+                key=lambda m: abs(m[1] - row['line']),  # noqa: B023  used at once
+            )
+            for row, change in survivors
+            if change not in EQUAL
+        ]
     elif not args.modules:
         drawn = random.Random(args.seed).sample(drawn, min(args.number, existing))
     import mmdet.apis  # noqa: F401  in every fork already
@@ -223,7 +232,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    start, rows, hung = time.perf_counter(), [], 0
+    start, rows, hung = time.perf_counter(), judged, 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.workers) as pool:
         trees = []
         for i in range(args.workers):
@@ -259,8 +268,8 @@ def main() -> int:
     if args.again:
         tried = earlier['tried']
         notes.append(
-            f'{len(survived)} of the draw survived when it was made; tests have been added since, '
-            f'and all {len(drawn)} places that read like those were tried again'
+            f'{len(survivors)} of the draw survived when it was made; tests have been added since, '
+            f'and the {len(drawn)} that change something were tried again'
         )
     return report('mutants', tried, len(rows) - equal, start, notes, rows, args.json)
 
