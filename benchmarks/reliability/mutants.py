@@ -217,13 +217,16 @@ def main() -> int:
         earlier = json.loads(args.again.read_text())
         survivors = [(row, (row['module'], row['before'], row['after'])) for row in earlier['rows']]
         judged = [row for row, change in survivors if change in EQUAL]
-        drawn = [
-            min(
-                (m for m in drawn if (m[0], *m[2:4]) == change),
-                key=lambda m: abs(m[1] - row['line']),  # noqa: B023  used at once
-            )
-            for row, change in survivors
+        alike = [
+            [m for m in drawn if (m[0], *m[2:4]) == change]
+            for _, change in survivors
             if change not in EQUAL
+        ]
+        lines = [row['line'] for row, change in survivors if change not in EQUAL]
+        drawn = [
+            min(found, key=lambda m: abs(m[1] - line))  # noqa: B023  used at once
+            for line, found in zip(lines, alike, strict=True)
+            if found  # else the code is gone
         ]
     elif not args.modules:
         drawn = random.Random(args.seed).sample(drawn, min(args.number, existing))
