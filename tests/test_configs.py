@@ -46,7 +46,16 @@ def _root(monkeypatch):
     monkeypatch.chdir(ROOT)  # paths in configs are relative to the checkout
 
 
-@pytest.mark.parametrize('path', PATHS, ids=lambda p: str(p.relative_to(ROOT / 'configs')))
+def marked(path):
+    """Of the pairs of large networks one of each setting is enough for every day."""
+    every_day = 'faster_rcnn_r101_to_r50', 'faster_rcnn_r50_800_to_400'
+    slow = path.parent.name == 'kd' and path.stem not in every_day
+    return pytest.param(path, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(
+    'path', [*map(marked, PATHS)], ids=lambda p: str(p.relative_to(ROOT / 'configs'))
+)
 def test_a_config_is_built_and_steps_once(path):
     config = load(path)
     torch.manual_seed(0)

@@ -138,7 +138,12 @@ def run(command):
     return process.returncode, said
 
 
-@pytest.mark.parametrize('fault', FAULTS, ids=lambda fault: fault.name)
+def marked(fault):
+    slow = fault.name in ('an image is text', 'an image vanishes', 'the second process is killed')
+    return pytest.param(fault, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize('fault', [*map(marked, FAULTS)], ids=lambda fault: fault.name)
 def test_a_fault_ends_a_run_that_goes_on_once_it_is_mended(made, tmp_path, fault):
     root = tmp_path / 'data'
     root.mkdir()
@@ -191,6 +196,7 @@ def test_a_pipeline_that_is_switched_refuses_an_image_that_is_cut_short(tmp_path
     assert runner.epoch == 1
 
 
+@pytest.mark.slow
 def test_processes_with_long_steps_stop_together_soon(made, tmp_path):
     """torchrun gives them 30 s."""
     path, _ = config(tmp_path, made)

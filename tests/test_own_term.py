@@ -410,7 +410,9 @@ def run(folder: Path, tmp_path: Path, case: str) -> list[dict]:
     return [torch.load(out, weights_only=True) for out in outs]
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize(
+    'case', [pytest.param(c, marks=[pytest.mark.slow] if c == 'page' else []) for c in CASES]
+)
 def test_two_processes_train_it_alike(folder, my_terms, tmp_path, monkeypatch, case):
     """By the mean of their gradients, also where one process has no boxes."""
     monkeypatch.setattr(RandomSampler, 'random_choice', first_of)

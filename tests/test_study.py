@@ -411,6 +411,7 @@ contrasts = [('mmkd', 'plain')]
     assert code == 0 and before in out
 
 
+@pytest.mark.slow
 def test_detections_of_another_test_are_not_resampled(configs, write, tmp_path):
     text = """
 arms = dict(plain=dict(config={plain!r}), mmkd=dict(config={mmkd!r}))
