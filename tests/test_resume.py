@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
+from multiprocessing import resource_sharer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -710,6 +712,35 @@ def test_a_kill_leaves_no_process_and_no_temporary_file(
     assert not left_of(pids[0])
     assert os.listdir(temporary) == (['theirs'] if theirs else [])
     assert not [name for name in set(os.listdir('/dev/shm')) - shared if f'_{pids[0]}_' in name]
+
+
+def test_a_folder_that_a_worker_is_making_as_its_run_ends_is_not_left(temporary):
+    """The window is a few instructions wide, so it is held open."""
+
+    def worker():
+        made, make = threading.Event(), tempfile.mkdtemp
+
+        def slowly(*args, **kwargs):
+            folder = make(*args, **kwargs)
+            made.set()
+            time.sleep(1)
+            return folder
+
+        def end():
+            made.wait()
+            loader._end_with_run(-1, None)  # its parent is another
+
+        tempfile.mkdtemp = slowly
+        multiprocessing.current_process()._config['tempdir'] = None
+        threading.Thread(target=end).start()
+        resource_sharer.DupFd(0)
+        time.sleep(60)
+
+    process = multiprocessing.get_context('fork').Process(target=worker)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 1
+    assert os.listdir(temporary) == []
 
 
 def test_what_a_kill_in_a_save_leaves_goes_when_the_run_goes_on(tmp_path):

@@ -77,7 +77,7 @@ def forked(folder: Path, setting: dict, kill_after: float | None) -> tuple[int |
     Returns:
         Its exit status, None if it was killed; and what is left of it, processes and files.
     """
-    shared = set(os.listdir(SHARED))
+    shared, before = set(os.listdir(SHARED)), set(os.listdir(tempfile.gettempdir()))
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
@@ -101,7 +101,8 @@ def forked(folder: Path, setting: dict, kill_after: float | None) -> tuple[int |
     left = [f'process {pid}' for pid in runs.left_of(child, 10)]
     # PyTorch names shared memory after the process that made it.
     left += [name for name in os.listdir(SHARED) if f'_{child}_' in name and name not in shared]
-    left += [name for name in os.listdir(tempfile.gettempdir()) if 'torchinductor' not in name]
+    temporary = set(os.listdir(tempfile.gettempdir())) - before
+    left += [name for name in temporary if 'torchinductor' not in name]
     if status == 0:
         left += [path.name for path in folder.glob('*.partial')]
     return None if status == -signal.SIGKILL else status, left

@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_sharer
 from typing import Any, NamedTuple
 
 import torch
@@ -225,8 +226,11 @@ def _end_with_run(starter: int, others: str | None) -> None:
     run: Any = multiprocessing.parent_process()
     while run.is_alive() and os.getppid() == starter:
         time.sleep(1)
-    # os._exit() leaves the folder of the sockets that pass shared memory on. One that was there
-    # before the run's loader may be in use by a process that lives.
+    # os._exit() leaves the folder of the sockets that pass shared memory on: the lock lets one that
+    # is being made be made. One that was there before the run's loader may be in use by a process
+    # that lives.
+    sharer: Any = resource_sharer
+    sharer._resource_sharer._lock.acquire(timeout=5)
     folder = _temporary_folder()
     if folder not in (None, others):
         shutil.rmtree(folder, ignore_errors=True)
