@@ -482,7 +482,7 @@ BOMBS = {
     'additions to names': Hostile('bomb', r'takes longer to read', _additions),
     'deflated': Hostile(
         'bomb',
-        r'parts that are compressed or encrypted',
+        r'parts that are compressed',
         lambda m: zipped(
             {'archive/data.pkl': b'\x80\x02}.', 'archive/data/0': bytes(2**26)},
             zipfile.ZIP_DEFLATED,
@@ -738,6 +738,18 @@ INTEGRITY = {
         'integrity', r'encrypted',
         lambda m: (d := saved(weights()))[: (at := d.index(b'PK\1\2')) + 8]
         + bytes([d[at + 8] | 1]) + d[at + 9 :],
+    ),
+    # PyTorch reads nothing of it, and gives what the memory held before.
+    'marked as a folder': Hostile(
+        'integrity', r'marked as folders',
+        lambda m: flipped(d := saved(weights()), d.rindex(b'archive/data/0') - 8, 4),
+    ),
+    'named as a folder': Hostile(
+        'integrity', r'marked as folders',
+        lambda m: zipped({
+            name.replace('data/0', 'data/0/'): part.replace(b'X\1\0\0\x000', b'X\2\0\0\x000/')
+            for name, part in parts_of(saved(weights())).items()
+        }),
     ),
     'names that differ': Hostile(
         'integrity', r'header of .archive/byteorder',

@@ -1,13 +1,11 @@
 """Reads checkpoints by PyTorch's own reader, with an unpickler that looks no name up.
 
-- **Nothing in a file is run.** The :class:`Unpickler` is Python's own, so it knows every protocol,
-  but all names come from a closed table: types that nobody can change, and for the rest a
-  :class:`Form`, which notes what it is called with. Functions that check make values of the forms.
-- **Nothing in a file does harm.** A forked process reads it first, within limits of memory and
-  time that the system enforces, and checks the CRCs. What it survives is read once more here, by
-  the same code: handing the tensors over would copy them, which takes longer.
-
-The forked process has one thread, never calls CUDA, and ends with its parent. Linux only.
+- **Nothing in a file is run.** The unpickler is Python's own, so it knows every protocol, but all
+  names come from a closed table: types that nobody can change, and for the rest a :class:`Form`,
+  which notes what it is called with. Functions that check make values of the forms.
+- **Nothing in a file does harm.** A forked process of one thread reads it first, within limits of
+  memory and time that the system enforces, and checks the CRCs. What it survives is read once more
+  here, by the same code: handing the tensors over is slower. Linux only.
 """
 
 from __future__ import annotations
@@ -212,8 +210,10 @@ def _archive(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile | None, str, di
     is_short = end[56:60] != b'PK\6\7' and end[92:96] + bytes(4) == start
     ends = end[76:80] == b'PK\5\6' and (is_long or is_short) and infos[0].header_offset == 0
     other = f': it is a zip archive, but none that torch.save has written. {WAY_OUT}'
-    plain = not any(info.flag_bits & 1 or info.compress_type for info in infos)
-    need(plain, f'parts that are compressed or encrypted{other}')
+    for i in infos:
+        folder = i.file_size and (i.is_dir() or i.external_attr & 16)  # PyTorch reads nothing of it
+        plain = not (folder or i.flag_bits & 1 or i.compress_type)
+        need(plain, f'parts that are compressed, encrypted or marked as folders{other}')
     need(ends, f'something before its beginning or behind its end{other}')
     once = len({part.lower() for part in parts}) == len(infos) and ''.join(parts).isascii()
     need(once and sum(parts.values()) <= size, f'two accounts of a part{other}')
