@@ -267,7 +267,7 @@ FAULTS = [
     Fault('image NaN', 'is nan at iteration 4', None, _poison('image')),
     Fault('box NaN', 'nan|finite', None, _poison('boxes')),
     # the terms
-    Fault('hint on a frozen layer', 'loss_kd_hint is dead',
+    Fault('hint on a frozen layer', 'loss_kd_hint at .* is dead',
           option(**{D + 'hint__pairs': ['backbone[0]'], 'model__backbone__frozen_stages': 4})),
     Fault('hint name wrong', 'no such submodule; near ones',
           option(**{D + 'hint__pairs': ['nekc']})),
