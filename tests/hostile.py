@@ -744,6 +744,11 @@ INTEGRITY = {
         'integrity', r'marked as folders',
         lambda m: flipped(d := saved(weights()), d.rindex(b'archive/data/0') - 8, 4),
     ),
+    'compressed to nothing': Hostile(
+        'integrity', r'invalid header or archive is corrupted',
+        lambda m: (d := saved(weights()))[: (at := d.rindex(b'archive/data/0') - 26)]
+        + bytes(4) + d[at + 4 :],
+    ),
     'named as a folder': Hostile(
         'integrity', r'marked as folders',
         lambda m: zipped({

@@ -50,13 +50,11 @@ model = dict(
 """
 
 
-@pytest.fixture(scope='module')
-def configs(tmp_path_factory):
+def write_configs(folder):
     """Paths of a plain student, its teacher's checkpoint and three distilled configs."""
-    tmp_path = tmp_path_factory.mktemp('configs')
-    plain = tiny_config(tmp_path, 'plain')
-    teacher = tiny_config(tmp_path, 'teacher', base_channels=8)
-    ckpt = tmp_path / 'teacher.pth'
+    plain = tiny_config(folder, 'plain')
+    teacher = tiny_config(folder, 'teacher', base_channels=8)
+    ckpt = folder / 'teacher.pth'
     ckpt.write_bytes(b'weights')
     paths = {'plain': str(plain), 'ckpt': str(ckpt)}
     for name, start, normalize in (
@@ -64,7 +62,7 @@ def configs(tmp_path_factory):
         ('paper_start', 'teacher', False),
         ('mmkd', 'teacher', True),
     ):
-        path = tmp_path / f'{name}.py'
+        path = folder / f'{name}.py'
         path.write_text(
             RECIPE.format(
                 base=str(plain), teacher=str(teacher), ckpt=str(ckpt), start=start,
@@ -73,6 +71,11 @@ def configs(tmp_path_factory):
         )  # fmt: skip
         paths[name] = str(path)
     return paths
+
+
+@pytest.fixture(scope='module')
+def configs(tmp_path_factory):
+    return write_configs(tmp_path_factory.mktemp('configs'))
 
 
 class Fake:

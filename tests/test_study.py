@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from mmdet.evaluation.metrics.coco_metric import COCOeval
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from pycocotools.coco import COCO
 from scipy import stats
-from test_compare import RECIPE, Fake
+from test_compare import Fake, write_configs
 from tiny import tiny_config
 
 from mmkd.analysis import study as studies
@@ -61,27 +62,7 @@ GAINS = {'plain': 0, 'paper': 2, 'start-hint.loss_weight-1': 1, 'start-hint.loss
 
 @pytest.fixture(scope='module')
 def configs(tmp_path_factory):
-    """Paths of a plain student, its teacher's checkpoint and three distilled configs."""
-    tmp_path = tmp_path_factory.mktemp('configs')
-    plain = tiny_config(tmp_path, 'plain')
-    teacher = tiny_config(tmp_path, 'teacher', base_channels=8)
-    ckpt = tmp_path / 'teacher.pth'
-    ckpt.write_bytes(b'weights')
-    paths = {'plain': str(plain)}
-    for name, start, normalize in (
-        ('paper', None, False),
-        ('paper_start', 'teacher', False),
-        ('mmkd', 'teacher', True),
-    ):
-        path = tmp_path / f'{name}.py'
-        path.write_text(
-            RECIPE.format(
-                base=str(plain), teacher=str(teacher), ckpt=str(ckpt), start=start,
-                normalize=normalize,
-            )
-        )  # fmt: skip
-        paths[name] = str(path)
-    return paths
+    return write_configs(tmp_path_factory.mktemp('configs'))
 
 
 @pytest.fixture
@@ -381,7 +362,9 @@ class Detecting(Fake):
                 )
             torch.save({'detections': samples}, out)
         elif 'score' in command:
-            evaluations = evaluate(Config.fromfile(command[3]), read_detections(command[5]))[1]
+            cfg = Config.fromfile(command[3])
+            metainfo = DATASETS.build(cfg.test_dataloader.dataset).metainfo
+            evaluations = evaluate(cfg, read_detections(command[5]), metainfo)[1]
             value = float(evaluations[0].stats[0])
             write_json(Path(command[-1]), {'mAP': value, 'AP50': 0.9, 'exact': True})
             return 0

@@ -111,7 +111,7 @@ def score(config: str, checkpoint: str, detections: str) -> dict:
         classes = dict.fromkeys(names, 0.0) if len(names) <= MOST_CLASSES else None
         base['detail'] |= {'precision': [0.0] * 101, 'classes': classes}
         return {'mAP': 0.0, 'AP50': 0.0, 'exact': True, 'reported': {}, **base}
-    reported, evaluations = evaluate(cfg, predictions)
+    reported, evaluations = evaluate(cfg, predictions, dataset.metainfo)
     value, at_50 = find_metrics(reported)
     exact = len(evaluations) == 1
     if exact:
@@ -123,10 +123,13 @@ def score(config: str, checkpoint: str, detections: str) -> dict:
     return {'mAP': value, 'AP50': at_50, 'exact': exact, 'reported': numbers, **base}
 
 
-def evaluate(cfg: Config, predictions: list[dict]) -> tuple[dict, list[COCOeval]]:
-    """What the config's evaluator reports of detections, and its evaluations of boxes by COCO."""
+def evaluate(cfg: Config, predictions: list[dict], metainfo: Any) -> tuple[dict, list[COCOeval]]:
+    """What the config's evaluator reports of detections, and its evaluations of boxes by COCO.
+
+    ``metainfo`` is that of the tested data set.
+    """
     evaluator = Evaluator(cfg.test_evaluator)
-    evaluator.dataset_meta = DATASETS.build(cfg.test_dataloader.dataset).metainfo
+    evaluator.dataset_meta = metainfo
     evaluations: list[COCOeval] = []
 
     class RecordingCOCOeval(COCOeval):

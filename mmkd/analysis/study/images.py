@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from mmdet.registry import DATASETS
 from mmengine.registry import init_default_scope
 
 from ..comparison.measure import COCOeval, evaluate
@@ -34,7 +35,8 @@ def resampled_maps(run: Run, detections: Path, expected: float) -> np.ndarray:
     if not any(len(sample['pred_instances']['bboxes']) for sample in predictions):
         return np.zeros(DRAWS)  # of which COCO's evaluator reports nothing
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluations = evaluate(cfg, predictions)[1]
+        metainfo = DATASETS.build(cfg.test_dataloader.dataset).metainfo
+        evaluations = evaluate(cfg, predictions, metainfo)[1]
     if len(evaluations) != 1:
         raise ValueError('the evaluator is not CocoMetric')
     (found,) = evaluations
