@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import warm
 from mmdet.evaluation.metrics.coco_metric import COCOeval
 from mmdet.registry import DATASETS
 from mmengine.config import Config
@@ -741,8 +743,9 @@ def test_the_command_takes_what_it_describes(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_from_end_to_end(tmp_path):
+def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     """Real runs: two arms, a search on validation, the test split with resampled images."""
+    monkeypatch.setattr(sys, 'executable', warm.python())
     plain = tiny_config(tmp_path, 'plain', epochs=2)
     study = tmp_path / 'tiny_study.py'
     study.write_text(
