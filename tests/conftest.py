@@ -1,21 +1,19 @@
 """What every test shares: MMDetection's registries, one thread, nothing that is slow in vain."""
 
-import functools
 import os
-from types import SimpleNamespace
 
 # Before PyTorch is imported, and for the processes that tests start: workers of the suite share
 # the cores. Set it to 2 to run all tests with two threads.
 THREADS = int(os.environ.setdefault('OMP_NUM_THREADS', '1'))
 
-import mmengine.config.config  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
-from mmengine.config import Config, utils  # noqa: E402
+from mmengine.config import Config  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 from mmengine.utils import manager  # noqa: E402
+from quick import make_quick  # noqa: E402
 from tiny import tiny_config  # noqa: E402
 
 settings.register_profile(
@@ -50,17 +48,8 @@ def _mmdet():
 
 @pytest.fixture(autouse=True, scope='session')
 def _quick():
-    """What MMEngine does slowly and no test is about; the results are the same."""
     with pytest.MonkeyPatch.context() as patch:
-        # Each Runner lays out the text of its config three times, with YAPF: a second a time.
-        # (The fork has no such function.)
-        patch.setattr(
-            mmengine.config.config, 'FormatCode', lambda text, **_: (text, True), raising=False
-        )
-        # A config of another package (`mmdet::...`) is looked up by reading all of its YAML files.
-        patch.setattr(utils, 'load', functools.cache(utils.load))
-        # A loop by iterations waits for two seconds between epochs.
-        patch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
+        make_quick(patch.setattr)
         yield
 
 

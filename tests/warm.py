@@ -2,8 +2,8 @@
 
 A cold interpreter takes some five seconds to import PyTorch and MMDetection. ``python()`` is the
 path of a stand-in for ``sys.executable``: it hands its arguments, environment, folder and open
-files to a server, which has imported the stack and nothing of the tests, forks, and runs in the
-fork what Python would run. Exit status, output and signals are those of the fork. A few tests
+files to a server, which has imported the stack and has made it quick, forks, and runs in the fork
+what Python would run. Exit status, output and signals are those of the fork. A few tests
 start a cold interpreter all the same, so that it is known to work.
 """
 
@@ -79,12 +79,14 @@ def serve(address: str) -> None:
     """Forks for whoever connects; returns in the fork, to run there what was asked for."""
     import mmdet.apis  # noqa: F401
     import mmdet.utils
+    import quick
     import torch.distributed.run  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
     import mmkd.analysis.comparison  # noqa: F401
 
     mmdet.utils.register_all_modules(init_default_scope=False)
+    quick.make_quick()
     gc.collect()
     gc.freeze()  # or else the end of each fork looks through all of it, which takes seconds
     listener = socket.socket(socket.AF_UNIX)
