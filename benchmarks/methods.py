@@ -1,6 +1,7 @@
 """Writes the tables of docs/methods.md from docstrings of the methods and what was measured.
 
-python benchmarks/step.py digits r101_to_r50 --recipe all --json benchmarks/methods.json
+python benchmarks/step.py digits --cpu-time --recipe all --json benchmarks/methods.json
+python benchmarks/step.py r101_to_r50 --rounds 4 --recipe all --json r101.json  # its rows too
 python benchmarks/methods.py
 """
 
@@ -22,6 +23,7 @@ RECIPES = sorted(
     p.stem for p in (ROOT / 'configs/_base_').glob('*.py') if p.stem not in ('chen2017', 'mmkd')
 )
 
+PAIRS = {'digits': 'digits', 'r101_to_r50': 'R101 → R50'}
 PAGE = ROOT / 'docs/methods.md'
 
 
@@ -75,7 +77,8 @@ def table() -> str:
     results = json.loads(COSTS.read_text()) if COSTS.exists() else []
     costs = {(r['recipe'], r['pair']): r for r in results}
     pairs = list(dict.fromkeys(r['pair'] for r in results))
-    columns = ['class and formula', 'paper', 'recipe', 'needs', 'parameters', *pairs]
+    names = [PAIRS[pair] for pair in pairs]
+    columns = ['class and formula', 'paper', 'recipe', 'needs', 'parameters', *names]
     lines = ['| ' + ' | '.join(columns) + ' |', '| --- ' * len(columns) + '|']
     seen = set()
     for method in METHODS:
@@ -107,8 +110,8 @@ def measured(results: list[dict]) -> list[str]:
         kind = 'CPU time' if r['clock'] == 'process_time' else 'time'
         height, width = r['size']
         said[r['pair']] = (
-            f'{r["pair"]}: {kind} of {r["images"]} images of {height}×{width} pixels, medians of '
-            f'{r["rounds"]} rounds'
+            f'{PAIRS[r["pair"]]}: {kind} of {r["images"]} images of {height}×{width} pixels, '
+            f'medians of {r["rounds"]} rounds'
         )
     return ['', '; '.join(said.values()) + '.'] if said else []
 
