@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -506,6 +507,22 @@ def test_results_on_other_annotations_are_not_compared(configs, tmp_path):
         file_digest.cache_clear()
     code, out = call(configs, ['mmkd'], Fake(), tmp_path, seeds=[0])
     assert code == 0 and '3 of them done already' in out
+
+
+def test_results_on_other_unlabelled_images_are_not_compared(configs, tmp_path):
+    folder = tmp_path / 'unlabelled'
+    folder.mkdir()
+    images = sorted((Path(configs['plain']).parent / 'data/images').glob('train_*'))[:3]
+    for image in images[:2]:
+        shutil.copy(image, folder)
+    asked = dict(options=[f'model.distillation.unlabelled.images={folder}'], seeds=[0])
+    code, _ = call(configs, ['mmkd'], Fake(), tmp_path, **asked)
+    assert code == 0
+    shutil.copy(images[2], folder)
+    file_digest.cache_clear()
+    code, out = call(configs, ['mmkd'], Fake(), tmp_path, **asked)
+    assert code == 2
+    assert f'compare: {folder} has changed since the results in' in out
 
 
 def test_commands_are_those_of_a_user(configs, tmp_path):

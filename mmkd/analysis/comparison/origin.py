@@ -105,7 +105,7 @@ def _annotations(data: dict) -> str:
 
 
 def _digest(path: str) -> str:
-    return file_digest(path)[:16] + '…' if os.path.isfile(path) else 'not here'
+    return file_digest(path)[:16] + '…' if os.path.exists(path) else 'not here'
 
 
 def _short(path: str | Path) -> str:

@@ -18,6 +18,7 @@ from mmengine.config import Config
 
 from ... import recipe
 from ...datasets.annotations import leaves
+from ...datasets.teacher_labels import find_images
 from ...datasets.two_views import apply_resolution, at_teachers_scale
 from ...engine.cfg_options import CfgOptions, unused_option
 from ...engine.class_names import apply_classes
@@ -423,7 +424,8 @@ def _test_settings(cfg: Config) -> list:
 
 
 def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
-    """Annotation files of the training data, the tested data and the evaluators."""
+    """Annotation files of the training data, the tested data and the evaluators, and folders of
+    unlabelled images."""
     found = set()
     images = (cfg.model.get('distillation') or {}).get('unlabelled') or {}
     for loader in (cfg.get('train_dataloader'), test_cfg.test_dataloader, images):
@@ -433,7 +435,9 @@ def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
     metrics = test_cfg.test_evaluator
     for metric in [metrics] if isinstance(metrics, dict) else metrics:
         found.add(metric.get('ann_file') or '')
-    return {path for path in found if os.path.isfile(path)}
+    settings = Unlabelled.of(images or None)
+    folders = (settings and settings.folders) or []
+    return {path for path in found if os.path.isfile(path)} | set(filter(os.path.isdir, folders))
 
 
 def _train_key(cfg: Config, processes: int) -> str:
@@ -508,11 +512,17 @@ def _inference_config(model: Any) -> Any:
 def file_digest(path: str) -> str:
     """SHA-256 of a file: a teacher trained again under the old name is another teacher.
 
-    A URL, which would have to be downloaded, is returned as it is.
+    That of a folder of images is of their names and sizes. A URL, which would have to be
+    downloaded, is returned as it is.
     """
+    digest = hashlib.sha256()
+    if Path(path).is_dir():
+        images = find_images(path)
+        for name, image in zip(images.names, images.paths, strict=True):
+            digest.update(json.dumps([name, os.path.getsize(image)]).encode())
+        return digest.hexdigest()
     if not Path(path).is_file():
         return str(path)
-    digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while block := file.read(1 << 20):
             digest.update(block)
