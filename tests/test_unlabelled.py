@@ -30,6 +30,7 @@ from test_tools import cpu_only, finish, free_port, start, warmed
 from tiny import CLASSES, tiny_config
 
 import mmkd
+from mmkd.commands import replay
 from mmkd.datasets.intact_images import ImageError, require_intact_images
 from mmkd.datasets.teacher_labels import read_labels
 from mmkd.datasets.unlabelled import MixedDataset, with_unlabelled
@@ -1048,7 +1049,7 @@ def test_scores_below_those_of_a_labels_file(pair, tmp_path):
     assert labels.info['min_score'] == 0.01
 
 
-def test_thresholds_may_be_found_on_validation_images(pair, monkeypatch):
+def test_thresholds_may_be_found_on_validation_images(pair, tmp_path, monkeypatch, capsys):
     pair.model.distillation.unlabelled.threshold = 'auto'
     asked = []
 
@@ -1061,6 +1062,13 @@ def test_thresholds_may_be_found_on_validation_images(pair, monkeypatch):
     assert asked == [('run', 'random', False)]
     assert mmkd.engine.runner.unwrap(runner.model).unlabelled.thresholds == [0.2, 0.3, 0.25]
     assert '0.2, 0.3, 0.25 (auto)' in log_of(runner)
+    # A step that is taken again has them, and asks nobody.
+    step = runner._steps.save(runner, mmkd.engine.runner.unwrap(runner.model))
+    monkeypatch.setattr(engine, 'best_thresholds', None)
+    pair.dump(tmp_path / 'pair.py')
+    capsys.readouterr()
+    assert replay.main([str(tmp_path / 'pair.py'), step]) == 0
+    assert 'the outputs of all modules are finite' in capsys.readouterr().out
 
 
 def test_validation_images_among_the_unlabelled_are_a_leak(pair, tmp_path, monkeypatch):

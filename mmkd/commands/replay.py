@@ -18,9 +18,9 @@ from torch import nn
 from .. import cli
 from ..datasets.two_views import apply_resolution
 from ..engine import step_dump
-from ..engine.class_names import apply_classes, class_names
+from ..engine.class_names import apply_classes
 from ..engine.exit import stop
-from ..engine.unlabelled import set_thresholds, settings_of
+from ..engine.unlabelled import settings_of
 from ..inference import require_teacher
 from ..io.checkpoint import CheckpointError
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.to('cuda' if torch.cuda.is_available() else 'cpu').train()
     model.guarded = True  # nothing is trained on this step
     if settings_of(model) is not None:
-        set_thresholds(model.unlabelled, class_names(cfg))
+        model.unlabelled.thresholds = step['thresholds']  # 'auto' has found them
     networks: dict[str, nn.Module] = {'': model}
     if getattr(model, 'teacher', None) is not None:
         networks['teacher '] = model.teacher.network

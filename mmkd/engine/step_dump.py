@@ -57,6 +57,7 @@ class StepDumpHook(Hook):
             'iter': runner.iter,
             'epoch': runner.epoch,
             'random': self.random,
+            'thresholds': getattr(getattr(model, 'unlabelled', None), 'thresholds', None),
             'state_dict': {k: v.cpu() for k, v in model.state_dict().items()},
             'inputs': [image.cpu() for image in self.batch['inputs']],
             'data_samples': [_plain_element(s) for s in self.batch['data_samples']],
