@@ -114,7 +114,9 @@ def config(path: Path, root: Path) -> Config:
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
     cfg.experiment_name = f'{path.stem}-{time.time_ns()}'
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
-    _move(cfg.train_dataloader.dataset, root, smaller=1 if 'digits' in path.parts else SMALLER)
+    smaller = 1 if 'digits' in path.parts else SMALLER
+    _move(cfg.train_dataloader.dataset, root, smaller)
+    _move(cfg.model.get('distillation'), root, smaller)
     if 'digits' in path.parts:
         return cfg
     cfg.model.backbone.init_cfg = None
@@ -133,8 +135,9 @@ def _move(node: object, root: Path, smaller: int) -> None:
         for each in node:
             _move(each, root, smaller)
     elif isinstance(node, dict):
-        if 'data_root' in node:
-            node['data_root'] = node['data_root'].replace('data/', f'{root}/')
+        for key, value in node.items():
+            if isinstance(value, str) and value.startswith('data/'):
+                node[key] = value.replace('data/', f'{root}/', 1)
         if node.get('type') == 'Resize':
             node['scale'] = tuple(side // smaller for side in node['scale'])
         _move(list(node.values()), root, smaller)
@@ -177,6 +180,8 @@ def main() -> int:
         make = tool('make_digits').make
         make(root / 'digits', 96, 1000, 2, 1, 7)
         make(root / 'digits_large', 192, 1000, 2, 1, 7, (4, 10), (14, 60))
+        make(root / 'digits_first', 96, 1000, 2, 1, 7, half='first')
+        make(root / 'digits_second', 96, 1000, 2, 1, 7, half='second', labelled=500)
         coco(root)
         voc(root)
         for path in paths:
