@@ -180,8 +180,8 @@ EVERY_TERM = {
     'schedule': ('all', '`{}`', 'when the term is in force, see [`schedule`](#schedule)'),
     'share': (
         'all', '`None`',
-        "the weight as a multiple of the hard losses' gradient, a number or a dict, see "
-        '[`share`](#share)',
+        "finds the weight, whatever `loss_weight` is: the term's gradient as a multiple of the "
+        "hard losses', a number or a dict, see [`share`](#share)",
     ),
     'pairs': (
         'features', "`['neck']`",

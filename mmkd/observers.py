@@ -28,6 +28,10 @@ class DeadTermError(RuntimeError):
     """A distillation term cannot teach the student anything."""
 
 
+class UnownedParameterError(RuntimeError):
+    """A distillation term uses a parameter that nothing trains and no checkpoint holds."""
+
+
 def prove_terms(model: Any, step: Any, losses: dict, terms: dict, factors: dict) -> None:
     """Show at the first step that can that each term is finite and reaches the student.
 
@@ -37,6 +41,7 @@ def prove_terms(model: Any, step: Any, losses: dict, terms: dict, factors: dict)
 
     Raises:
         DeadTermError: naming the term, or the layer of a term over several pairs of layers.
+        UnownedParameterError: naming the term, if it learns what is no part of the detector.
     """
     if not model.unproven:
         return
@@ -55,6 +60,7 @@ def prove_terms(model: Any, step: Any, losses: dict, terms: dict, factors: dict)
             value = sum(terms[key].values())
             _require_finite(log_name(key), value)
             _require_reaching(log_name(key), value, own)
+            _require_owned(log_name(key), value, step.known)
             model.unproven.remove(key)
             continue
         boxes = sum(len(sample.gt_instances) for sample in step.samples)
@@ -154,9 +160,23 @@ def _require_reaching(name: str, value: Tensor, parameters: Iterable[nn.Paramete
             f'{name} is dead: no gradient arrives at the student through it, so it would teach '
             'nothing. A hint layer in a frozen stage does this (frozen_stages), or one within '
             'activation checkpointing (with_cp, activation_checkpointing), whose first pass has no '
-            'gradient: take a later layer, outside of that, or turn the term off by its '
+            'gradient: take a later layer, outside of that. So does a loss of your own that '
+            "detaches the student's tensors or does not use them. Or turn the term off by its "
             'loss_weight=0'
         )
+
+
+def _require_owned(name: str, value: Tensor, known: Iterable[nn.Parameter]) -> None:
+    ids = {id(p) for p in known}
+    for node in _nodes(value):
+        leaf = getattr(node, 'variable', None)
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in ids:
+            raise UnownedParameterError(
+                f'{name} uses a parameter of shape {tuple(leaf.shape)} that the detector did not '
+                'have before the first step: no optimizer trains it, and no checkpoint holds it. '
+                "Create a term's layers in __init__, build or bind, and keep them as modules "
+                '(nn.ModuleDict, not a dict); requires_grad_(False) marks one that is not trained'
+            )
 
 
 def _nodes(loss: Tensor) -> Iterator[Any]:

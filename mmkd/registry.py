@@ -13,7 +13,26 @@ from torch import nn
 
 from .recipe import PAPER_TERMS, TermConfig, check_pairs, require_known, turn_off
 
-TERMS = Registry('distillation term', parent=MODELS, scope='mmkd')
+
+class TermRegistry(Registry):
+    """A registry that says what to do about a name that is taken."""
+
+    def _register_module(
+        self, module: Any, module_name: str | list[str] | None = None, force: bool = False
+    ) -> None:
+        names = [module_name] if isinstance(module_name, str) else module_name or [module.__name__]
+        for name in names:
+            if not force and name in self.module_dict:
+                taken = self.module_dict[name]
+                raise KeyError(
+                    f'there is a term {name} already, in {taken.__module__}: rename the class in '
+                    f'{module.__module__}, or write register_module(force=True) to replace it, as '
+                    'in a notebook cell that runs twice'
+                )
+        super()._register_module(module, module_name, force)
+
+
+TERMS = TermRegistry('distillation term', parent=MODELS, scope='mmkd')
 """Where ``type`` of an entry is looked up: a term, or a tensor loss of MMDetection's registry."""
 _OF_LOSSES = {'cls': 'SoftTargetTerm', 'bbox': 'RegressionTerm', 'features': 'HintTerm'}
 _PAPERS = {

@@ -35,10 +35,13 @@ from torch import nn
 
 from mmkd import TERMS, DistillTerm, FeatureTerm, Needs, RowTerm
 from mmkd.analysis.pair_check import check_pair
+from mmkd.commands.terms import describe
 from mmkd.engine.exit import leave
 from mmkd.engine.runner import DistillationRunner
+from mmkd.engine.summary import startup_table
 from mmkd.io.checkpoint import from_plain, read_checkpoint
 from mmkd.models.heads import Rows
+from mmkd.observers import DeadTermError, UnownedParameterError
 from mmkd.options.share import gradient_norm
 from mmkd.recipe import terms_on
 
@@ -952,6 +955,95 @@ def test_a_checkpoint_with_earlier_names_is_a_teacher(folder, averaged):
     assert teacher.passed_over == 10
     state = last(averaged, 'epoch_1')['state_dict']
     assert all(torch.equal(v, state[k]) for k, v in teacher.network.state_dict().items())
+
+
+# ------------------------------------------------------------ layers that nothing would train
+
+
+class Kept(FeatureTerm):
+    """Where the layer of a term is kept, and whether it is trained there."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.hidden = where, {}
+        if where == 'init':
+            self.own = nn.Conv2d(8, 8, 1)
+
+    def build(self, pair):
+        layer = nn.Conv2d(pair.channels[1], pair.channels[1], 1)
+        if self.where == 'build':
+            return layer
+        self.hidden[pair.name] = layer.requires_grad_(self.where != 'fixed')
+
+    def bind(self, pairs):
+        super().bind(pairs)
+        if self.where == 'bind':
+            self.own = nn.Conv2d(8, 8, 1)
+
+    def compare(self, student, teacher, layers, boxes):
+        if self.where == 'forward' and not hasattr(self, 'own'):
+            self.own = nn.Conv2d(8, 8, 1)
+        layer = {
+            'dict': self.hidden.get('neck_0'), 'fixed': self.hidden.get('neck_0'), 'build': layers,
+            'each': nn.Conv2d(8, 8, 1) if self.where == 'each' else None,
+        }.get(self.where) or self.own  # fmt: skip
+        return (layer(student) - teacher).square().mean()
+
+
+@pytest.mark.parametrize('where', ['dict', 'forward', 'each'])
+def test_a_layer_that_nothing_trains_is_refused(where):
+    model = distilled(mine=dict(type=Kept, where=where))
+    with pytest.raises(UnownedParameterError, match='loss_kd_mine uses a parameter of shape'):
+        pairs.losses(model)
+
+
+@pytest.mark.parametrize('where', ['init', 'build', 'bind', 'fixed'])
+def test_a_layer_in_its_place_is_not(where):
+    model = copy.deepcopy(distilled(mine=dict(type=Kept, where=where)))
+    pairs.losses(model)
+    assert not model.unproven
+
+
+def test_a_loss_without_the_student_is_dead_and_the_message_says_so():
+    class Deaf(FeatureTerm):
+        def compare(self, student, teacher, layers, boxes):
+            return (student.detach() - teacher).square().mean()
+
+    with pytest.raises(DeadTermError, match="loss of your own that detaches the student's"):
+        pairs.losses(distilled(mine=dict(type=Deaf)))
+
+
+def test_a_name_that_is_taken_is_refused_with_the_way_out():
+    class CWD(FeatureTerm):
+        pass
+
+    published = TERMS.get('CWD')
+    with pytest.raises(KeyError, match=r'term CWD already, in mmkd.methods.cwd: rename the class'):
+        TERMS.register_module(module=CWD)
+    assert TERMS.get('CWD') is published
+    TERMS.register_module(module=published, force=True)
+
+
+def test_the_start_up_table_names_the_layers_by_the_key_of_their_term():
+    table = startup_table(distilled(mine=dict(type='CWD', pairs=['neck[1]'])))
+    assert re.search(r'\| +mine +\| neck\[1\] 8×', table)
+
+
+def test_the_list_of_terms_has_whole_sentences():
+    assert [term['type'] for term in describe() if not term['teaches'].endswith('.')] == []
+
+
+def test_the_check_says_where_a_term_of_the_user_fails(folder):
+    (folder / 'broken.py').write_text(
+        'from mmkd import TERMS, RowTerm\n\n\n@TERMS.register_module()\nclass Broken(RowTerm):\n'
+        '    def compare(self, rows):\n        return rows.student.gather(1, rows.target).mean()\n'
+    )
+    config = "_base_ = 'pair.py'\ncustom_imports = dict(imports=['broken'])\n"
+    config += "model = dict(distillation=dict(mine=dict(type='Broken')))\n"
+    (folder / 'broken_pair.py').write_text(config)
+    report = check_pair(Config.fromfile(folder / 'broken_pair.py'), size=(64, 64), processes=1)
+    assert re.search(r'first step \(.*broken\.py:7, in compare\): Index', report.against[0])
+    TERMS.module_dict.pop('Broken')
 
 
 if __name__ == '__main__':

@@ -9,8 +9,10 @@ import json
 import math
 import os
 import resource
+import sysconfig
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -370,7 +372,7 @@ def _trial(
         with _timed(model.teacher, costs):
             values = model(**data, mode='loss')
     except Exception as error:  # reported as the result
-        report.against.append(f'{type(error).__name__} in the first step: {error}')
+        report.against.append(f'{type(error).__name__} in the first step{_place(error)}: {error}')
         return
     forward = time.perf_counter() - start
     single = {k: sum(v) if isinstance(v, list) else v for k, v in values.items() if 'loss' in k}
@@ -466,6 +468,19 @@ def _under_ddp(cfg: Config, processes: int, report: Report) -> None:
         f'{processes} processes (DDP, gloo): steps in {took:.0f} s',
         ddp=dict(processes=processes, seconds=took),
     )
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the user's code on the way to ``error``; '' if there is none."""
+    ours = (
+        str(Path(__file__).parents[1]),
+        sysconfig.get_path('purelib'),
+        sysconfig.get_path('stdlib'),
+    )
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*ours, '<')):
+            return f' ({frame.filename}:{frame.lineno}, in {frame.name})'
+    return ''
 
 
 def _at_full_weight(model: Any) -> None:

@@ -32,7 +32,7 @@ def describe() -> list[dict[str, Any]]:
     return [
         {
             'type': kind.__name__,
-            'teaches': (inspect.getdoc(kind) or '').partition('\n')[0],
+            'teaches': _summary(kind),
             'needs': needs,
             'arguments': {
                 name: None if p.default is p.empty else repr(p.default)
@@ -41,6 +41,12 @@ def describe() -> list[dict[str, Any]]:
         }
         for kind, needs in {**_PAPERS, **own}.items()
     ]
+
+
+def _summary(kind: type) -> str:
+    """The first paragraph of a docstring, its equations in TeX."""
+    paragraph = (inspect.getdoc(kind) or '').partition('\n\n')[0]
+    return re.sub(r':math:`(.*?)`', r'\1', ' '.join(paragraph.split()))
 
 
 def _line(kind: type, heading: str) -> str:
@@ -65,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f'{name}\n\n{textwrap.indent(inspect.getdoc(kind) or "", "  ")}\n')
     else:
         for term in found:
-            print(f'{term["type"]:22}{term["teaches"]}\n{"":22}needs {term["needs"]}')
+            said = textwrap.wrap(term['teaches'], 78) + textwrap.wrap(f'needs {term["needs"]}', 78)
+            print(f'{term["type"]:22}' + f'\n{"":22}'.join(said))
         print('\n`mmkd terms TYPE` has its equation, arguments and source.')
     return 0

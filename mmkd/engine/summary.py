@@ -103,7 +103,7 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
         term = student.kd_terms[key]
         for pair in getattr(term, 'pairs', ()) if term.needs().pairs else ():
             own, theirs = ('×'.join(str(size) for size in shape[1:]) for shape in pair.shapes)
-            row('  hint', f'{pair.student} {own} -> {pair.teacher} {theirs}')
+            row(f'  {key}', f'{pair.student} {own} -> {pair.teacher} {theirs}')
     if (match := getattr(student.sites.get('rpn'), 'match', None)) is not None:
         of = f"{100 * match.share:.1f} % of the student's are the teacher's too"
         row('anchors', f'{of} (levels {match.levels}); the rest is left out')

@@ -45,7 +45,8 @@ class CrossKD(MapTerm):
     Args:
         site: 'rcnn' or 'rpn', whose head.
         tau: τ, the temperature.
-        cls_weight, reg_weight: w_c, w_r.
+        cls_weight: w_c.
+        reg_weight: w_r.
     """
 
     def __init__(

@@ -38,7 +38,8 @@ class DeFeat(MapTerm):
     Defaults: P2 to P6, weights 4 and 16, the authors' for COCO (3 and 12 for VOC).
 
     Args:
-        object_weight, background_weight: α_obj, α_bg.
+        object_weight: α_obj.
+        background_weight: α_bg.
         as_published: reduce thin boxes as the authors' code does.
     """
 
@@ -99,7 +100,8 @@ class DeFeatHead(LogitTerm):
     .. math:: \tau^2 \bigl( \beta_{obj}\, \mathrm{mean}_{obj}\, \mathrm{KL}(t \,\|\, s)
         + \beta_{bg}\, \mathrm{mean}_{bg}\, \mathrm{KL}(t \,\|\, s) \bigr)
 
-    s and t are softmaxes of the logits (n, C + 1) over τ.
+    s and t are softmaxes of the logits (n, C + 1) over τ; the means are over rows labelled as
+    objects, and over the others.
 
     Needs: rows of the RoI head, labels.
     Parameters: none.
@@ -108,7 +110,8 @@ class DeFeatHead(LogitTerm):
     Defaults: weights 2 and 2, τ = 1, the authors' for COCO; off in their config for VOC.
 
     Args:
-        object_weight, background_weight: β_obj, β_bg.
+        object_weight: β_obj.
+        background_weight: β_bg.
         tau: τ, the temperature.
         as_published: take the largest label present for the background.
     """

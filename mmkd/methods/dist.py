@@ -31,7 +31,8 @@ class DIST(LogitTerm):
     Defaults: weights 1 and 1, τ = 1, as in MMRazor for detectors.
 
     Args:
-        inter_loss_weight, intra_loss_weight: β, over classes; γ, over rows.
+        inter_loss_weight: β, of the correlation over the classes of each row.
+        intra_loss_weight: γ, of the correlation over the rows of each class.
         tau: τ, the temperature.
     """
 

@@ -31,7 +31,8 @@ class DKD(LogitTerm):
     Defaults: α = 1, β = 0.25, τ = 1, the authors' for detectors.
 
     Args:
-        alpha, beta: α and β.
+        alpha: α, of the target.
+        beta: β, of the rest.
         tau: τ, the temperature.
     """
 

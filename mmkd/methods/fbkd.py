@@ -44,7 +44,8 @@ class FBKD(MapTerm):
         weights: w_1 to w_4, of masked maps, channels, places and relations.
         reduction: C over the width of the non-local blocks; one number, or one for each pair.
         pool: side of the cells that a key is pooled from; one number, or one for each pair.
-        spatial_T, channel_T: temperatures of the attentions.
+        spatial_T: temperature of the attention over places.
+        channel_T: temperature of the attention over channels.
         as_published: pool twice, and leave the attention over channels out.
     """
 

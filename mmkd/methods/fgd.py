@@ -41,8 +41,10 @@ class FGD(MapTerm):
 
     Args:
         temp: temperature of the attentions.
-        alpha_fgd, beta_fgd, gamma_fgd, lambda_fgd: weights of objects, background, attention and
-            relation.
+        alpha_fgd: α, of objects.
+        beta_fgd: β, of the background.
+        gamma_fgd: γ, of the attentions.
+        lambda_fgd: λ, of the relations.
         as_published: place boxes as the authors' code does.
     """
 

@@ -20,10 +20,11 @@ class FGFI(LevelTerm):
     Wang et al., "Distilling Object Detectors with Fine-grained Feature Imitation", CVPR 2019.
 
     .. math:: \frac{1}{2 \sum I} \sum_{nchw} I_{nhw} (a(S) - T)^2, \qquad I_{nhw} = \Bigl[
-        \exists\, a, o: \mathrm{IoU}(a, o) > \psi \max_{a'} \mathrm{IoU}(a', o) \Bigr]
+        \exists\, b, o: \mathrm{IoU}(b, o) > \psi \max_{b'} \mathrm{IoU}(b', o) \Bigr]
 
-    S and T are the student's and the teacher's map, (N, C, H, W); the best anchor a' of an object o
-    is that of all pairs, and the sums are over the batch and all pairs.
+    S and T are the student's and the teacher's map, (N, C, H, W); b are the anchors of a place. The
+    best anchor b' of an object o is that of all pairs, and the sums are over the batch and all
+    pairs.
 
     Needs: layer pairs at strides of the student's RPN, its anchors, boxes.
     Parameters: the adapter a, a 3×3 convolution of 9 C² + C for each pair.

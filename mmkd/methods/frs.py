@@ -38,7 +38,8 @@ class FRS(LevelTerm):
     Defaults: P2 to P6 and weights 0.002 and 0.1, the authors', who let both rise over 500 steps.
 
     Args:
-        feature_weight, rpn_weight: w_f, w_r.
+        feature_weight: w_f.
+        rpn_weight: w_r.
     """
 
     adapter = 'conv3x3'

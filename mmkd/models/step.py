@@ -33,8 +33,8 @@ class Step(StepExtras):
         self.branches = getattr(student, 'num_branch', 1)
         self.view = seen.view and seen.view.repeat(self.branches)
         # Keys of the terms that had nothing to compare, in a batch without boxes, say.
-        self.silent: set[str] = set()
-        self._cache: dict[Any, Any] = {}
+        self.silent, self._cache = set[str](), dict[Any, Any]()
+        self.known = list(student.parameters()) if student.unproven else []  # before terms run
         self.on_grid = resample
 
     def rows(self, site: str, kind: str) -> list[Rows]:
