@@ -200,6 +200,13 @@ def test_gap_share():
     assert gap_share(53.0, 50.0, 50.0) is None
 
 
+@pytest.mark.parametrize('teacher', [0.5, 0.9])
+def test_a_table_with_a_gap_share_says_what_it_is(configs, tmp_path, teacher):
+    fake = Fake(lambda name: teacher if name.startswith('teacher') else 0.5)
+    _, out = call(configs, ['mmkd'], fake, tmp_path)
+    assert ("- gap share: the gain as a part of the teacher's lead" in out) == (teacher > 0.5)
+
+
 # ------------------------------------------------------------------------------- planning
 
 
