@@ -360,7 +360,8 @@ def require_known(owner: str, given: Iterable, names: Sequence[str], more: str =
     """Refuse keys that are none of ``names``, with the nearest of them."""
     for key in given:
         if key not in names:
-            near = difflib.get_close_matches(str(key), list(names), 3, 0)
+            near = difflib.get_close_matches(str(key), list(names))
+            near = near or difflib.get_close_matches(str(key), list(names), 3, 0)
             raise ValueError(
                 f'{owner} has no entry {key!r}; did you mean {" or ".join(near)}?{more}'
             )

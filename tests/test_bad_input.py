@@ -57,11 +57,11 @@ def test_a_file_that_does_not_exist_is_named_behind_every_wrapper(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('key', 'near'), [('distilation', 'distillation'), ('teacher_chkpt', 'teacher_ckpt')]
+    ('key', 'near'), [('distilation', r'distillation\?'), ('teacher_chkpt', 'teacher_ckpt or ')]
 )
 def test_a_misspelt_key_of_the_model_is_answered_with_the_nearest(key, near):
     model = dict(pairs.distilled(pairs.fpn(), pairs.fpn(), pairs.off()), **{key: None})
-    with pytest.raises(ValueError, match=f"model has no entry '{key}'; did you mean {near} or"):
+    with pytest.raises(ValueError, match=f"model has no entry '{key}'; did you mean {near}"):
         MODELS.build(model)
 
 
@@ -93,10 +93,20 @@ def test_an_evaluator_has_the_annotations_of_the_images(tmp_path):
     copy.write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match='8 of 8 are not in it, or with other boxes'):
         check_evaluator(dict(metric, ann_file=str(copy)), loader, 'val')
+    with pytest.raises(AnnotationError, match='val_evaluator.ann_file=.*gone.json does not exist'):
+        check_evaluator(dict(metric, ann_file=str(tmp_path / 'gone.json')), loader, 'val')
     config.val_evaluator.ann_file = str(copy)
     runner = DistillationRunner.from_cfg(config)
     with pytest.raises(AnnotationError, match='val_evaluator.ann_file=.*Name one file in both'):
         runner.train()
+
+
+def test_a_test_names_the_file_that_it_lacks(tmp_path):
+    config = Config.fromfile(tiny_config(tmp_path))
+    config.test_dataloader.dataset.ann_file = 'gone.json'
+    runner = DistillationRunner.from_cfg(config)
+    with pytest.raises(AnnotationError, match='test annotations .*gone.json do not exist'):
+        runner.test()
 
 
 @pytest.mark.parametrize(

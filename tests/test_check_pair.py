@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pairs
@@ -408,7 +409,24 @@ def test_with_data_the_step_is_made_with_images_of_ones_own(folder, capsys):
     assert seen.found['networks']['student']['width'] == 64
     cfg.train_dataloader.dataset.ann_file = 'gone.json'
     report = check(cfg, size=(96, 128), data=4)
-    assert report.against[0].startswith('--data: the training data cannot be loaded')
+    assert len(report.against) == 1
+    assert re.match('train annotations .*gone.json do not exist', report.against[0])
+    cfg.train_dataloader.dataset.update(ann_file='train.json', pipeline=[dict(type='Gone')])
+    report = check(cfg, size=(96, 128), data=4)
+    assert report.against[0].startswith('--data: the training data cannot be loaded (KeyError: ')
+
+
+def test_with_data_the_files_are_those_that_a_training_takes(folder):
+    cfg = pair(folder)
+    for split in ('train', 'val'):
+        spoilt = copy.deepcopy(cfg)
+        spoilt[f'{split}_dataloader'].dataset.metainfo = dict(classes=('rad', *CLASSES[1:]))
+        (said,) = check(spoilt, size=(64, 64), data=4).against
+        assert said.startswith(f'{split} annotations ') and "has no 'rad'" in said
+    cfg.test_dataloader.dataset.ann_file = 'gone.json'
+    report = check(cfg, size=(64, 64), data=4)
+    assert not any('annotations' in fault for fault in report.against)
+    assert any(warning.startswith('test annotations ') for warning in report.warnings)
 
 
 @pytest.mark.parametrize('good', [True, False])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -404,6 +405,9 @@ def test_names_in_another_order_than_the_file_are_refused(tmp_path, wrap):
     assert f'({order})' in str(error.value)
     with pytest.raises(ValueError, match='has no category purple, .* and as many num_classes'):
         check_labels(given(dataset_of(tmp_path, ('purple', *CLASSES))))
+    names = f'It has {", ".join(CLASSES)}: write these names, or classes=({CLASSES[0]!r},) '
+    with pytest.raises(ValueError, match=re.escape(names)):
+        check_labels(given(dataset_of(tmp_path, (CLASSES[0], 'bleu'))))
 
 
 def reversed_categories(path):

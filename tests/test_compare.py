@@ -200,6 +200,13 @@ def test_gap_share():
     assert gap_share(53.0, 50.0, 50.0) is None
 
 
+@pytest.mark.parametrize('teacher', [0.5, 0.9])
+def test_a_table_with_a_gap_share_says_what_it_is(configs, tmp_path, teacher):
+    fake = Fake(lambda name: teacher if name.startswith('teacher') else 0.5)
+    _, out = call(configs, ['mmkd'], fake, tmp_path)
+    assert ("- gap share: the gain as a part of the teacher's lead" in out) == (teacher > 0.5)
+
+
 # ------------------------------------------------------------------------------- planning
 
 
@@ -600,6 +607,24 @@ def test_a_failure_is_shown_and_stops_no_other(configs, tmp_path):
     assert 'not there (yet): mmkd, terms off, seed 1' in out
     # A pair that lacks one half counts for nothing.
     assert judge([0.0, 0.0]).word in out.split('own baseline')[2]
+
+
+@pytest.mark.parametrize(
+    ('split', 'key'), [('test', 'ann_file'), ('test', 'data_prefix.img'), ('val', 'ann_file')]
+)
+def test_what_cannot_be_tested_is_not_trained(configs, tmp_path, split, key):
+    fake = Fake()
+    options = [f'{split}_dataloader.dataset.{key}=gone']
+    code, out = call(configs, ['mmkd'], fake, tmp_path, split=split, options=options)
+    assert (code, fake.commands) == (2, [])
+    assert f'{split} annotations ' in out and 'not exist' in out
+    assert ('--split val' in out) == (split == 'test')
+    # The other split's data are not needed, nor any for a table.
+    other = {'test': 'val', 'val': 'test'}[split]
+    code, _ = call(configs, ['mmkd'], fake, tmp_path, split=other, options=options)
+    assert code == 0 and fake.commands
+    code, out = call(configs, ['mmkd'], fake, tmp_path, options=options, table_only=True)
+    assert 'do not exist' not in out
 
 
 def test_table_from_results_alone(configs, tmp_path):

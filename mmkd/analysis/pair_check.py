@@ -37,6 +37,12 @@ from mmengine.utils import import_modules_from_strings
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 
+from ..datasets.annotations import (
+    AnnotationError,
+    check_annotations,
+    check_evaluator,
+    require_annotations,
+)
 from ..datasets.labels import check_labels, check_same_labels
 from ..datasets.old_spellings import refuse_old_spellings
 from ..datasets.two_views import apply_resolution, at_teachers_scale
@@ -149,7 +155,8 @@ def check_pair(
     channels = input_channels(model)
     batch: dict | None = None
     if data:
-        batch = _real_batch(cfg, report)
+        _check_files(cfg, report)
+        batch = _real_batch(cfg, report) if report.go else None
         if batch is None:
             return report
         size = model.data_preprocessor(copy.deepcopy(batch), True)['inputs'].shape[-2:]
@@ -315,6 +322,21 @@ def synthetic_batch(
         inputs.append(pixels)
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)
+
+
+def _check_files(cfg: Config, report: Report) -> None:
+    """Check the annotation files as a training does; a missing test set is a warning."""
+    unlabelled = Unlabelled.of((cfg.model.get('distillation') or {}).get('unlabelled'))
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        look = require_annotations if split == 'test' else check_annotations
+        if split == 'train' and unlabelled is not None and unlabelled.share == 1:
+            continue  # the file is not read
+        try:
+            look(loader, split)
+            check_evaluator(cfg.get(f'{split}_evaluator'), loader, split)
+        except AnnotationError as error:
+            (report.warnings if split == 'test' else report.against).append(str(error))
 
 
 def _real_batch(cfg: Config, report: Report, images: int = 2) -> dict | None:

@@ -48,6 +48,18 @@ def check_annotations(dataloader: Any, who: str = 'train') -> None:
             _check_dataset(dataset, who)
 
 
+def require_annotations(dataloader: Any, who: str) -> None:
+    """Check that the COCO files of a dataloader's config exist; a test may need no more of them.
+
+    Raises:
+        AnnotationError: naming the file.
+    """
+    if isinstance(dataloader, dict):
+        for dataset in leaves(dataloader.get('dataset')):
+            if (path := _coco_path(dataset)) is not None:
+                _require_file(path, f'{who} annotations {path}')
+
+
 def check_evaluator(evaluator: Any, dataloader: Any, who: str) -> None:
     """Check that evaluator and dataloader have the same annotations.
 
@@ -70,6 +82,11 @@ def check_evaluator(evaluator: Any, dataloader: Any, who: str) -> None:
         other = metric.get('ann_file') if isinstance(metric, dict) else None
         if not other or 'CocoMetric' not in str(metric.get('type')):
             continue
+        if not ('://' in other or metric.get('backend_args') or osp.exists(other)):
+            raise AnnotationError(
+                f'{who}_evaluator.ann_file={other} does not exist: name the file of '
+                f'{who}_dataloader ({path}), with its folder'
+            )
         if not all(map(osp.isfile, (path, other))) or osp.realpath(path) == osp.realpath(other):
             continue
         shown = _boxes_by_image(read_coco(path, f'{who} annotations {path}'))
@@ -114,14 +131,10 @@ def leaves(dataset: Any) -> Iterator[dict]:
 
 
 def _check_dataset(dataset: dict, who: str) -> None:
-    kind = dataset.get('type')
-    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
-    if cls is None or not _reads_coco(cls):
+    path = _coco_path(dataset)
+    if path is None:
         return
-    root = dataset.get('data_root') or ''
-    path = _join(root, dataset.get('ann_file', ''))
-    if dataset.get('backend_args') or '://' in path:
-        return
+    cls: Any = _class_of(dataset)
     classes = (dataset.get('metainfo') or {}).get('classes', cls.METAINFO.get('classes'))
     if isinstance(classes, str):
         if not osp.isfile(classes):
@@ -135,7 +148,21 @@ def _check_dataset(dataset: dict, who: str) -> None:
     content = read_coco(path, what)
     _check_coco(content, what, classes)
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
-    _check_images(content['images'], _join(root, prefix), what, loads_pictures(dataset))
+    folder = _join(dataset.get('data_root') or '', prefix)
+    _check_images(content['images'], folder, what, loads_pictures(dataset))
+
+
+def _class_of(dataset: dict) -> Any:
+    kind = dataset.get('type')
+    return DATASETS.get(kind) if isinstance(kind, str) else kind
+
+
+def _coco_path(dataset: dict) -> str | None:
+    """The annotation file of a data set's config; None for another format, or another disk."""
+    cls = _class_of(dataset)
+    path = _join(dataset.get('data_root') or '', dataset.get('ann_file', ''))
+    elsewhere = dataset.get('backend_args') or '://' in path
+    return None if cls is None or not _reads_coco(cls) or elsewhere else path
 
 
 def _reads_coco(cls: Any) -> bool:
@@ -158,9 +185,7 @@ def read_coco(
     Raises:
         AnnotationError: there is no such file, or it has another content.
     """
-    if not osp.isfile(path):
-        state = 'is a directory' if osp.isdir(path) else 'do not exist'
-        raise AnnotationError(f'{what} {state}: ann_file is looked for below data_root')
+    _require_file(path, what)
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
@@ -176,6 +201,12 @@ def read_coco(
     if not content['images']:
         raise AnnotationError(f'{what}: images is empty, so there is nothing to train or test on')
     return content
+
+
+def _require_file(path: str, what: str) -> None:
+    if not osp.isfile(path):
+        state = 'is a directory' if osp.isdir(path) else 'do not exist'
+        raise AnnotationError(f'{what} {state}: ann_file is looked for below data_root')
 
 
 def _check_coco(content: dict[str, list[dict]], what: str, classes: Sequence[str] | None) -> None:

@@ -83,20 +83,22 @@ def check_labels(dataset: Any) -> None:
         if numbered in (named, []):
             continue
         missing = [name for name in named if name not in numbered]
-        alike = spelled_alike(missing, _categories(path))
+        categories = _categories(path)
+        alike, has = spelled_alike(missing, categories), 'It has '
         raise ValueError(
             f'metainfo=dict(classes=({first_names(named)})) does not fit {path}: '
             + (
                 f'it has no category {first_names(missing)}, so the classes behind it are numbered '
-                f'wrongly{". " + did_you_mean(alike) if alike else ""}'
+                f'wrongly. {did_you_mean(alike) if alike else has + first_names(categories)}'
                 if missing
                 else 'MMDetection numbers classes in the order of the file'
             )
             + (
                 ''
                 if alike
-                else f'. Write classes=({", ".join(map(repr, numbered))})'
-                + (' and as many num_classes' if missing else '')
+                else f': write these names, or classes={tuple(numbered)!r} and as many num_classes'
+                if missing
+                else f'. Write classes={tuple(numbered)!r}'
             )
         )
 

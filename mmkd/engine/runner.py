@@ -18,7 +18,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..datasets.annotations import check_annotations, check_evaluator, leaves
+from ..datasets.annotations import check_annotations, check_evaluator, leaves, require_annotations
 from ..datasets.intact_images import IntactImagesHook, require_intact_images
 from ..datasets.labels import check_num_classes
 from ..datasets.old_spellings import refuse_old_spellings
@@ -203,9 +203,10 @@ class DistillationRunner(Runner):
         """Tests.
 
         Raises:
-            AnnotationError: the evaluator has the annotations of other images.
+            AnnotationError: an annotation file is missing, or the evaluator's is of other images.
             OutOfMemoryError: with what to change.
         """
+        require_annotations(self._test_dataloader, 'test')
         check_evaluator(self._test_evaluator, self._test_dataloader, 'test')
         with self._explaining_errors('test_dataloader'):
             return super().test()

@@ -21,7 +21,7 @@ import torch
 from . import measure, report
 from .measure import cpu_cores
 from .origin import Origin, trace
-from .plan import Plan, plan_runs
+from .plan import Plan, plan_runs, require_test_data
 from .progress import Progress
 from .results import load_measures, load_results, require_same_data
 from .runs import Execute, RunContext, Stopped, measure_all, perform_all, run_command
@@ -78,11 +78,13 @@ def compare(
         if not margin > 0:
             raise ValueError(f'--margin must be above 0, not {margin}')
         require_same_data(results_file, plan, keep=not table_only)
+        results, notes = load_results(results_file, plan)
+        todo = [run for run in plan.runs if run.key not in results]
+        if not table_only:
+            require_test_data(todo)
     except (ValueError, FileNotFoundError) as error:
         print(f'compare: {error}', file=stream)
         return 2
-    results, notes = load_results(results_file, plan)
-    todo = [run for run in plan.runs if run.key not in results]
     failures: dict[str, str] = {}
     costs = {run.name: run.cost for run in todo}
     progress = Progress(list(costs), stream, costs=costs)

@@ -17,7 +17,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ... import recipe
-from ...datasets.annotations import leaves
+from ...datasets.annotations import AnnotationError, check_annotations, check_evaluator, leaves
 from ...datasets.teacher_labels import find_images
 from ...datasets.two_views import apply_resolution, at_teachers_scale
 from ...engine.cfg_options import CfgOptions, unused_option
@@ -46,6 +46,9 @@ _TRAIN_KEYS = [
     'default_scope',
 ]
 _IDLE_HOOKS = ('logger', 'visualization', 'checkpoint', 'timer')
+WITHOUT_A_TEST_SET = (
+    'without a test set, measure on the validation data: --split val, or split="val" in a study'
+)
 # Subclasses of MMDetection's TwoStageDetector that add nothing to it.
 _TWO_STAGE = ('FasterRCNN', 'CascadeRCNN', 'MaskRCNN')
 
@@ -214,6 +217,28 @@ def plan_runs(
     order = {'teacher': 0, 'plain': 1, 'baseline': 2, 'distilled': 3}
     plan.rows.sort(key=lambda row: order[row.role])
     return plan
+
+
+def require_test_data(runs: Sequence[Run]) -> None:
+    """Check the annotation files of the tests, before hours of training for them.
+
+    Raises:
+        AnnotationError: naming the file, the entry and its value.
+    """
+    checked = []
+    for run in runs:
+        loader, evaluator = run.test_cfg.test_dataloader, run.test_cfg.test_evaluator
+        if (loader, evaluator) in checked:
+            continue
+        checked.append((loader, evaluator))
+        try:
+            check_annotations(loader, run.split)
+            check_evaluator(evaluator, loader, run.split)
+        except AnnotationError as error:
+            raise AnnotationError(
+                f'{run.config}: {error}'
+                + (f'; {WITHOUT_A_TEST_SET}' if run.split == 'test' else '')
+            ) from None
 
 
 def student_run(

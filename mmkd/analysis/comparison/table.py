@@ -131,6 +131,10 @@ def summarise(
             values = (baseline.mean, by_label[plain[0].label].mean, teacher.mean)
             if all(v is not None for v in values):
                 baseline.share_plain = gap_share(*values)  # type: ignore[arg-type]
+    if {(row.share_own, row.share_plain) for row in summary.rows} - {(None, None)}:
+        summary.notes.append(
+            "gap share: the gain as a part of the teacher's lead over the same reference"
+        )
     if missing:
         summary.notes.append(f'not there (yet): {", ".join(missing)}')
     if rounded:

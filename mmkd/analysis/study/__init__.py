@@ -121,7 +121,7 @@ class Conduct:
                 f'{file} has the results of the study {", ".join(names)}, and this one is '
                 f'{self.study.name}: name another --results, or name=... in the study'
             )
-        costs = check(self.study, self.context.processes) if self.train else {}
+        costs = check(self.study, self.context.processes, lines.runs) if self.train else {}
         if self.train and not names:
             append_result(file, {'kind': 'study', 'key': self.study.name})
         for number, stage in enumerate(self.study.stages):

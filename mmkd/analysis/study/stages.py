@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from ..comparison.plan import (
@@ -10,6 +11,7 @@ from ..comparison.plan import (
     Row,
     Run,
     config_with_options,
+    require_test_data,
     student_run,
     teacher_run,
     terms_on,
@@ -105,18 +107,23 @@ def _teacher(
     return known[key]
 
 
-def check(study: Study, processes: int) -> dict[str, float]:
+def check(study: Study, processes: int, done: Container[str] = ()) -> dict[str, float]:
     """Plans each variant once, so that what cannot be run is refused before the first run.
+
+    Args:
+        done: keys of the runs that have a result, and need no data any more.
 
     Returns:
         The cost of a run in each stage, see :attr:`.plan.Run.cost`.
 
     Raises:
-        ValueError: if a config or an option does not fit, or a searched key changes nothing.
+        ValueError: if a config or an option does not fit, a searched key changes nothing, or a
+            stage cannot be tested on its data.
         FileNotFoundError: if a config is not there.
     """
     costs: dict[str, float] = {}
     planned: set[str] = set()
+    todo: list[Run] = []
     for stage in study.stages:
         may_enter = set(study.arms if stage.arms is None else stage.arms) - planned
         for arm in sorted({study.reference, *(may_enter & set(study.arms))}):
@@ -125,6 +132,7 @@ def check(study: Study, processes: int) -> dict[str, float]:
                 for variant in study.arms[arm]:
                     run = variant_run(variant, stage, student, stage.seeds[0], processes)
                     costs[stage.name] = run.cost
+                    todo += [] if run.key in done else [run]
                     other = keys.setdefault(run.train_key, variant.label)
                     if other != variant.label:
                         raise ValueError(
@@ -132,6 +140,7 @@ def check(study: Study, processes: int) -> dict[str, float]:
                             f"{stage.name!r}: nothing reads the key, or the stage's options set it"
                         )
         planned |= may_enter
+    require_test_data(todo)
     return costs
 
 
