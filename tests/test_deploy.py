@@ -185,7 +185,8 @@ def test_the_page_exports_to_onnx(published, tmp_path):
 @pytest.mark.slow
 def test_the_model_card_says_what_it_is(published):
     card = published['two resolutions'][0].with_suffix('.md').read_text()
-    for words in ('red, green, blue', 'train.json', 'teacher.pth', 'SHA-256', 'GFLOPs', 'images/s',
+    for words in ('red, green, blue', 'train.json', 'SHA-256', 'GFLOPs', 'images/s',
+                  '| config | `teacher.py` |', '| checkpoint | `teacher.pth` |',
                   'teacher (96, 96), student (64, 64)', 'HintL2Loss'):  # fmt: skip
         assert words in card
 

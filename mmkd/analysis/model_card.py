@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,9 +84,9 @@ def _annotation_files(node: Any) -> Iterator[str]:
 
 def _teacher(model: Any) -> Iterator[tuple[str, str]]:
     config = model.get('teacher_config')
-    yield 'config', f'`{config}`' if isinstance(config, str) else 'written in the pair'
+    yield 'config', f'`{_public(config)}`' if isinstance(config, str) else 'written in the pair'
     checkpoint = str(model.get('teacher_ckpt'))
-    yield 'checkpoint', f'`{checkpoint}`'
+    yield 'checkpoint', f'`{_public(checkpoint)}`'
     if model.get('teacher_sha256'):
         yield 'its SHA-256', f'{model["teacher_sha256"]} (enforced)'
     elif Path(checkpoint).is_file():
@@ -94,6 +95,14 @@ def _teacher(model: Any) -> Iterator[tuple[str, str]]:
     resolution = model['distillation'].get('resolution')
     if resolution:
         yield 'scale', f'teacher {resolution["teacher"]}, student {resolution["student"]}'
+
+
+def _public(path: str) -> str:
+    """A path relative to the current folder where it lies below, else the file's name alone."""
+    if not os.path.isabs(path):
+        return path
+    short = os.path.relpath(path)
+    return os.path.basename(path) if short.startswith('..') else short
 
 
 def _recipe(distillation: Any) -> str:
