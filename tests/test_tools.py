@@ -534,8 +534,8 @@ cpu_only = pytest.mark.skipif(torch.cuda.is_available(), reason='processes on a 
 
 @cpu_only
 def test_dist_train_and_dist_test_on_two_processes(config, tmp_path):
-    launched = start('dist_train.sh', config, 2, '--work-dir', tmp_path, PORT=free_port())
-    (output,) = finish(launched)
+    args = ['dist_train.sh', config, 2, '--work-dir', tmp_path]
+    (output,) = finish(start(*args, PORT=free_port(), **warmed()))
     assert 'Distributed training: True' in output
     checkpoint = tmp_path / 'epoch_1.pth'
     # 16 images, two processes of 4 each: two iterations where one process makes four.
@@ -571,7 +571,7 @@ model = dict(
     )
     work_dir = tmp_path / 'work'
     args = ['dist_train.sh', distilled, 2, '--work-dir', work_dir]
-    (output,) = finish(start(*args, PORT=free_port(), TORCH_HOME=str(tmp_path), **warmed()))
+    (output,) = finish(start(*args, PORT=free_port(), TORCH_HOME=str(tmp_path)))
     tensors = sum(v.is_floating_point() for v in backbone.state_dict().values())
     assert f'{tensors} of {tensors} tensors of backbone from http://127.0.0.1' in output
     assert read_checkpoint(str(work_dir / 'epoch_1.pth'))['meta']['iter'] == 2
