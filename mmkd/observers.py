@@ -170,12 +170,13 @@ def _require_owned(name: str, value: Tensor, known: Iterable[nn.Parameter]) -> N
     ids = {id(p) for p in known}
     for node in _nodes(value):
         leaf = getattr(node, 'variable', None)
-        if isinstance(leaf, nn.Parameter) and id(leaf) not in ids:
+        if leaf is not None and id(leaf) not in ids:
             raise UnownedParameterError(
                 f'{name} uses a parameter of shape {tuple(leaf.shape)} that the detector did not '
                 'have before the first step: no optimizer trains it, and no checkpoint holds it. '
-                "Create a term's layers in __init__, build or bind, and keep them as modules "
-                '(nn.ModuleDict, not a dict); requires_grad_(False) marks one that is not trained'
+                "Create a term's layers in __init__, adapt, build or bind, and keep them as "
+                'modules (nn.ModuleDict, not a dict); requires_grad_(False) marks one that is not '
+                'trained'
             )
 
 

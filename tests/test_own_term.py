@@ -968,6 +968,7 @@ class Kept(FeatureTerm):
         self.where, self.hidden = where, {}
         if where == 'init':
             self.own = nn.Conv2d(8, 8, 1)
+        self.scale = torch.ones(1, requires_grad=where == 'tensor')
 
     def build(self, pair):
         layer = nn.Conv2d(pair.channels[1], pair.channels[1], 1)
@@ -986,11 +987,12 @@ class Kept(FeatureTerm):
         layer = {
             'dict': self.hidden.get('neck_0'), 'fixed': self.hidden.get('neck_0'), 'build': layers,
             'each': nn.Conv2d(8, 8, 1) if self.where == 'each' else None,
+            'tensor': self.scale.mul,
         }.get(self.where) or self.own  # fmt: skip
         return (layer(student) - teacher).square().mean()
 
 
-@pytest.mark.parametrize('where', ['dict', 'forward', 'each'])
+@pytest.mark.parametrize('where', ['dict', 'forward', 'each', 'tensor'])
 def test_a_layer_that_nothing_trains_is_refused(where):
     model = distilled(mine=dict(type=Kept, where=where))
     with pytest.raises(UnownedParameterError, match='loss_kd_mine uses a parameter of shape'):
