@@ -275,6 +275,7 @@ def digits(tmp_path_factory):
     cfg = Config.fromfile(ROOT / 'configs/digits/mmkd.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = str(root / 'data') + '/'
+    cfg.val_evaluator.ann_file = str(root / 'data/val.json')
     return cfg
 
 
@@ -318,6 +319,7 @@ def test_the_channel_order_that_costs_little_is_found_on_more_images(digits, tmp
     tool('make_digits').make(tmp_path / 'data', size=96, train=1, val=300, test=1, seed=5)
     cfg = copy.deepcopy(digits)
     cfg.val_dataloader.dataset.data_root = f'{tmp_path}/data/'
+    cfg.val_evaluator.ann_file = f'{tmp_path}/data/val.json'
     report = on_data(cfg, images=300, model__data_preprocessor__bgr_to_rgb=False)
     with pytest.raises(AssertionError, match='with the other channel order'):
         raise AssertionError(report.against)
