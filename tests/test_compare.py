@@ -617,6 +617,7 @@ def test_what_cannot_be_tested_is_not_trained(configs, tmp_path, split, key):
     options = [f'{split}_dataloader.dataset.{key}=gone']
     code, out = call(configs, ['mmkd'], fake, tmp_path, split=split, options=options)
     assert (code, fake.commands) == (2, [])
+    assert not list((tmp_path / 'work').glob('*'))
     assert f'{split} annotations ' in out and 'not exist' in out
     assert ('--split val' in out) == (split == 'test')
     # The other split's data are not needed, nor any for a table.

@@ -35,6 +35,7 @@ from torch import nn
 
 from mmkd import TERMS, DistillTerm, FeatureTerm, Needs, RowTerm
 from mmkd.analysis.pair_check import check_pair
+from mmkd.commands import terms
 from mmkd.commands.terms import describe
 from mmkd.engine.exit import leave
 from mmkd.engine.runner import DistillationRunner
@@ -1046,6 +1047,19 @@ def test_the_check_says_where_a_term_of_the_user_fails(folder):
     report = check_pair(Config.fromfile(folder / 'broken_pair.py'), size=(64, 64), processes=1)
     assert re.search(r'first step \(.*broken\.py:7, in compare\): Index', report.against[0])
     TERMS.module_dict.pop('Broken')
+
+
+def test_the_list_has_the_terms_of_a_config(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'listed.py').write_text(
+        'from mmkd import TERMS, RowTerm\n\n\n@TERMS.register_module()\nclass Listed(RowTerm):\n'
+        '    """Teaches nothing.\n\n    Needs: rows of the RoI head.\n    """\n'
+    )
+    (tmp_path / 'pair.py').write_text("custom_imports = dict(imports=['listed'])\n")
+    assert terms.main(['--config', str(tmp_path / 'pair.py')]) == 0
+    assert re.search(r'^Listed +Teaches nothing\.\n +needs rows of the RoI head$',
+                     capsys.readouterr().out, re.MULTILINE)  # fmt: skip
+    TERMS.module_dict.pop('Listed')
 
 
 if __name__ == '__main__':

@@ -201,6 +201,7 @@ def test_what_was_stopped_goes_on(write, tmp_path):
     first = fake.trained()[0]
     assert '--resume' in first and any('mmkd-s0' in part for part in first)
     assert 'stage screen: 7 runs, 6 of them done already' in out
+    assert 'side by side; up to 15 runs in later stages\n' in out
 
 
 class Diverging(Fake):

@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from mmengine.config import Config
+
 from ..models.chen2017 import HintL2Loss, TeacherBoundedL2Loss, WeightedSoftCELoss
 from ..models.terms import DistillTerm
 from ..registry import TERMS
@@ -57,8 +59,13 @@ def _line(kind: type, heading: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('names', nargs='*', metavar='TYPE', help='these alone, with all they say')
+    parser.add_argument(
+        '--config', help='a config whose custom_imports register terms of your own: list them too'
+    )
     parser.add_argument('--json', action='store_true', help='as JSON')
     args = parser.parse_args(argv)
+    if args.config:
+        Config.fromfile(args.config)  # imports what it names
     found = describe()
     known = {term['type']: term for term in found}
     if unknown := [name for name in args.names if name not in known]:

@@ -77,11 +77,11 @@ def compare(
         plan = plan_runs(configs, seeds, plain, options, split, processes, against)
         if not margin > 0:
             raise ValueError(f'--margin must be above 0, not {margin}')
-        require_same_data(results_file, plan, keep=not table_only)
         results, notes = load_results(results_file, plan)
         todo = [run for run in plan.runs if run.key not in results]
         if not table_only:
             require_test_data(todo)
+        require_same_data(results_file, plan, keep=not table_only)  # may write: the last refusal
     except (ValueError, FileNotFoundError) as error:
         print(f'compare: {error}', file=stream)
         return 2

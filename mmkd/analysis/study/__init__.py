@@ -142,7 +142,9 @@ class Conduct:
             self._record({'kind': 'decision', 'key': stage.name, 'arms': arms})
         if self.train:
             candidates = len({v.arm for v in variants} - {self.study.reference})
-            self._perform(plan, stage, later_cost(self.study, number, candidates, costs))
+            runs_later = later_cost(self.study, number, candidates, dict.fromkeys(costs, 1.0))
+            later = later_cost(self.study, number, candidates, costs)
+            self._perform(plan, stage, later, round(runs_later))
         lines = read_results(file)
         runs = {run.key: run for run in plan.runs}
         diverged = [key for key in runs if ('diverged', key) in lines.others]
@@ -227,14 +229,15 @@ class Conduct:
         if self.train:
             append_result(self.context.results, line)
 
-    def _perform(self, plan: Plan, stage: Stage, later: float) -> None:
+    def _perform(self, plan: Plan, stage: Stage, later: float, runs_later: int) -> None:
         lines = read_results(self.context.results)
         done = lines.runs.keys() | {key for kind, key in lines.others if kind == 'diverged'}
         runs = {run.key: run for run in plan.runs}
         todo = [run for key, run in runs.items() if key not in done]
         print(
             f'stage {stage.name}: {len(runs)} runs, {len(runs) - len(todo)} of them done already; '
-            f'{self.context.jobs} side by side',
+            f'{self.context.jobs} side by side'
+            + (f'; up to {runs_later} runs in later stages' if runs_later else ''),
             file=self.stream,
             flush=True,
         )
