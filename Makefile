@@ -1,4 +1,4 @@
-# make demo · make demo-full · make demo-resolution · make demo-pairs · make test · make test-all · make docs · make lint · make setup · make teacher · make backbone
+# make demo · make demo-full · make demo-resolution · make demo-pairs · make test · make test-all · make docs · make lint · make setup · make study · make study-table · make teacher · make backbone
 # Each sets everything up first (tools/setup.sh), once; PYTHON=python3.12 picks the interpreter.
 SHELL := /bin/bash
 # STACK=onedl takes the maintained fork of requirements-onedl.txt, in an environment of its own.
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.mmkd-setup-$(shell (pwd; cat requirements.txt requirements-one
 # Digits in larger photographs, for the teacher that sees more pixels.
 LARGE := --out data/digits_large --size 192 --train 2000 --val 250 --test 500 --digits 4 10 --heights 14 60
 
-.PHONY: demo demo-full demo-resolution demo-pairs teacher large-teacher cascade-teacher unlabelled-teacher backbone test test-all docs lint setup
+.PHONY: demo demo-full demo-resolution demo-pairs teacher large-teacher cascade-teacher unlabelled-teacher backbone study study-table study-backbones test test-all docs lint setup
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -81,6 +81,22 @@ cascade-teacher: $(STAMP)
 backbone: $(STAMP)
 	$(PY) tools/make_digits.py
 	OMP_NUM_THREADS=1 $(PY) tools/pretrain_digits.py
+
+# Three students of one teacher, in stages. Hours; stopped, it goes on. The tables need no run.
+STUDIES := plain plain_train
+study_of = $(PY) tools/study.py benchmarks/study/$(1).py --results benchmarks/study/$(1).jsonl --work-dir work_dirs/study
+study: $(STAMP)
+	$(PY) tools/make_digits.py --out data/digits_study --labelled 250
+	$(foreach name,$(STUDIES),$(call study_of,$(name)) &&) true
+
+study-table: $(STAMP)
+	$(PY) tools/make_digits.py --out data/digits_study --labelled 250
+	$(foreach name,$(STUDIES),$(call study_of,$(name)) --table-only &&) true
+
+# Makes the backbones of the middle and the near student again: four and eight minutes on one core.
+study-backbones: $(STAMP)
+	$(PY) tools/make_digits.py --out data/digits_study --labelled 250
+	for name in middle near; do OMP_NUM_THREADS=1 $(PY) tools/pretrain_digits.py --config configs/digits/study/$$name.py --ann-file train.json --epochs 10 --out checkpoints/digits_$${name}_backbone.pth || exit 1; done
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -35,6 +35,7 @@ BACKGROUND = 10  # the class of a window with no digit in its middle
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config', default=ROOT / 'configs/digits/plain.py')
+    parser.add_argument('--ann-file', help="training annotations, in the place of the config's")
     parser.add_argument('--out', default=ROOT / 'checkpoints/digits_student_backbone.pth')
     parser.add_argument('--epochs', type=int, default=40)
     parser.add_argument('--batch-size', type=int, default=64)
@@ -103,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     sets = {}
     for split in ('train', 'val'):
         data = cfg[f'{split}_dataloader'].dataset
+        if split == 'train' and args.ann_file:
+            data.ann_file = args.ann_file
         sets[split] = read_windows(Path(data.data_root), data.ann_file, data.data_prefix.img)
     images, windows = sets['train']
     size, draw = args.batch_size, random.Random(args.seed)

@@ -1,0 +1,12 @@
+# The middle student: three eighths of its teacher's width (backbone: a seventh of its FLOPs).
+_base_ = 'far.py'
+
+model = dict(
+    backbone=dict(
+        base_channels=12,
+        init_cfg=dict(
+            checkpoint='{{ fileDirname }}/../../../checkpoints/digits_middle_backbone.pth'
+        ),
+    ),
+    neck=dict(in_channels=[12, 24, 48]),
+)
