@@ -18,7 +18,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmkd.analysis.comparison.plan import plan_runs
-from mmkd.analysis.comparison.results import load_measures, load_results
+from mmkd.analysis.comparison.results import load_measures, load_results, read_results
 from mmkd.analysis.comparison.table import (
     RowSummary,
     Summary,
@@ -421,11 +421,39 @@ def _code(text: str) -> str:
     return f'{fence}{space}{text}{space}{fence}'
 
 
+# ----------------------------------------------------------------------------------------- studies
+
+STUDENTS = ('far', 'middle', 'near')
+PLAIN = (
+    ('val', 'plain', 'val'),
+    ('test', 'plain', 'test'),
+    ('train', 'plain_train', 'test'),
+)
+"""What is shown of a plain run, the study that tested it, and the split there."""
+
+
+def plain_curves() -> str:
+    """mAP of the study's plain students by the length of their schedule."""
+    found: dict[int, dict[tuple[str, str], float]] = {}
+    for shown, study, split in PLAIN:
+        for run in read_results(ROOT / f'benchmarks/study/{study}.jsonl').runs.values():
+            if run['split'] == split and run['role'] == 'plain':
+                student, length = re.match(r'(\w+): (\d+) iterations', run['label']).groups()
+                found.setdefault(int(length), {})[student, shown] = 100 * run['metrics']['mAP']
+    columns = [(student, shown) for student in STUDENTS for shown, *_ in PLAIN]
+    body = [
+        [f'{length:,}', *(format_number(row.get(column), '.1f') for column in columns)]
+        for length, row in sorted(found.items())
+    ]
+    return markdown_table(['iterations', *(f'{s}, {shown}' for s, shown in columns)], body)
+
+
 # ------------------------------------------------------------------------------------------- pages
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     'README.md': {'results': short_table},
     'docs/results.md': {name: (lambda name=name: whole_table(name)) for name in COMPARISONS},
+    'docs/digits.md': {'curves': plain_curves},
     'docs/reference.md': {'keys': reference},
     'docs/messages.md': {'messages': messages},
 }
