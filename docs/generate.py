@@ -62,6 +62,10 @@ COMPARISONS: dict[str, dict[str, Any]] = {
         configs=('pairs/to_mobilenet.py', 'pairs/from_cascade.py', 'pairs/four_classes.py'),
         plain=(), seeds=range(3), options=HALF,
     ),
+    'digits_unlabelled': dict(
+        configs=('unlabelled/all_images.py', 'unlabelled/distilled.py'),
+        against=('unlabelled/distilled.py',), plain=('unlabelled/all_labels.py',), seeds=range(5),
+    ),
 }  # fmt: skip
 """The comparisons whose results are committed, as benchmarks/NAME.jsonl."""
 
@@ -70,11 +74,14 @@ def summary(name: str) -> Summary:
     """What ``tools/compare.py --table-only`` computes from the committed results."""
     given = COMPARISONS[name]
     path = ROOT / f'benchmarks/{name}.jsonl'
+    at = {
+        key: [str(ROOT / DIGITS / config) for config in given.get(key, ())]
+        for key in ('configs', 'plain', 'against')
+    }
+    options = list(given.get('options', ()))
     plan = plan_runs(
-        [str(ROOT / DIGITS / c) for c in given['configs']], list(given['seeds']),
-        [str(ROOT / DIGITS / c) for c in given['plain']], list(given.get('options', ())), 'test', 1,
-        (),
-    )  # fmt: skip
+        at['configs'], list(given['seeds']), at['plain'], options, 'test', 1, at['against']
+    )
     results, notes = load_results(path, plan)
     if not results:
         raise ValueError(f'{path} holds no result of these configs')
@@ -85,8 +92,9 @@ def command(name: str) -> str:
     """The command that prints the same table."""
     given = COMPARISONS[name]
     parts = ['python tools/compare.py', *(DIGITS + c for c in given['configs'])]
-    if given['plain']:
-        parts += ['--plain', *(DIGITS + c for c in given['plain'])]
+    for key in ('against', 'plain'):
+        if found := given.get(key):
+            parts += [f'--{key}', *(DIGITS + config for config in found)]
     parts += ['--seeds', *map(str, given['seeds'])]
     if options := given.get('options'):
         parts += ['--cfg-options', *options]

@@ -127,6 +127,8 @@ def test_a_study_halves_on_validation_and_ends_on_test(write, tmp_path):
     # On test, seeds 0 and 1 of two arms have been trained for the second stage.
     assert len(fake.trained()) == 6 + 3 * 2 + (2 * 1 + 3)
     assert (tmp_path / 'work/gain.svg').read_text().startswith('<?xml')
+    results = read_results(tmp_path / 'work/results.jsonl').runs.values()
+    assert results and not any('curves' in result for result in results)
 
     results = read_results(tmp_path / 'work/results.jsonl')
     decided = results.others['decision', 'screen']

@@ -79,6 +79,7 @@ class RunContext:
     """Where runs are trained (``work_dir``), how many side by side (``jobs``), and with what.
 
     ``results`` is the results file, ``processes`` train one run, ``devices`` are names of GPUs.
+    With ``curves`` the results hold what the trainings logged: half of their size.
     """
 
     work_dir: Path
@@ -89,6 +90,7 @@ class RunContext:
     progress: Progress
     execute: Execute
     stop: threading.Event = field(default_factory=threading.Event)
+    curves: bool = True
 
     def environment(self, device: str | None) -> dict[str, str]:
         env = dict(os.environ)
@@ -145,6 +147,8 @@ def perform(run: Run, context: RunContext, device: str | None = None) -> dict:
         context.progress.set(run.name, 'testing', event=True)
         metrics = _test(run, context, directory, checkpoint, env, lock)
         result = _result(run, metrics, training, directory)
+        if training is not None and context.curves:
+            result['curves'] = read_curves(directory)
         append_result(context.results, result)
     return result
 
@@ -168,7 +172,6 @@ def _result(run: Run, metrics: dict, training: dict | None, directory: Path) -> 
         result['train'] = {'seconds': seconds, **{k: training[k] for k in kept}}
         if (step := read_step_time(directory)) is not None:
             result['train']['step_ms'] = step
-        result['curves'] = read_curves(directory)
     return result
 
 

@@ -67,7 +67,7 @@ def study(
             seeds_needed(1.0, power)
         context = RunContext(
             work, Path(results_path or work / 'results.jsonl'), side_by_side, processes, devices,
-            Progress([], stream), execute,
+            Progress([], stream), execute, curves=False,
         )  # fmt: skip
         conduct = Conduct(declared, context, stream, not table_only and power is None)
         code = conduct.run()
