@@ -19,6 +19,7 @@ import warm
 from mmdet.evaluation.metrics.coco_metric import COCOeval
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from pairs import ROOT
 from pycocotools.coco import COCO
 from scipy import stats
 from test_compare import Fake, write_configs
@@ -27,7 +28,7 @@ from tiny import tiny_config
 from mmkd.analysis import study as studies
 from mmkd.analysis.comparison import plan_runs
 from mmkd.analysis.comparison.measure import evaluate, write_json
-from mmkd.analysis.comparison.plan import _cached
+from mmkd.analysis.comparison.plan import _cached, config_with_options
 from mmkd.analysis.comparison.results import read_detections, read_results
 from mmkd.analysis.comparison.statistics import paired_interval
 from mmkd.analysis.study.declaration import options_of, read_study
@@ -104,6 +105,16 @@ def table(text, heading):
 
 
 # ------------------------------------------------------------------------------- stages
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks/study').glob('*.py')), ids=str)
+def test_a_shipped_study_can_be_read(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = read_study(str(path))
+    for arm in (study.reference, list(study.arms)[-1]):
+        variant = study.arms[arm][-1]
+        config = variant.config.replace('{student}', study.students[0])
+        assert config_with_options(config, variant.options).max_iters == 1000
 
 
 def test_a_study_halves_on_validation_and_ends_on_test(write, tmp_path):
