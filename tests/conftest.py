@@ -1,5 +1,6 @@
 """What every test shares: MMDetection's registries, one thread, nothing that is slow in vain."""
 
+import gc
 import os
 
 # Before PyTorch is imported, and for the processes that tests start: workers of the suite share
@@ -44,6 +45,9 @@ def collected(pytestconfig):
 def _mmdet():
     register_all_modules(init_default_scope=True)
     torch.set_num_threads(THREADS)
+    # MMEngine collects garbage as it builds a data set: not among what will stay for all tests.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope='session')
