@@ -82,20 +82,20 @@ backbone: $(STAMP)
 	$(PY) tools/make_digits.py
 	OMP_NUM_THREADS=1 $(PY) tools/pretrain_digits.py
 
-# Three students of one teacher, in stages. Hours; stopped, it goes on. The tables need no run.
+# Three students of one teacher, in stages. Hours; stopped, it goes on. The tables need no data.
+STUDY_DATA := --out data/digits_study --labelled 250
 STUDIES := plain plain_train
 study_of = $(PY) tools/study.py benchmarks/study/$(1).py --results benchmarks/study/$(1).jsonl --work-dir work_dirs/study
 study: $(STAMP)
-	$(PY) tools/make_digits.py --out data/digits_study --labelled 250
+	$(PY) tools/make_digits.py $(STUDY_DATA)
 	$(foreach name,$(STUDIES),$(call study_of,$(name)) &&) true
 
 study-table: $(STAMP)
-	$(PY) tools/make_digits.py --out data/digits_study --labelled 250
 	$(foreach name,$(STUDIES),$(call study_of,$(name)) --table-only &&) true
 
-# Makes the backbones of the middle and the near student again: four and eight minutes on one core.
+# Makes the backbones of the middle and the near student again: 5 and 15 minutes, beside other work.
 study-backbones: $(STAMP)
-	$(PY) tools/make_digits.py --out data/digits_study --labelled 250
+	$(PY) tools/make_digits.py $(STUDY_DATA)
 	for name in middle near; do OMP_NUM_THREADS=1 $(PY) tools/pretrain_digits.py --config configs/digits/study/$$name.py --ann-file train.json --epochs 10 --out checkpoints/digits_$${name}_backbone.pth || exit 1; done
 
 lint: $(STAMP)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import MODELS
+from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 
 from mmkd.analysis.comparison.plan import plan_runs
@@ -440,6 +442,24 @@ PLAIN = (
 """What is shown of a plain run, the study that tested it, and the split there."""
 
 
+def students() -> str:
+    """The backbones of the study's students beside their teacher's, on 96x96 images."""
+    found = {}
+    for name in ('teacher', *(f'study/{student}' for student in reversed(STUDENTS))):
+        cfg = dict(Config.fromfile(ROOT / DIGITS / f'{name}.py').model.backbone, init_cfg=None)
+        backbone = MODELS.build(cfg)
+        backbone.eval()
+        cost = get_model_complexity_info(backbone, (3, 96, 96), show_table=False, show_arch=False)
+        found[Path(name).name] = cfg['base_channels'], cost['params'], cost['flops']
+    most = found['teacher'][2]
+    body = [
+        [name, str(width), f'{params / 1e6:.3f}', f'{flops / 1e6:.1f}', f'{flops / most:.2f}']
+        for name, (width, params, flops) in found.items()
+    ]
+    head = ['backbone', 'channels', 'parameters (M)', 'MFLOPs', "of the teacher's"]
+    return markdown_table(head, body)
+
+
 def plain_curves() -> str:
     """mAP of the study's plain students by the length of their schedule."""
     found: dict[int, dict[tuple[str, str], float]] = {}
@@ -461,7 +481,7 @@ def plain_curves() -> str:
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     'README.md': {'results': short_table},
     'docs/results.md': {name: (lambda name=name: whole_table(name)) for name in COMPARISONS},
-    'docs/digits.md': {'curves': plain_curves},
+    'docs/digits.md': {'students': students, 'curves': plain_curves},
     'docs/reference.md': {'keys': reference},
     'docs/messages.md': {'messages': messages},
 }

@@ -20,16 +20,13 @@ class TermRegistry(Registry):
     def _register_module(
         self, module: Any, module_name: str | list[str] | None = None, force: bool = False
     ) -> None:
-        names = [module_name] if isinstance(module_name, str) else module_name or [module.__name__]
-        for name in names:
-            if not force and name in self.module_dict:
-                taken = self.module_dict[name]
-                raise KeyError(
-                    f'there is a term {name} already, in {taken.__module__}: rename the class in '
-                    f'{module.__module__}, or write register_module(force=True) to replace it, as '
-                    'in a notebook cell that runs twice'
-                )
-        super()._register_module(module, module_name, force)
+        try:
+            super()._register_module(module, module_name, force)
+        except KeyError as error:
+            raise KeyError(
+                f'{error.args[0]}: rename the class in {module.__module__}, or write '
+                'register_module(force=True) to replace it, as in a notebook cell that runs twice'
+            ) from None
 
 
 TERMS = TermRegistry('distillation term', parent=MODELS, scope='mmkd')

@@ -28,12 +28,12 @@ from tiny import tiny_config
 from mmkd.analysis import study as studies
 from mmkd.analysis.comparison import plan_runs
 from mmkd.analysis.comparison.measure import evaluate, write_json
-from mmkd.analysis.comparison.plan import _cached, config_with_options
+from mmkd.analysis.comparison.plan import _cached
 from mmkd.analysis.comparison.results import read_detections, read_results
 from mmkd.analysis.comparison.statistics import paired_interval
 from mmkd.analysis.study.declaration import options_of, read_study
 from mmkd.analysis.study.images import weighted_map
-from mmkd.analysis.study.stages import Standing, entrants, later_cost, plan_stage
+from mmkd.analysis.study.stages import Standing, check, entrants, later_cost, plan_stage
 from mmkd.analysis.study.statistics import (
     DRAWS,
     Bootstrap,
@@ -108,13 +108,16 @@ def table(text, heading):
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks/study').glob('*.py')), ids=str)
-def test_a_shipped_study_can_be_read(path, monkeypatch):
+def test_each_arm_of_a_shipped_study_is_a_training_of_its_own(path, monkeypatch):
+    class All:
+        """The keys of runs that have a result, for which no data are looked for."""
+
+        def __contains__(self, key):
+            return True
+
     monkeypatch.chdir(ROOT)
     study = read_study(str(path))
-    for arm in (study.reference, list(study.arms)[-1]):
-        variant = study.arms[arm][-1]
-        config = variant.config.replace('{student}', study.students[0])
-        assert config_with_options(config, variant.options).max_iters == 1000
+    assert set(check(study, 1, All())) == {stage.name for stage in study.stages}
 
 
 def test_a_study_halves_on_validation_and_ends_on_test(write, tmp_path):
@@ -138,10 +141,9 @@ def test_a_study_halves_on_validation_and_ends_on_test(write, tmp_path):
     # On test, seeds 0 and 1 of two arms have been trained for the second stage.
     assert len(fake.trained()) == 6 + 3 * 2 + (2 * 1 + 3)
     assert (tmp_path / 'work/gain.svg').read_text().startswith('<?xml')
-    results = read_results(tmp_path / 'work/results.jsonl').runs.values()
-    assert results and not any('curves' in result for result in results)
 
     results = read_results(tmp_path / 'work/results.jsonl')
+    assert results.runs and not any('curves' in run for run in results.runs.values())
     decided = results.others['decision', 'screen']
     assert (decided['kept'], decided['dropped']) == (['start', 'mmkd'], ['other', 'paper'])
     assert decided['values'] == {'start': ['hint.loss_weight=4']}

@@ -2,8 +2,8 @@
 
 Each method has the authors' weights and two shares of the gradient to choose from, and the plain
 student as many learning rates: one seed and half the schedule; then the better half, three seeds;
-then the same from the teacher's neck and heads. Warm-ups of some hundred of 90,000 iterations are
-left out.
+then the same from the teacher's neck and heads. The authors' delays and warm-ups, of a few hundred
+iterations in schedules ninety times as long, are left out.
 """
 
 from pathlib import Path

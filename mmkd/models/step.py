@@ -32,8 +32,8 @@ class Step(StepExtras):
         # A Trident student lays the batch down once for each branch.
         self.branches = getattr(student, 'num_branch', 1)
         self.view = seen.view and seen.view.repeat(self.branches)
-        # Keys of the terms that had nothing to compare, in a batch without boxes, say.
-        self.silent, self._cache = set[str](), dict[Any, Any]()
+        self.silent: set[str] = set()  # keys of terms with nothing to compare, as without boxes
+        self._cache: dict[Any, Any] = {}
         self.known = list(student.parameters()) if student.unproven else []  # before terms run
         self.on_grid = resample
 

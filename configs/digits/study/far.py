@@ -1,7 +1,7 @@
-# The far student: an eighth of its teacher's width (backbone: a sixtieth of its FLOPs), on 250
-# labelled images, augmented. 1,000 iterations train each of the three to the end: docs/digits.md.
-# Their backbones are pretrained on all training images (which digit is in a window), as ImageNet
-# pretrains a zoo detector's: `make study-backbones`.
+# The far student: an eighth of its teacher's width, on 250 labelled images, augmented. 1,000
+# iterations train each of the three students to the end: docs/digits.md. Their backbones are
+# pretrained on all training images (which digit is in a window), as ImageNet pretrains a zoo
+# detector's: `make study-backbones`.
 _base_ = '../plain.py'
 
 data_root = 'data/digits_study/'

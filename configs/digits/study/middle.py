@@ -1,4 +1,4 @@
-# The middle student: three eighths of its teacher's width (backbone: a seventh of its FLOPs).
+# The middle student: three eighths of its teacher's width.
 _base_ = 'far.py'
 
 model = dict(

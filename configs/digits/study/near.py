@@ -1,4 +1,4 @@
-# The near student: three quarters of its teacher's width (backbone: 0.56 of its FLOPs).
+# The near student: three quarters of its teacher's width.
 _base_ = 'far.py'
 
 model = dict(
