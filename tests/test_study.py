@@ -179,6 +179,7 @@ def test_a_reader_sees_numbers_that_are_right(write, tmp_path):
     contrasts = text.split('Declared contrasts')[1]
     assert f'| start - plain | {np.mean(pair):+.2f}' in contrasts
     assert f'[{low:+.2f}, {high:+.2f}]' in contrasts
+    assert low > 0 and '| BEATS ' in contrasts.split('| start - plain |')[1].splitlines()[0]
     assert 'corrected after Bonferroni (declared contrasts: 2)' in contrasts
     assert 'start is above each rival' in contrasts and '**HOLDS**' in contrasts
     assert 'Test images are not resampled' in text  # the fake left no detections

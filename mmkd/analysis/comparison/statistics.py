@@ -66,15 +66,21 @@ def judge(differences: Sequence[float], margin: float = MARGIN) -> Verdict:
     if np.ptp(values) == 0 and mean != 0:
         why = f'all {n} differences are exactly equal: does the seed reach the runs?'
         return Verdict('INCONCLUSIVE', mean, low, high, n, why)
+    word, why = interval_word(low, high, margin)
+    return Verdict(word, mean, low, high, n, why)
+
+
+def interval_word(low: float, high: float, margin: float = MARGIN) -> tuple[str, str]:
+    """What an interval of a difference allows to say (see :func:`judge`), and why."""
     if low > 0:
-        return Verdict('BEATS', mean, low, high, n, 'the interval lies above 0')
+        return 'BEATS', 'the interval lies above 0'
     if high < 0:
-        return Verdict('WORSE', mean, low, high, n, 'the interval lies below 0')
+        return 'WORSE', 'the interval lies below 0'
     if high < margin:
-        why = f'the interval contains 0 and ends below {margin:g}'
-        return Verdict('NO GAIN', mean, low, high, n, why)
-    why = f'the interval contains 0 and reaches {margin:g} or more: more seeds would narrow it'
-    return Verdict('INCONCLUSIVE', mean, low, high, n, why)
+        return 'NO GAIN', f'the interval contains 0 and ends below {margin:g}'
+    return 'INCONCLUSIVE', (
+        f'the interval contains 0 and reaches {margin:g} or more: more seeds would narrow it'
+    )
 
 
 def gap_share(student: float, reference: float, teacher: float) -> float | None:

@@ -8,6 +8,7 @@ and results are those of :mod:`..comparison`.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import re
 import sys
@@ -27,9 +28,9 @@ from .declaration import Stage, Study, judged_stage, read_study
 from .images import resampled_maps
 from .stages import Standing, check, decide, entrants, later_cost, plan_stage
 from .statistics import Bootstrap, bootstrap, seeds_needed
-from .table import StageSummary, judge_contrasts, markdown, summarise
+from .table import StageSummary, declared_contrasts, judge_contrasts, markdown, summarise
 
-__all__ = ['study']
+__all__ = ['read_summaries', 'study']
 
 _DIVERGED = re.compile(r'has diverged|loss\w* is -?(nan|inf)|sum of the losses is -?(nan|inf)')
 """What a training says that ends because its losses are worthless."""
@@ -96,6 +97,21 @@ def study(
         print(f'\n{message}', file=stream)
     stream.flush()
     return code
+
+
+def read_summaries(path: str, results_path: str | Path) -> list[StageSummary]:
+    """The stages of a study, as far as its results go; trains nothing.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`study` would say.
+    """
+    file, stream = Path(results_path), io.StringIO()
+    context = RunContext(
+        file.parent, file, 1, 1, [], Progress([], stream), run_command, curves=False
+    )
+    conduct = Conduct(read_study(path), context, stream, train=False)
+    conduct.run()
+    return conduct.summaries
 
 
 class Conduct:
@@ -180,9 +196,9 @@ class Conduct:
         self.summaries.append(summary)
         if stage is judged_stage(self.study):
             for student in stage.students:
-                summary.judged[student] = judge_contrasts(
-                    self.study, summary, student, self.winner, self.headline
-                )
+                given = self.study, summary, student, self.winner, self.headline
+                summary.contrasts[student] = declared_contrasts(*given)
+                summary.judged[student] = judge_contrasts(*given)
         return not left
 
     def _require_contrasts(self, stage: Stage, arms: set[str]) -> None:

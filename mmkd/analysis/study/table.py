@@ -10,7 +10,7 @@ import numpy as np
 
 from ..comparison.plan import Run
 from ..comparison.progress import duration
-from ..comparison.statistics import gap_share, paired_interval
+from ..comparison.statistics import gap_share, interval_word, paired_interval
 from ..comparison.table import markdown_table, percent
 from .declaration import Stage, Study, Variant
 from .stages import Entry
@@ -54,6 +54,8 @@ class StageSummary:
     """The value of each arm, as far as it is chosen."""
     decision: dict | None = None
     missing: list[str] = field(default_factory=list)
+    contrasts: dict[str, list[Contrast]] = field(default_factory=dict)
+    """The declared contrasts of each student."""
     judged: dict[str, str] = field(default_factory=dict)
     """Contrasts and claim of each student, as markdown."""
 
@@ -150,42 +152,69 @@ def stage_table(study: Study, summary: StageSummary, student: str) -> str:
     return markdown_table([head[i] for i in used], [[row[i] for i in used] for row in body])
 
 
-def judge_contrasts(
+@dataclass(frozen=True)
+class Contrast:
+    """Two arms of a stage: the mean paired difference in points, and its corrected interval."""
+
+    arm: str
+    other: str
+    mean: float | None
+    interval: tuple[float, float] | None
+    images: tuple[float, float] | None
+    """The interval over seeds and test images, which is not corrected."""
+
+    @property
+    def word(self) -> str:
+        """What the corrected interval allows to say: the words of a comparison."""
+        return interval_word(*self.interval)[0] if self.interval else ''
+
+
+def declared_contrasts(
     study: Study, summary: StageSummary, student: str, winner: str | None, headline: Headline
-) -> str:
-    """The declared contrasts and the claim, of one student.
+) -> list[Contrast]:
+    """The declared contrasts of one student, in declared order.
 
     A contrast's interval is :func:`.statistics.contrast_interval`: at the variance pooled over all
-    arms of the stage within seeds, corrected for all declared contrasts on all its students. The
-    claim is an all-of-them: it holds if each paired interval with a rival (Student's t of their own
-    differences, 95 %, uncorrected) lies above 0, and each over seeds and images that there is.
+    arms of the stage within seeds, corrected for all declared contrasts on all its students.
     """
-
-    def find(name: str) -> Line | None:
-        return summary.find(student, winner or '' if name == 'winner' else name)
-
-    def seeds_and_images(a: Line, b: Line) -> tuple[float, float] | None:
-        found, images = headline(a.entry.row.runs, b.entry.row.runs, None)
-        return (found.low, found.high) if found and images else None
-
-    parts = []
     pooled = summary.pooled(student)
     declared = len(study.contrasts) * len(summary.stage.students)
-    body = []
+    found = []
     for names in study.contrasts:
-        a, b = (find(name) for name in names)
+        a, b = (_find(summary, student, name, winner) for name in names)
         if a is None or b is None or a is b:
             continue
         pair = paired(a, b)
-        whole = pooled is not None and len(pair) == pooled.seeds
-        interval = (
-            contrast_interval(float(np.mean(pair)), pooled, declared) if pooled and whole else None
-        )
-        body.append([
-            f'{a.arm} - {b.arm}', f'{np.mean(pair):+.2f}' if pair else 'n/a', ends(interval),
-            ends(seeds_and_images(a, b)) if whole else '',
-        ])  # fmt: skip
-    if body:
+        mean = float(np.mean(pair)) if pair else None
+        interval = images = None
+        if pooled and mean is not None and len(pair) == pooled.seeds:
+            interval = contrast_interval(mean, pooled, declared)
+            images = _seeds_and_images(a, b, headline)
+        found.append(Contrast(a.arm, b.arm, mean, interval, images))
+    return found
+
+
+def _find(summary: StageSummary, student: str, name: str, winner: str | None) -> Line | None:
+    return summary.find(student, winner or '' if name == 'winner' else name)
+
+
+def _seeds_and_images(a: Line, b: Line, headline: Headline) -> tuple[float, float] | None:
+    found, images = headline(a.entry.row.runs, b.entry.row.runs, None)
+    return (found.low, found.high) if found and images else None
+
+
+def judge_contrasts(
+    study: Study, summary: StageSummary, student: str, winner: str | None, headline: Headline
+) -> str:
+    """The declared contrasts and the claim, of one student, as markdown.
+
+    The claim is an all-of-them: it holds if each paired interval with a rival (Student's t of their
+    own differences, 95 %, uncorrected) lies above 0, and each over seeds and images that there is.
+    """
+    parts = []
+    pooled = summary.pooled(student)
+    declared = len(study.contrasts) * len(summary.stage.students)
+    if contrasts := summary.contrasts.get(student):
         said = ''
         if pooled:
             said = (
@@ -194,21 +223,27 @@ def judge_contrasts(
                 f'freedom), corrected after Bonferroni (declared contrasts: {declared})'
             )
         parts.append(f'Declared contrasts: the 95 % interval{said}.')
-        head = ['contrast', 'difference', '95 %, corrected', '95 %, seeds and images']
+        body = [
+            [f'{each.arm} - {each.other}', signed(each.mean), ends(each.interval),
+             ends(each.images), each.word]
+            for each in contrasts
+        ]  # fmt: skip
+        head = ['contrast', 'difference', '95 %, corrected', '95 %, seeds and images', 'verdict']
         parts.append(markdown_table(head, body))
-    arm = find(study.claim[0]) if study.claim else None
+    arm = _find(summary, student, study.claim[0], winner) if study.claim else None
     if study.claim and arm is not None:
         rivals = study.claim[1] or [x.arm for x in summary.of(student)]
-        others = [x for name in rivals if (x := find(name)) is not None and x is not arm]
+        found = (_find(summary, student, name, winner) for name in rivals)
+        others = [x for x in found if x is not None and x is not arm]
         body, below = [], []
         for other in others:
             pair = paired(arm, other)
             interval = paired_interval(pair) if len(pair) > 2 else None
-            both = seeds_and_images(arm, other) if interval else None
+            both = _seeds_and_images(arm, other, headline) if interval else None
             if interval is None or interval[0] <= 0 or (both and both[0] <= 0):
                 below.append(other.arm)
-            gain = f'{np.mean(pair):+.2f}' if pair else 'n/a'
-            body.append([other.arm, gain, ends(interval), ends(both)])
+            mean = float(np.mean(pair)) if pair else None
+            body.append([other.arm, signed(mean), ends(interval), ends(both)])
         word = f'does not hold ({", ".join(below)})' if below or not others else 'HOLDS'
         parts.append(
             f'Claim: {arm.arm} is above each rival. Each paired interval has to lie above 0, '
@@ -256,6 +291,10 @@ def mean_sd(maps: Sequence[float]) -> str:
     # No-break spaces: a table cell stays on one line.
     sd = f'\xa0±\xa0{np.std(maps, ddof=1):.1f}' if len(maps) > 1 else ''
     return f'{np.mean(maps):.1f}{sd}'
+
+
+def signed(difference: float | None) -> str:
+    return 'n/a' if difference is None else f'{difference:+.2f}'
 
 
 def ends(interval: tuple[float, float] | None) -> str:
