@@ -113,6 +113,16 @@ def test_a_hint_at_a_folded_layer_is_still_heard():
                                atol=1e-6)  # fmt: skip
 
 
+def test_a_hint_at_the_extractor_of_gathered_rois_is_still_heard():
+    values = []
+    for accelerate in (None, dict(roi_align=True)):
+        paper = recipe('hint', hint=dict(pairs=['roi_head.bbox_roi_extractor']))
+        paper['accelerate'] = accelerate
+        values.append(pairs.losses(trained(distil(pairs.fpn(), pairs.fpn(8), paper))))
+    torch.testing.assert_close(values[0]['loss_kd_hint'], values[1]['loss_kd_hint'], rtol=1e-4,
+                               atol=1e-6)  # fmt: skip
+
+
 class Steep(nn.Module):
     """One level; BatchNorm makes its values large, and none positive."""
 

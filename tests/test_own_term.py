@@ -84,19 +84,25 @@ def folder(tmp_path_factory):
     tiny_config(folder, 'teacher', channels=16)
     recipe = str(pairs.ROOT / 'configs/_base_/chen2017.py')
     teacher = str(folder / 'teacher.py')
-    (folder / 'pair.py').write_text(PAIR.format(recipe=recipe, teacher=teacher))
+    (folder / 'my_pair.py').write_text(PAIR.format(recipe=recipe, teacher=teacher))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield folder
     for name in ('my_terms', 'test_my_terms'):
         sys.modules.pop(name, None)
-    for name in ('MaskedGeneration', 'Divergence', 'FusedLevels', 'WhereObjectsAre'):
+    for name in (
+        'MaskedGeneration',
+        'Divergence',
+        'FusedLevels',
+        'WhereObjectsAre',
+        'PositiveRoIs',
+    ):
         TERMS.module_dict.pop(name, None)
 
 
 @pytest.fixture(scope='module')
 def my_terms(folder):
-    Config.fromfile(folder / 'my_pair.py')
+    Config.fromfile(folder / 'my_method.py')
     return sys.modules['my_terms']
 
 
@@ -105,7 +111,7 @@ def whole(folder):
     """The work folder of a run of two epochs that was not interrupted."""
     work_dir = folder / 'whole'
     fresh_run()
-    train.main([str(folder / 'my_pair.py'), '--work-dir', str(work_dir), *named('whole')])
+    train.main([str(folder / 'my_method.py'), '--work-dir', str(work_dir), *named('whole')])
     return work_dir
 
 
@@ -144,8 +150,13 @@ def refusal(**terms: dict) -> str:
 
 def test_each_block_of_the_page_names_its_file(folder):
     found = files_on(PAGE.read_text())
-    assert list(found) == ['my_terms.py', 'my_pair.py', 'my_slow_generator.py', 'test_my_terms.py']
-    assert found['my_terms.py'].count('@TERMS.register_module()') == 4
+    assert list(found) == [
+        'my_terms.py',
+        'my_method.py',
+        'my_slow_generator.py',
+        'test_my_terms.py',
+    ]
+    assert found['my_terms.py'].count('@TERMS.register_module()') == 5
 
 
 def test_the_tests_of_the_page_pass(my_terms):
@@ -159,7 +170,7 @@ def test_the_tests_of_the_page_pass(my_terms):
 
 
 def test_the_pair_of_the_page_is_a_go(my_terms, folder, capsys):
-    report = check_pair(Config.fromfile(folder / 'my_pair.py'), size=(64, 64), processes=1)
+    report = check_pair(Config.fromfile(folder / 'my_method.py'), size=(64, 64), processes=1)
     assert report.go, report.against
     said = capsys.readouterr().out
     assert 'MaskedGeneration loss_weight=0.02, ratio=0.5' in said
@@ -169,11 +180,11 @@ def test_the_pair_of_the_page_is_a_go(my_terms, folder, capsys):
 @pytest.mark.slow
 def test_the_trial_in_two_processes_finds_the_users_module(my_terms, folder, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', f'{pairs.ROOT}:{folder}')
-    report = check_pair(Config.fromfile(folder / 'my_pair.py'), size=(64, 64), processes=2)
+    report = check_pair(Config.fromfile(folder / 'my_method.py'), size=(64, 64), processes=2)
     assert report.go, report.against
 
 
-@pytest.mark.parametrize('kind', ['FusedLevels', 'WhereObjectsAre'])
+@pytest.mark.parametrize('kind', ['FusedLevels', 'WhereObjectsAre', 'PositiveRoIs'])
 def test_the_other_terms_of_the_page_reach_the_student(my_terms, kind):
     model = distilled(mine=dict(type=kind))
     values = pairs.losses(model)
@@ -181,7 +192,9 @@ def test_the_other_terms_of_the_page_reach_the_student(my_terms, kind):
     assert values['loss_kd_mine'] > 0
     values['loss_kd_mine'].backward()
     own = pairs.gradients(model)
-    assert all(own[f'kd_terms.mine.adapters.neck_{i}.weight'].any() for i in range(5))
+    adapters = model.kd_terms['mine'].adapters
+    assert len(adapters) == (1 if kind == 'PositiveRoIs' else 5)
+    assert all(own[f'kd_terms.mine.adapters.{name}.weight'].any() for name in adapters)
     assert own['backbone.conv1.weight'].any()
 
 
@@ -236,7 +249,7 @@ class Stop(Hook):
 
 def test_stopped_and_resumed_it_equals_a_run_that_was_not(folder, whole, monkeypatch):
     """In the second epoch: with momentum, a rising weight, a measured one, and random masks."""
-    config, work_dir = str(folder / 'my_pair.py'), folder / 'parts'
+    config, work_dir = str(folder / 'my_method.py'), folder / 'parts'
     train_on = DistillationRunner.train
 
     def told(runner):
@@ -294,7 +307,7 @@ def test_publishing_strips_it(folder, whole, capsys):
 
 def test_as_a_teacher_it_is_loaded_without_it(folder, whole, my_terms):
     """Named by the config that it was trained with, or by the plain student's."""
-    for config in ('my_pair.py', 'tiny.py'):
+    for config in ('my_method.py', 'tiny.py'):
         model = copy.deepcopy(pairs.distilled(pairs.fpn(), str(folder / config), pairs.recipe()))
         model.teacher_ckpt = str(whole / 'epoch_2.pth')
         teacher = pairs.build(model).teacher
@@ -793,7 +806,7 @@ def test_a_pair_with_nothing_to_compare_is_left_out():
 def test_a_term_is_inherited_changed_and_turned_off_by_grandchildren(folder, my_terms):
     child, grandchild = folder / 'child.py', folder / 'grandchild.py'
     child.write_text(
-        "_base_ = 'my_pair.py'\nmodel = dict(distillation=dict(mgd=dict(ratio=0.25)))\n"
+        "_base_ = 'my_method.py'\nmodel = dict(distillation=dict(mgd=dict(ratio=0.25)))\n"
     )
     grandchild.write_text(
         "_base_ = 'child.py'\nmodel = dict(distillation=dict(mgd=dict(loss_weight=0)))\n"
@@ -815,7 +828,7 @@ def test_it_is_turned_off_on_the_command_line(folder, my_terms, monkeypatch):
     option = 'model.distillation.mgd.loss_weight=0'
     work_dir = str(folder / 'off')
     with pytest.raises(Built) as built:
-        train.main([str(folder / 'my_pair.py'), '--work-dir', work_dir, '--cfg-options', option])
+        train.main([str(folder / 'my_method.py'), '--work-dir', work_dir, '--cfg-options', option])
     assert set(built.value.args[0].kd_terms) == {'rpn_cls', 'rpn_bbox', 'rcnn_bbox', 'hint', 'kl'}
 
 
@@ -892,7 +905,7 @@ def with_earlier_names(checkpoint: dict) -> dict:
 def averaged(folder):
     """The paper's recipe with EMA and a learning rate of its own for the adaptation layers."""
     (folder / 'averaged.py').write_text(
-        "_base_ = 'pair.py'\n"
+        "_base_ = 'my_pair.py'\n"
         "custom_hooks = [dict(type='EMAHook')]\n"
         'optim_wrapper = dict(paramwise_cfg=dict(custom_keys={\n'
         "    'kd_adapters': dict(lr_mult=0.5), 'kd_adapters.neck_0': dict(lr_mult=0)}))\n"
@@ -1043,7 +1056,7 @@ def test_the_check_says_where_a_term_of_the_user_fails(folder):
         'from mmkd import TERMS, RowTerm\n\n\n@TERMS.register_module()\nclass Broken(RowTerm):\n'
         '    def compare(self, rows):\n        return rows.student.gather(1, rows.target).mean()\n'
     )
-    config = "_base_ = 'pair.py'\ncustom_imports = dict(imports=['broken'])\n"
+    config = "_base_ = 'my_pair.py'\ncustom_imports = dict(imports=['broken'])\n"
     config += "model = dict(distillation=dict(mine=dict(type='Broken')))\n"
     (folder / 'broken_pair.py').write_text(config)
     report = check_pair(Config.fromfile(folder / 'broken_pair.py'), size=(64, 64), processes=1)
@@ -1057,11 +1070,27 @@ def test_the_list_has_the_terms_of_a_config(tmp_path, capsys, monkeypatch):
         'from mmkd import TERMS, RowTerm\n\n\n@TERMS.register_module()\nclass Listed(RowTerm):\n'
         '    """Teaches nothing.\n\n    Needs: rows of the RoI head.\n    """\n'
     )
-    (tmp_path / 'pair.py').write_text("custom_imports = dict(imports=['listed'])\n")
-    assert terms.main(['--config', str(tmp_path / 'pair.py')]) == 0
+    (tmp_path / 'my_pair.py').write_text("custom_imports = dict(imports=['listed'])\n")
+    assert terms.main(['--config', str(tmp_path / 'my_pair.py')]) == 0
     assert re.search(r'^Listed +Teaches nothing\.\n +needs rows of the RoI head$',
                      capsys.readouterr().out, re.MULTILINE)  # fmt: skip
     TERMS.module_dict.pop('Listed')
+
+
+def test_a_command_finds_modules_in_the_working_directory(tmp_path):
+    """The script `mmkd` is not in it, and Python looks in the folder of a script alone."""
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own/listed.py').write_text(
+        'from mmkd import TERMS, RowTerm\n\n\n@TERMS.register_module()\nclass Own(RowTerm):\n'
+        '    """Teaches nothing."""\n'
+    )
+    (tmp_path / 'own/pair.py').write_text("custom_imports = dict(imports=['listed'])\n")
+    (tmp_path / 'mmkd.py').write_text('from mmkd.__main__ import main\n\nmain()\n')
+    done = subprocess.run(
+        [warm.python(), str(tmp_path / 'mmkd.py'), 'terms', '--config', 'pair.py'],
+        cwd=tmp_path / 'own', capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert re.search(r'^Own +Teaches nothing\.', done.stdout, re.MULTILINE), done.stderr
 
 
 if __name__ == '__main__':

@@ -37,6 +37,8 @@ def leave() -> None:
 def run(main: Callable[[], Any]) -> NoReturn:
     """Runs a command line to its end; an exception is one line on stderr and exit status 1.
 
+    Modules in the working directory are found too, behind those that are installed: a config's
+    ``custom_imports`` names some.
     Its traceback is in the log file of the run, which the line names; before there is one, that of
     a refusal is left out and any other in a temporary file.
     """
@@ -44,6 +46,8 @@ def run(main: Callable[[], Any]) -> NoReturn:
     known = os.environ.get('PYTHONWARNINGS')
     quiet = 'ignore:pkg_resources is deprecated as an API'
     os.environ['PYTHONWARNINGS'] = f'{known},{quiet}' if known else quiet
+    if '' not in sys.path and not getattr(sys.flags, 'safe_path', False):
+        sys.path.append('')
     try:
         code = main()
     except Exception as error:

@@ -28,6 +28,7 @@ class GatheredRoIExtractor(SingleRoIExtractor):
         nn.Module.__init__(self)
         for name in ('roi_layers', 'out_channels', 'featmap_strides', 'finest_scale'):
             setattr(self, name, getattr(replaced, name))
+        self._forward_hooks = replaced._forward_hooks  # a hint may be heard here
         self.train(replaced.training)
 
     @classmethod
