@@ -365,6 +365,10 @@ def test_more_images_are_not_credited_to_the_terms(configs, unlabelled):
     assert more.baseline is mmkd.baseline  # the plain student with the same start
     ((hard, how),) = more.others
     assert how == 'hard pseudo-labels, terms off' and mmkd.others == []
+    ((note),) = plan.notes
+    assert note.startswith('more counts epochs') and 'fewer iterations' in note
+    by_iter = ['train_cfg.by_epoch=False', 'train_cfg.max_iters=9']
+    assert cmp.plan_runs([unlabelled['more']], [0], options=by_iter).notes == []
     assert hard.label == "more, teacher's boxes" and len(hard.runs) == 2
     keys = {row.runs[0].train_key for row in (more.distilled, mmkd.distilled, hard, more.baseline)}
     assert len(keys) == 4
@@ -388,6 +392,17 @@ def test_the_file_of_a_data_set_without_labels_is_one_of_the_annotations(configs
                f'{key}.dataset.data_root={folder}', f'{key}.dataset.ann_file={name}']  # fmt: skip
     plan = cmp.plan_runs([unlabelled['more']], [0], options=options)
     assert unlabelled['images'] in plan.annotations
+
+
+def test_a_folder_below_the_home_folder_is_one_of_the_annotations(
+    unlabelled, tmp_path, monkeypatch
+):
+    (tmp_path / 'disk').mkdir()
+    monkeypatch.setenv('HOME', str(tmp_path))
+    key = 'model.distillation.unlabelled'
+    options = [f'{key}.ann_file=None', f'{key}.images=~/disk']
+    plan = cmp.plan_runs([unlabelled['more']], [0], options=options)
+    assert str(tmp_path / 'disk') in plan.annotations
 
 
 def test_a_student_of_the_teacher_alone_is_compared_with_one_of_its_boxes(unlabelled):

@@ -333,6 +333,7 @@ def test_labels_of_another_teacher_or_classes_are_made_anew(home, images, tmp_pa
     out = tmp_path / 'l.json'
     label(home, images, out)
     assert len(label(home, images, out, finder(home, **other))) == 6
+    assert read_labels(f'{out}.previous').info['teacher_sha256'] == 'one'
     # Neither is begun work taken for another's, nor lost by it.
     out.unlink()
     assert status(forked(lambda: label(home, images, out, finder(home, ends_after=4)))) < 0
@@ -380,6 +381,37 @@ def test_labels_of_other_images_are_not_overwritten(home, images, tmp_path):
     with pytest.raises(LabelsError, match='of 6 images, 4 of which are not among these'):
         label(home, part, out)
     assert len(read_labels(out).images) == 6
+
+
+def test_labels_of_other_images_are_kept(home, images, tmp_path):
+    """In a cache; a file that is made to be read loses them, and is kept as it was."""
+    out = tmp_path / 'labels.json'
+    label(home, images, out)
+    whole = read_labels(out).images
+    names = ['2.png', '3.png', '4.png', '5.png']
+    some = Images(names, [str(images / n) for n in names], [1, 2, 3, 4])
+    few = Images(names[:1], [str(images / names[0])], [1])
+    for asked in (some, few, images):
+        assert label(home, asked, out, keep_others=True) == []
+        assert read_labels(out).images == whole
+    (images / '6.png').write_bytes((images / '2.png').read_bytes())
+    one = Images(['6.png'], [str(images / '6.png')], [7])
+    assert label(home, one, out, keep_others=True) == ['6.png']
+    assert set(read_labels(out).images) == {*whole, '6.png'}
+    label(home, some, out)
+    assert list(read_labels(out).images) == names
+    assert set(read_labels(f'{out}.previous').images) == {*whole, '6.png'}
+
+
+def test_two_classes_may_not_be_one_of_the_teachers(home):
+    cfg = copy.deepcopy(home.cfg)
+    names = dict(student=['rose', *CLASSES], names=dict(rose='red'))
+    cfg.model = dict(
+        cfg.model, teacher_config=home.config, teacher_ckpt=home.checkpoint,
+        distillation=dict(classes=names),
+    )  # fmt: skip
+    with pytest.raises(LabelsError, match=r"classes rose, red are all the teacher's 'red'"):
+        labeller_of(cfg)
 
 
 def test_two_processes_share_the_images(home, tmp_path):
@@ -467,6 +499,22 @@ def test_images_of_a_folder_and_all_below_it(tmp_path):
     found = find_images(tmp_path / 'images')
     assert found.names == ['a.webp', 'b/2.JPG', 'b/c/1.png', 'linked/9.png']
     assert all(map(os.path.exists, found.paths)) and found.ids == [1, 2, 3, 4]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / 'open').mkdir()
+    (tmp_path / 'closed').mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'open' / 'a.png')
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith('closed'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', closed)
+    with pytest.raises(LabelsError, match=r'closed cannot be read \(Permission denied\)'):
+        find_images(tmp_path)
 
 
 def test_images_of_a_coco_file_without_annotations(home, tmp_path):

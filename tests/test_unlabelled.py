@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from tiny import CLASSES, tiny_config
 
 import mmkd
 from mmkd.commands import replay
+from mmkd.datasets import unlabelled as datasets
 from mmkd.datasets.intact_images import ImageError, require_intact_images
 from mmkd.datasets.teacher_labels import read_labels
 from mmkd.datasets.unlabelled import MixedDataset, with_unlabelled
@@ -382,6 +384,67 @@ def test_ignored_regions_are_no_background(monkeypatch, student):
     assert copied.rpn_head.assigner.assign.args[1] is copied.rpn_head.assigner
 
 
+def test_the_roi_head_has_ignored_regions_too(monkeypatch):
+    model = pairs.distil(pairs.fpn(), None, recipe(ignore=0.1))
+    found(monkeypatch, [(0, 0, 40, 40, 1, 0.15)])
+    regions = torch.tensor([[0.0, 0.0, 40.0, 40.0]])
+    background, head = [], model.roi_head
+    assign = head.bbox_assigner.assign
+
+    def spy(priors, *args, **kwargs):
+        result = assign(priors, *args, **kwargs)
+        inside = bbox_overlaps(priors.priors, regions, mode='iof')[:, 0] > 0.5
+        background.append((inside.sum(), (result.gt_inds[inside] == 0).sum()))
+        return result
+
+    head.bbox_assigner.assign = spy
+    pairs.losses(model, emptied(pairs.batch((0,)), 0))
+    ((inside, trained),) = background
+    assert inside > 0 and trained == 0
+
+
+class Positional:
+    """As ATSSAssigner has it, a number of anchors per level stands before the ground truth."""
+
+    ignore_iof_thr = -1
+
+    def assign(self, pred_instances, num_level_priors, gt_instances, gt_instances_ignore=None):
+        gt_inds = torch.zeros(len(pred_instances), dtype=torch.long)
+        return SimpleNamespace(gt_inds=gt_inds, levels=num_level_priors)
+
+
+def test_an_assigner_may_take_more_arguments():
+    priors = InstanceData(priors=torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]]))
+    ignored = InstanceData(bboxes=torch.tensor([[0.0, 0.0, 20.0, 20.0]]))
+    ignored.set_metainfo({MARK: True})
+    result = options._assign(Positional.assign, Positional(), priors, [2], InstanceData(), ignored)
+    assert result.gt_inds.tolist() == [-1, 0] and result.levels == [2]
+
+
+@pytest.mark.parametrize('images, terms', [((1,), 'off'), ((1,), 'on'), ((), 'off')])
+def test_the_teacher_looks_at_no_more_than_it_has_to(monkeypatch, images, terms):
+    """Once at a batch; with no term in force only at the images without labels."""
+    entry = None if terms == 'on' else pairs.off()
+    model = pairs.distil(pairs.fpn(), pairs.fpn(8), recipe(entry=entry))
+    looks, extract = [], model.teacher.network.extract_feat
+
+    def spy(pixels):
+        looks.append(len(pixels))
+        return extract(pixels)
+
+    monkeypatch.setattr(model.teacher.network, 'extract_feat', spy)
+    pairs.losses(model, emptied(pairs.batch((2, 0, 1)), *images))
+    assert looks == ([] if not images else [3] if terms == 'on' else [1])
+
+
+def test_the_masks_of_a_teacher_are_not_made(monkeypatch):
+    model = pairs.distil(pairs.fpn(), masked(), recipe())
+    head = model.teacher.network.roi_head
+    monkeypatch.setattr(head, 'predict_mask', None)
+    pairs.losses(model, emptied(pairs.batch((2, 0)), 1))
+    assert head.with_mask
+
+
 @pytest.mark.parametrize('student', ['fpn', 'cascade', 'giou', 'Trident'])
 def test_the_hard_losses_of_unlabelled_images_have_a_weight(monkeypatch, student):
     """Losses are linear in it; terms do not change; at 0 nothing of such an image is left."""
@@ -475,7 +538,7 @@ ENTRIES = {
     'ignore': (dict(images='a', threshold=[0.5, 0.3], ignore=0.3), 'ignore=0.3 must be below'),
     'view': (dict(images='a', view='teacher'), "view='teacher' must be 'student' or 'clean'"),
     'cache': (dict(images='a', cache='x.json'), "set view='clean'"),
-    'prefix': (dict(images='a', img_prefix='b'), 'img_prefix is the folder of ann_file'),
+    'prefix': (dict(images='a', img_prefix='b'), "img_prefix='b' is given without ann_file"),
     'folder': (dict(images=3), 'images=3 must be a folder'),
     'skip': (dict(images='a', skip_unreadable='yes'), "skip_unreadable='yes'"),
     'a path object': (dict(images=Path('a')), r"images=PosixPath\('a'\) must be .* \(strings\)"),
@@ -489,7 +552,10 @@ ENTRIES = {
     'no data set': (dict(dataset=dict(ann_file='a.json')), 'dataset=.* has no type, such as'),
     'a data set by name': (dict(dataset='CocoDataset'), "dataset='CocoDataset' must be the config"),
     'a cache': (dict(images='a', view='clean', cache='labels'), "cache='labels' must be .*json"),
-    'an inherited source': (dict(images='a', dataset=dict(type='x')), 'taken back by None'),
+    'an inherited source': (
+        dict(images='a', dataset=dict(type='x')),
+        'set an inherited one to None',
+    ),
     'no dict': ('folder', 'must be a dict'),
 }
 
@@ -813,6 +879,32 @@ def test_unreadable_images_are_named_and_passed_over_if_told_so(pair, tmp_path):
         loader_of(pair, images='/nowhere')
 
 
+def test_what_opencv_reads_is_an_image(pair, tmp_path, monkeypatch):
+    """Also one whose EXIF data are damaged, or that has more pixels than Pillow likes."""
+    path = tmp_path / 'more' / 'a.jpg'
+    Image.new('RGB', (60, 40)).save(path, exif=b'Exif\0\0no TIFF header at all', dpi=(72, 72))
+    with Image.open(path) as image, pytest.raises(SyntaxError):
+        image.getexif()
+    assert len(loader_of(pair).dataset.images) == 7
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    sizes = {Path(p).name: size for p, *size in listed(pair)}
+    assert sizes['a.jpg'] == [60, 40] and sizes['100.png'] == [64, 64]
+
+
+def listed(pair):
+    return datasets.list_images(Unlabelled(images=pair.model.distillation.unlabelled.images))[0]
+
+
+def test_each_unreadable_image_is_in_the_log(pair, tmp_path, monkeypatch):
+    for i in range(5):
+        (tmp_path / 'more' / f'bad{i}.jpg').write_bytes(b'no image')
+    said = []
+    monkeypatch.setattr(datasets, 'print_log', lambda text, *_: said.append(text))
+    with pytest.raises(ImageError, match='5 of 11 images cannot be read: .*the log has all'):
+        listed(pair)
+    assert all(f'bad{i}.jpg (it is no image)' in said[0] for i in range(5))
+
+
 def test_an_image_that_breaks_as_it_is_decoded_is_passed_over_too(pair, tmp_path):
     """Its beginning and its end are those of a picture."""
     whole = (tmp_path / 'more' / 'deeper' / '100.png').read_bytes()
@@ -961,6 +1053,87 @@ def test_classes_that_the_teacher_does_not_know_are_said(pair):
     assert 'blue: never found, so background there' in log_of(runner)
 
 
+class Labelling:
+    """Stands for label_images where no image has been labelled before."""
+
+    checked = labelled = False
+
+    def __call__(self, *_, check, **__):
+        self.checked = True
+        check()
+        self.labelled = True
+
+
+@pytest.mark.parametrize('terms', ['on', 'off'])
+@pytest.mark.parametrize('fault', ['a blind teacher', 'an order of classes'])
+def test_what_makes_labels_worthless_is_found_before_they_are_made(pair, monkeypatch, terms, fault):
+    if terms == 'off':
+        pair.model.distillation = dict(pairs.off(), unlabelled=pair.model.distillation.unlabelled)
+    pair.model.distillation.check_teacher = True
+    pair.model.distillation.unlabelled.update(view='clean', threshold=0.2)
+    monkeypatch.setattr('mmkd.engine.teacher_check.UNTRAINED', None)
+    monkeypatch.setattr('mmkd.engine.teacher_check.BOXES', 1)
+    monkeypatch.setattr('mmkd.engine.teacher_check.MIN_TRAIN_RECALL', 1.01)  # no teacher has it
+    says, error = r'the teacher finds \d+ % of', TeacherError
+    if fault == 'an order of classes':
+        pair.train_dataloader.dataset.metainfo = dict(classes=('blue', 'green', 'red'))
+        says, error = 'in the order of the file', ValueError
+    monkeypatch.setattr(engine, 'label_images', labelling := Labelling())
+    with pytest.raises(error, match=says):
+        train(pair)
+    assert labelling.checked and not labelling.labelled
+
+
+def test_the_teacher_alone_numbers_classes_as_validation_does(pair):
+    """No labelled image tells the order of the classes."""
+    pair.model.distillation.unlabelled.share = 1.0
+    pair.val_dataloader, pair.val_cfg = copy.deepcopy(pair.test_dataloader), dict(type='ValLoop')
+    file = str(Path(pair.data_root, 'val.json'))
+    pair.val_evaluator = dict(type='CocoMetric', ann_file=file, metric='bbox')
+    pair.val_dataloader.dataset.metainfo = dict(classes=('blue', 'green', 'red'))
+    with pytest.raises(ValueError, match='in the order of the file'):
+        train(pair)
+
+
+def test_photographs_are_turned_alike(pair, tmp_path):
+    """A labels file has boxes of the turned image, which the student must see so too."""
+    turned = tmp_path / 'turned.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (60, 40)).save(turned, exif=exif)
+    upright = tmp_path / 'more' / 'deeper' / '100.png'
+    one = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]
+    other = [dict(type=LoadImageFromFile, color_type='color_ignore_orientation')]
+    engine.require_same_orientation(one, other, [str(upright)])
+    engine.require_same_orientation(other, other, [str(turned)])
+    for student, teacher, said in ((one, other, "student's training"), (other, one, "teacher's")):
+        with pytest.raises(ValueError, match=rf'unlabelled: the {said} .*pipeline turns .*turned'):
+            engine.require_same_orientation(student, teacher, [str(upright), str(turned)])
+
+
+def test_labels_of_more_classes_than_the_student_has(pair):
+    model = mmkd.engine.runner.unwrap(RUNNERS.build(pair).model)
+    engine.require_same_classes(model, list(CLASSES))
+    with pytest.raises(ValueError, match='with 4 classes .* the student has 3, whose names'):
+        engine.require_same_classes(model, [*CLASSES, 'white'])
+
+
+def test_a_run_that_labels_ends_at_once(pair, monkeypatch):
+    """By a signal, for no iteration ends there to which it could be deferred; by an error, without
+    labelling all images once more."""
+    seen = []
+
+    def mixed(dataloader, *_):
+        seen.append(signal.getsignal(signal.SIGTERM))
+        raise Cut
+
+    monkeypatch.setattr('mmkd.engine.runner.mixed_dataloader', mixed)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Cut):
+        train(pair, 'signals')
+    assert seen == [before] and signal.getsignal(signal.SIGTERM) == before
+
+
 def test_hard_labels_alone_train(pair):
     pair.model.distillation = dict(pairs.off(), unlabelled=pair.model.distillation.unlabelled)
     said = log_of(train(pair))
@@ -1053,7 +1226,7 @@ def test_thresholds_may_be_found_on_validation_images(pair, tmp_path, monkeypatc
     pair.model.distillation.unlabelled.threshold = 'auto'
     asked = []
 
-    def best_thresholds(cfg, out, teacher, clean_view):
+    def best_thresholds(cfg, out, teacher, clean_view, check):
         asked.append((Path(out).parent.name, teacher.source, clean_view))
         return [SimpleNamespace(score=score) for score in (0.2, 0.3, 0.25)]
 

@@ -72,7 +72,7 @@ def read_classes(given: Sequence[str] | None) -> dict[str, str] | None:
         if not name or names.count(name) > 1:
             stop(
                 f'--classes {" ".join(given)}: {name!r} '
-                + ('is there twice' if name else 'is none')
+                + ('is there twice' if name else 'is no class name')
             )
     return {name: theirs or name for name, theirs in pairs}
 

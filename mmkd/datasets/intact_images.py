@@ -23,6 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image, UnidentifiedImageError
 
+EXIF_ORIENTATION = 0x0112
 _WAY_OUT = 'copy it again, or take it out of the annotation file'
 
 
@@ -122,6 +123,24 @@ def cut_short(content: bytes) -> str | None:
             return None if content.rfind(b'\xff\xd9', at) > 0 else 'JPEG'
         at += 1 if marker == b'\xff' else 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
     return 'JPEG'
+
+
+def turns_photographs(pipeline: Sequence[dict]) -> bool:
+    """Whether the loader of a pipeline's config turns photographs as their EXIF data say."""
+    kinds = [getattr(t.get('type'), '__name__', str(t.get('type'))) for t in pipeline]
+    loads = [t for t, kind in zip(pipeline, kinds, strict=True) if 'LoadImageFromFile' in kind]
+    load = loads[0] if loads else {}
+    turning = load.get('color_type', 'color') in ('color', 'grayscale')
+    return turning and (load.get('imdecode_backend') or 'cv2') in ('cv2', 'pillow')
+
+
+def is_turned(path: str) -> bool:
+    """Whether the EXIF data of an image say that it was taken with the camera turned."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(EXIF_ORIENTATION, 1) != 1
+    except Exception:  # OpenCV passes damaged EXIF data over
+        return False
 
 
 def unreadable(paths: Sequence[str], pictures: bool = True) -> dict[str, str]:

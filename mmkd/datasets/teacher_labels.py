@@ -13,7 +13,7 @@ import os.path as osp
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -93,7 +93,14 @@ def find_images(source: str | Path, prefix: str | Path | None = None) -> Images:
 
 def _in_folder(folder: str) -> Images:
     found, seen = [], set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError) -> NoReturn:
+        raise LabelsError(
+            f'folder {error.filename} cannot be read ({error.strerror}), so its images would be '
+            'left out: change its permissions, or take it out'
+        ) from None
+
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         # A link may lead back into a folder above.
         new = [f for f in folders if osp.realpath(osp.join(root, f)) not in seen]
         folders[:] = [f for f in new if not f.startswith('.')]

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+import cv2
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
@@ -29,7 +30,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from ..options.unlabelled import MARK, Unlabelled
 from .annotations import AnnotationError, leaves
-from .intact_images import ImageError, cut_short, transforms_in
+from .intact_images import EXIF_ORIENTATION, ImageError, cut_short, transforms_in
 from .teacher_labels import Images, Labels, LabelsError, find_images
 
 _TAIL = 2**16
@@ -106,8 +107,10 @@ def list_images(
             broken.append(f'{path} ({size})')
         else:
             found.append((path, *size))
+    if broken:
+        print_log('images that cannot be read:\n' + '\n'.join(broken), 'current', logging.WARNING)
     if broken and (not source.skip_unreadable or not found):
-        some = ', '.join(broken[:3]) + (', ...' if len(broken) > 3 else '')
+        some = ', '.join(broken[:3]) + (', ... (the log has all)' if len(broken) > 3 else '')
         raise ImageError(
             f'distillation.unlabelled: {len(broken)} of {len(paths)} images cannot be read: {some}.'
             ' Copy them again or take them out'
@@ -172,10 +175,20 @@ def _size(path: str) -> tuple[int, int] | str:
             width, height = image.size
             # Of a PNG without EXIF data getexif() decodes the picture.
             known = image.format != 'PNG' or 'exif' in image.info
-            turned = known and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    except Exception as error:
-        return str(getattr(error, 'strerror', None) or 'it is no image')
+            turned = known and image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except OSError as error:
+        if error.strerror:
+            return error.strerror
+        return _decoded_size(path)
+    except Exception:  # damaged EXIF data, or more pixels than Pillow likes
+        return _decoded_size(path)
     return (height, width) if turned else (width, height)
+
+
+def _decoded_size(path: str) -> tuple[int, int] | str:
+    """Width and height of what OpenCV makes of a file that Pillow does not open."""
+    image = cv2.imread(path) if cv2.haveImageReader(path) else None
+    return 'it is no image' if image is None else (image.shape[1], image.shape[0])
 
 
 # ------------------------------------------------------------------------------ both kinds

@@ -98,6 +98,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self.file_backend: Any = None
         self.earlier: str | None = None
         self.due = 1
+        self._handlers: dict[int, Any] = {}
         self.since: tuple[int, float] = (0, 0.0)
 
     def _begins(self) -> str:
@@ -395,7 +396,7 @@ class ResumableCheckpointHook(CheckpointHook):
         During a validation they are deferred to the end of the iteration after it. If the run is
         killed before that, it repeats the validation when it is resumed.
         """
-        before: dict[int, Any] = {}
+        before = self._handlers = {}
 
         def on_signal(number: int, frame: Any) -> None:
             self.signal = number
@@ -412,6 +413,17 @@ class ResumableCheckpointHook(CheckpointHook):
             yield
         finally:
             for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def signals_end_at_once(self) -> Iterator[None]:
+        """Lets SIGTERM and Ctrl-C do what they did before :meth:`handling_signals`: no iteration
+        ends here."""
+        deferring = {number: signal.signal(number, own) for number, own in self._handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in deferring.items():
                 signal.signal(number, handler)
 
     def stop_if_signalled(self, runner: Runner) -> None:

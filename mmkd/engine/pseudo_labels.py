@@ -8,8 +8,10 @@ written when all images are done.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import difflib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -91,6 +93,7 @@ class Labeller:
         classes: names of the classes in the labels file, in its order.
         labels: the file's class number for each of the detector's; -1: not in the file.
         info: of the labels file.
+        source: where its weights are from.
     """
 
     network: Any
@@ -98,6 +101,12 @@ class Labeller:
     classes: list[str]
     labels: list[int]
     info: dict
+    source: str = ''
+
+    @property
+    def unknown(self) -> list[str]:
+        """The classes of the file that the detector does not know."""
+        return [name for i, name in enumerate(self.classes) if i not in self.labels]
 
     @property
     def loads_pictures(self) -> bool:
@@ -168,9 +177,12 @@ def labeller_of(
     if classes is not None:
         _require_known(classes, theirs, name)
     try:
-        indices = ClassMap(student, theirs, names).indices
+        matched = ClassMap(student, theirs, names)
     except ValueError as error:
         raise LabelsError(str(error)) from None
+    if matched.twice:
+        raise LabelsError(matched.twice)
+    indices = matched.indices
     labels = [-1] * len(theirs)
     for own, index in enumerate(indices):
         if index is not None:
@@ -178,7 +190,9 @@ def labeller_of(
     unknown = [n for n, index in zip(student, indices, strict=True) if index is None]
     if unknown:
         print_log(
-            f'{name} does not know {", ".join(unknown)}: no box is labelled so', 'current', 30
+            f'{name} does not know {", ".join(unknown)}: no box will have that label',
+            'current',
+            logging.WARNING,
         )
     pipeline = _pipeline(cfg, teacher.config, name, pairs_own_view)
     weights = getattr(teacher, 'digests', None) or tensor_digests(teacher.network)
@@ -190,7 +204,7 @@ def labeller_of(
         mmkd=__version__,
         min_score=min_score,
     )
-    return Labeller(teacher.network, pipeline, list(student), labels, info)
+    return Labeller(teacher.network, pipeline, list(student), labels, info, teacher.source)
 
 
 def _require_known(classes: dict[str, str], known: Sequence[str], name: str) -> None:
@@ -244,6 +258,8 @@ def label_images(
     batch_size: int | None = None,
     workers: int = 2,
     labeller: Labeller | None = None,
+    keep_others: bool = False,
+    check: Callable[[], None] | None = None,
     **options: Any,
 ) -> Path:
     """Label images, and write the labels file (:mod:`mmkd.datasets.teacher_labels`).
@@ -261,6 +277,9 @@ def label_images(
         batch_size: images that the detector sees at once; None: as the config's test does.
         workers: processes that load images, for each process of the job.
         labeller: made before; None: made with ``options`` by :func:`labeller_of`.
+        keep_others: whether ``out`` keeps its labels of images that are not among these; else it
+            is copied to ``out.previous`` before it loses them.
+        check: is called, in each process, before the first image is labelled, if any is to be.
 
     Returns:
         ``out``.
@@ -277,14 +296,17 @@ def label_images(
         labeller = labeller or labeller_of(cfg, **options)
         size = batch_size or _batch_size(cfg)
         with _locked(out):
-            job = _Job(labeller, found, out, skip_unreadable)
+            job = _Job(labeller, found, out, skip_unreadable, keep_others)
             work = _by_main(job.plan)
             if work is not None:
+                if check is not None:
+                    check()
                 batches = _batches(len(found), size, work)
                 failed = _label(labeller, found, batches, job.parts, workers, len(work))
-                failed = {k: v for part in all_gather_object(failed) for k, v in part.items()}
+                parts = all_gather_object(failed, _patient_group())
+                failed = {k: v for part in parts for k, v in part.items()}
                 _by_main(lambda: job.finish(failed))
-            barrier()
+            barrier(_patient_group())
     if not out.is_file():
         raise LabelsError(
             f'process {get_rank()} does not see {out}, which the first process has written: it '
@@ -311,17 +333,31 @@ def _by_main(do: Callable[[], T]) -> T:
             said[0] = do()
         except Exception as error:
             said[1] = error
-    broadcast_object_list(said)
+    broadcast_object_list(said, group=_patient_group())
     if said[1] is not None:
         raise said[1]
     return said[0]
 
 
+def _patient_group() -> Any:
+    """All processes, which wait for days here: one may have far more to do than another, and those
+    of a training give up after minutes."""
+    return _group_of(torch.distributed.group.WORLD) if get_world_size() > 1 else None
+
+
+@functools.lru_cache(maxsize=1)
+def _group_of(world: Any) -> Any:
+    return torch.distributed.new_group(backend='gloo', timeout=datetime.timedelta(days=7))
+
+
 class _Job:
     """What is known before the work, and how the file is made of it after; in the main process."""
 
-    def __init__(self, labeller: Labeller, images: Images, out: Path, skip: bool) -> None:
+    def __init__(
+        self, labeller: Labeller, images: Images, out: Path, skip: bool, keep_others: bool
+    ) -> None:
         self.labeller, self.images, self.out, self.skip = labeller, images, out, skip
+        self.keep_others, self.others = keep_others, dict[str, Labelled]()
         self.key = _key(labeller)
         self.parts = Path(f'{out}.{_hash(self.key)[:8]}.parts')
 
@@ -338,7 +374,10 @@ class _Job:
                     self.kept[name] = same
         if changed:
             _say(f'{self.out}: {changed} images have changed since and are labelled anew')
-        done = list(before.images.items()) == list(self.kept.items()) if before else False
+        there, own = before.images if before else {}, set(self.images.names)
+        self.others = {n: image for n, image in there.items() if n not in own}
+        done = [each for each in there.items() if each[0] in own] == list(self.kept.items())
+        done = done and (self.keep_others or not self.others)
         if done and list(self.kept) == self.images.names:
             _say(f'{self.out}: all {len(self.kept)} images have been labelled before')
             return None
@@ -374,10 +413,14 @@ class _Job:
         said = {**before.info, 'classes': before.classes}
         other = [_WORDS[k] for k, v in self.key.items() if said.get(k) != v]
         if other:
-            _warn(f'{self.out} is of another {", ".join(other)}: it is made anew')
+            os.replace(self.out, f'{self.out}.previous')
+            _warn(
+                f'{self.out} is of another {", ".join(other)}: it is made anew, and is now '
+                f'{self.out}.previous'
+            )
             return None
         foreign = len(set(before.images) - set(self.images.names))
-        if 2 * foreign > len(before.images):
+        if 2 * foreign > len(before.images) and not self.keep_others:
             raise LabelsError(
                 f'{self.out} has labels of {len(before.images)} images, {foreign} of which are not '
                 'among these: name another file, or remove it'
@@ -416,7 +459,17 @@ class _Job:
             raise LabelsError(f'none of {len(self.images)} images can be read: {_first(failed)}')
         info = {**self.labeller.info, 'skipped': sorted(failed)}
         found = {name: known[name] for _, name in chosen}
-        write_labels(self.out, Labels(info, self.labeller.classes, found), [i for i, _ in chosen])
+        ids: list | None = [i for i, _ in chosen]
+        kept = found
+        if self.keep_others:
+            kept, ids = {**self.others, **found}, None
+        elif self.others:
+            shutil.copyfile(self.out, f'{self.out}.previous')
+            _say(
+                f'{self.out} has had labels of {len(self.others)} images that are not among these: '
+                f'the file as it was is now {self.out}.previous'
+            )
+        write_labels(self.out, Labels(info, self.labeller.classes, kept), ids)
         shutil.rmtree(self.parts)
         _say(summary(self.out, list(found.values()), failed))
 
@@ -676,6 +729,7 @@ def best_thresholds(
     teacher: Any = None,
     clean_view: bool = False,
     workers: int = 2,
+    check: Callable[[], None] | None = None,
 ) -> list[Threshold]:
     """The score of best F1 of each class on the pair's validation images, at IoU 0.5.
 
@@ -689,6 +743,7 @@ def best_thresholds(
         clean_view: whether the teacher sees images as its own config's test does, as the labels of
             clean images are made; else as the pair's validation does, at the teacher's scale.
         workers: processes that load images.
+        check: see :func:`label_images`.
 
     Returns:
         One of each of the student's classes, in its order.
@@ -712,7 +767,9 @@ def best_thresholds(
         if out is None:
             folder = _by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
             out = Path(folder) / 'labels.json'
-        label_images(cfg, images, out, labeller=labeller, workers=workers)
+        label_images(
+            cfg, images, out, labeller=labeller, workers=workers, keep_others=True, check=check
+        )
         return _by_main(lambda: _choose(labeller, truth, out))
 
 

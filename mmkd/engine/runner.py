@@ -191,7 +191,7 @@ class DistillationRunner(Runner):
             self.logger.error(error)
             raise
         except Exception as error:
-            if self.iter:
+            if self._begun:
                 self.logger.error(self._stopped(error))
             raise
         finally:
@@ -210,6 +210,12 @@ class DistillationRunner(Runner):
         check_evaluator(self._test_evaluator, self._test_dataloader, 'test')
         with self._explaining_errors('test_dataloader'):
             return super().test()
+
+    @property
+    def _begun(self) -> bool:
+        """Whether a step has been trained; MMEngine's ``iter`` builds the loop to tell, once more
+        where that has failed."""
+        return isinstance(self._train_loop, BaseLoop) and self._train_loop.iter > 0
 
     @contextlib.contextmanager
     def _explaining_errors(self, dataloader: str = 'train_dataloader') -> Iterator[None]:
@@ -231,7 +237,7 @@ class DistillationRunner(Runner):
             if isinstance(error, RuntimeError) and (lost := lost_process(str(error))):
                 raise LostProcessError(lost) from None
             if is_out_of_memory(error):
-                if dataloader == 'train_dataloader' and self.iter and not self.model.training:
+                if dataloader == 'train_dataloader' and self._begun and not self.model.training:
                     dataloader = 'val_dataloader'
                 last = latest_checkpoint(self.work_dir) or self.resumed_from
                 batch = self._steps.batch if dataloader == 'train_dataloader' else None
@@ -272,7 +278,10 @@ class DistillationRunner(Runner):
             return super().build_train_loop(loop)
         given = None
         if isinstance(config, dict):
-            given = mixed_dataloader(config, self.model, self.cfg, self.work_dir)
+            # The teacher may label images for hours, and what it has labelled is kept.
+            hook = self._checkpoints
+            with hook.signals_end_at_once() if hook else contextlib.nullcontext():
+                given = mixed_dataloader(config, self.model, self.cfg, self.work_dir)
         if self._checkpoints is None:
             self._train_dataloader = given or config
             try:

@@ -72,7 +72,8 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
     teacher = student.teacher
     if teacher is None:
         start = ', only the start was taken' if student.start is not None else ''
-        row('teacher', f'none: every term is off{start}')
+        before = ', it has labelled images before' if student.unlabelled.on else ''
+        row('teacher', f'none: every term is off{start}{before}')
     else:
         row('teacher', f'{type(teacher.network.backbone).__name__}, {_size(teacher.network)}')
         row('  config', teacher.name)

@@ -83,7 +83,7 @@ def check_teacher(model: Any, loader: Any) -> str:
     if labelled_part(loader.dataset) is None:
         return 'teacher check: skipped, there are no labelled images'
     indices = model.classes.indices if model.classes is not None else None
-    by_class = 'rcnn' in model.sites or model.unlabelled.asks
+    by_class = 'rcnn' in model.sites or model.unlabelled.on
     if not by_class and indices is None:
         ours, theirs = (_classes(each) for each in (model, network))
         if ours != theirs:

@@ -10,6 +10,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..datasets.labels import check_labels, check_same_labels
+from ..datasets.unlabelled import labelled_part
 from ..digests import digest, tensor_digests
 from ..models.chen2017 import TeacherBoundedL2Loss
 from ..recipe import TERM_PREFIXES, TeacherError, log_name
@@ -43,6 +44,9 @@ class InputChecksHook(Hook):
         data = runner.train_dataloader.dataset
         if distils(model):
             check_labels(data)
+        if labelled_part(data) is None:
+            # The teacher's boxes are numbered as the names are, validation as its file is.
+            check_labels(getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None))
         check_same_labels(
             data, getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
         )

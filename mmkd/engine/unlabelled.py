@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import hashlib
 import os
 import os.path as osp
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from mmdet.registry import DATASETS
 from mmengine.config import Config
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import MMLogger
@@ -21,6 +24,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..datasets.annotations import leaves
+from ..datasets.intact_images import is_turned, turns_photographs
+from ..datasets.labels import check_labels
 from ..datasets.teacher_labels import read_labels
 from ..datasets.unlabelled import (
     MixedBatchSampler,
@@ -32,11 +37,14 @@ from ..datasets.unlabelled import (
     loads_locally,
     with_unlabelled,
 )
+from ..options.acceleration import input_channels
 from ..options.class_map import first_names
-from ..options.unlabelled import PseudoLabels, Unlabelled, require_scores
+from ..options.teacher_inputs import TeacherInputs
+from ..options.unlabelled import PseudoLabels, Unlabelled, head_of, require_scores
 from ..recipe import UNTRAINED, TeacherError
 from .class_names import class_names
-from .pseudo_labels import MIN_SCORE, best_thresholds, label_images, labeller_of
+from .pseudo_labels import MIN_SCORE, Labeller, best_thresholds, label_images, labeller_of
+from .teacher_check import check_teacher
 from .wrappers import unwrap
 
 LOOKED = 256
@@ -82,8 +90,8 @@ def mixed_dataloader(
     if cfg is None or 'model' not in cfg:
         asked = "view='clean'" if clean else "threshold='auto'"
         raise ValueError(
-            f'distillation.unlabelled.{asked} lets the teacher detect before training, by the '
-            'config of the run: start it by that (RUNNERS.build(cfg)), or give '
+            f"distillation.unlabelled.{asked} needs the run's config, since the teacher labels "
+            'images before training: start from it (RUNNERS.build(cfg)), or give '
             'mmkd.mixed_dataloader(dataloader, model, cfg)'
         )
 
@@ -92,29 +100,126 @@ def mixed_dataloader(
 
     images = find(settings)
     pipeline = next(leaves(dataloader['dataset']), {}).get('pipeline') or []
-    list_images(settings, loads_locally(Compose(pipeline)))  # raises for those that cannot be read
+    # Raises for those that cannot be read.
+    sizes, _ = list_images(settings, loads_locally(Compose(pipeline)))
     held_out = {'validation': 'val_dataloader', 'test': 'test_dataloader'}
     refuse_leaks(
         images.paths, {w: (cfg.get(key) or {}).get('dataset') for w, key in held_out.items()}
     )
+    labeller = None
+    if clean:
+        lowest = MIN_SCORE if settings.lowest is None else min(MIN_SCORE, settings.lowest)
+        labeller = labeller_of(cfg, teacher=detector.teacher, min_score=lowest)
+        require_scores(labeller.network, settings)
+        require_same_classes(detector, labeller.classes)
+        require_same_orientation(pipeline, labeller.pipeline, [path for path, *_ in sizes])
+
+    @functools.cache
+    def check() -> None:
+        check_before_labelling(detector, dataloader['dataset'], cfg, labeller)
+
     if auto:
         found = best_thresholds(
-            cfg, place('validation_labels.json'), teacher=detector.teacher, clean_view=clean
-        )
+            cfg, place('validation_labels.json'), teacher=detector.teacher, clean_view=clean,
+            check=check,
+        )  # fmt: skip
         detector.unlabelled.thresholds = [each.score for each in found]
-    if not clean:
+    if labeller is None:
         return with_unlabelled(dataloader, settings)
-    lowest = MIN_SCORE if settings.lowest is None else min(MIN_SCORE, settings.lowest)
-    labeller = labeller_of(cfg, teacher=detector.teacher, min_score=lowest)
-    require_scores(labeller.network, settings)
     out = settings.cache or place('unlabelled_labels.json') or 'unlabelled_labels.json'
     out = osp.expanduser(out)
-    label_images(cfg, images, out, skip_unreadable=settings.skip_unreadable, labeller=labeller)
+    detector.unlabelled.unknown = labeller.unknown
+    label_images(
+        cfg, images, out, skip_unreadable=settings.skip_unreadable, labeller=labeller,
+        keep_others=True, check=check,
+    )  # fmt: skip
     labels = read_labels(out, labeller.info['teacher_sha256'], labeller.classes)
     boxes = instances_of(labels, detector.unlabelled.thresholds, settings.ignore)
     paths = zip(images.names, images.paths, strict=True)
     known = {path: boxes[name] for name, path in paths if name in boxes}
     return with_unlabelled(dataloader, settings, known)
+
+
+def require_same_classes(detector: Any, names: list[str]) -> None:
+    """Check that labels of clean images are of the student's classes.
+
+    Raises:
+        ValueError: if there are more or fewer, or the thresholds are of others.
+    """
+    count = head_of(detector.roi_head).num_classes
+    if len(names) != count:
+        raise ValueError(
+            f'distillation.unlabelled: the images would be labelled with {len(names)} classes '
+            f'({first_names(names)}), and the student has {count}, whose names are not known: set '
+            'metainfo=dict(classes=[...]) of train_dataloader.dataset'
+        )
+    set_thresholds(detector.unlabelled, names)
+
+
+def require_same_orientation(student: list, labeller: list, paths: Sequence[str]) -> None:
+    """Check that a pipeline turns photographs as that of their labels does.
+
+    Raises:
+        ValueError: naming an image that one of the two turns as its EXIF data say.
+    """
+    turns = [turns_photographs(pipeline) for pipeline in (student, labeller)]
+    if turns[0] != turns[1] and (turned := next(filter(is_turned, paths), None)):
+        loads = ["the student's training pipeline", "the teacher's test pipeline"]
+        one, other = loads if turns[0] else loads[::-1]
+        raise ValueError(
+            f'distillation.unlabelled: {one} turns photographs as their EXIF data say, {other} '
+            f'does not, so boxes would lie elsewhere on {turned}: set color_type of '
+            "LoadImageFromFile alike in both ('color', or 'color_ignore_orientation')"
+        )
+
+
+def check_before_labelling(
+    detector: Any, data: dict, cfg: Config, labeller: Labeller | None
+) -> None:
+    """Check labelled images before the teacher labels others for hours, as before the first step.
+
+    Args:
+        detector: the distilling detector.
+        data: the config of its labelled images.
+        cfg: of the run.
+        labeller: the teacher as it labels clean images, if it does.
+
+    Raises:
+        ValueError: if a file numbers its classes in another order than their names.
+        TeacherError: if the teacher does not detect.
+    """
+    alone = detector.unlabelled.settings.share == 1
+    given = (cfg.get('val_dataloader') or {}).get('dataset') if alone else data
+    dataset = DATASETS.build(given) if given is not None else None
+    check_labels(dataset)
+    if alone or not detector.check_teacher:
+        return
+    looks = detector
+    if detector.kd_terms or detector.unlabelled.asks:
+        detector.teacher.follow(next(detector.parameters()))
+    else:
+        looks = _as_model(detector, labeller)
+    if looks is not None and not getattr(detector.teacher, 'prepared', False):
+        loader = SimpleNamespace(dataset=dataset, collate_fn=pseudo_collate)
+        MMLogger.get_current_instance().info(check_teacher(looks, loader))
+
+
+def _as_model(detector: Any, labeller: Any) -> Any:
+    """What :func:`check_teacher` asks of a distilling detector; None where the teacher cannot see
+    the student's images."""
+    network = labeller.network.to(next(detector.parameters()).device)
+    preprocessors = detector.data_preprocessor, network.data_preprocessor
+    channels = input_channels(detector), input_channels(network)
+    if detector.resolution is not None or channels[0] != channels[1]:
+        return None
+    labels = labeller.labels
+    numbers = [labels.index(i) if i in labels else None for i in range(len(labeller.classes))]
+    return SimpleNamespace(
+        backbone=detector.backbone, data_preprocessor=preprocessors[0], sites=(),
+        teacher=SimpleNamespace(network=network, source=labeller.source),
+        teacher_inputs=TeacherInputs(*preprocessors, channels),
+        classes=SimpleNamespace(indices=numbers), unlabelled=detector.unlabelled,
+    )  # fmt: skip
 
 
 def set_thresholds(labels: PseudoLabels, names: list[str] | None) -> None:
@@ -159,8 +264,8 @@ def check_data(labels: PseudoLabels, loader: DataLoader) -> MixedDataset:
     view = "the student's view" if settings.view == 'student' else 'the clean image'
     weight = '' if settings.hard_weight == 1 else f'; hard losses times {settings.hard_weight:g}'
     labels.table.append(('  teacher', f'detects in {view}{weight}'))
-    if labels.classes is not None and labels.classes.unknown:
-        unknown = first_names(labels.classes.unknown)
+    if labels.unknown:
+        unknown = first_names(labels.unknown)
         labels.table.append(('  classes', f'{unknown}: never found, so background there'))
     if images.passed_over:
         first = '; '.join(images.passed_over[:3])

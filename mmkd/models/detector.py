@@ -110,11 +110,12 @@ class DistillationMixin(Detector):
                 refuse_unguarded()
         factors = {key: term.schedule() for key, term in self.kd_terms.items()}
         asked = self.unlabelled.on and self.unlabelled.begin(batch_data_samples)
-        if not any(factors.values()) and not self.unproven and not asked:
-            # Every term is off, or not in force now: the teacher need not look.
+        if not any(factors.values()) and not self.unproven:
+            # Every term is off, or not in force now: the teacher looks at what has no labels alone.
+            if asked:
+                batch_data_samples = self.unlabelled.alone(self, batch_inputs, batch_data_samples)
             losses = super().loss(batch_inputs, batch_data_samples)
-            terms = {key: {'': self._nothing(key)} for key in factors}
-            return self._join(losses, terms, factors)
+            return self._join(losses, {key: {'': self._nothing(key)} for key in factors}, factors)
         self.steps += 1
         mu = {
             site: 1 - factors[key] * (1 - self.kd_terms[key].hard_weight)
@@ -137,10 +138,9 @@ class DistillationMixin(Detector):
     def _show(self, batch_inputs: Tensor, samples: SampleList) -> Seen:
         """Let the teacher see the batch, as far as some term needs."""
         self.teacher.follow(next(self.parameters()))
-        pixels, view = batch_inputs, None
-        if not self.teacher_inputs.same:
-            pixels, view = self.teacher_inputs(batch_inputs, samples)
-        return self.teacher.see(pixels, view, *self.depth)
+        own = self.teacher_inputs
+        pixels = (batch_inputs, None) if own.same else own(batch_inputs, samples)
+        return self.teacher.see(*pixels, *self.depth)
 
     def _distil(self, key: str, step: Step) -> dict[str, Tensor]:
         """The parts of a term's loss; a zero that can be logged where it compared nothing."""

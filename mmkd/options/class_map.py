@@ -66,6 +66,20 @@ class ClassMap:
         """The student's classes that the teacher does not know."""
         return [n for n, index in zip(self.student, self.indices, strict=True) if index is None]
 
+    @property
+    def twice(self) -> str:
+        """What is wrong where two of the student's classes are one of the teacher's; '' if none."""
+        known = [i for i in self.indices if i is not None]
+        both = [i for i in known if known.count(i) > 1]
+        if not both:
+            return ''
+        own = [n for n, i in zip(self.student, self.indices, strict=True) if i == both[0]]
+        return (
+            f"the student's classes {first_names(own)} are all the teacher's "
+            f'{self.teacher[both[0]]!r} (distillation.classes.names), so it is ambiguous which of '
+            'them a detection is: let one of them have it'
+        )
+
     def __str__(self) -> str:
         known = len(self.student) - len(self.unknown)
         text = f"{known} of the student's {len(self.student)} classes are among the teacher's "

@@ -7,7 +7,9 @@ the detections as they treat boxes of people.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,8 +92,8 @@ class Unlabelled:
             said = ' and '.join(sources) or 'no images'
             raise ValueError(
                 f"{_WHERE} names {said}: name one of images='folder/', ann_file='images.json' "
-                "(with img_prefix='folder/') and dataset=dict(type=...); one that is inherited is "
-                'taken back by None'
+                "(with img_prefix='folder/') and dataset=dict(type=...); set an inherited one to "
+                'None'
             )
         for key, kinds in (('ann_file', str), ('img_prefix', str), ('dataset', dict),
                            ('cache', str)):  # fmt: skip
@@ -110,7 +112,10 @@ class Unlabelled:
                 f'{_WHERE}.images={self.images!r} must be a folder, or a list of several (strings)'
             )
         if self.img_prefix is not None and self.ann_file is None:
-            raise ValueError(f'{_WHERE}.img_prefix is the folder of ann_file, which is not there')
+            raise ValueError(
+                f'{_WHERE}.img_prefix={self.img_prefix!r} is given without ann_file, whose images '
+                'it is the folder of'
+            )
         _number('share', self.share, 1, above=True)
         _number('hard_weight', self.hard_weight, float('inf'))
         if self.view not in ('student', 'clean'):
@@ -257,6 +262,7 @@ class PseudoLabels:
         on: whether the config has unlabelled images.
         asks: whether the teacher detects in the student's batches.
         thresholds: the lowest score that counts, of each class; None before it is known.
+        unknown: the student's classes that the teacher does not know.
         tally, log: what was found so far, and in this step, for the log.
         table: rows of the table at the start.
     """
@@ -266,6 +272,7 @@ class PseudoLabels:
         self.on, self.asks = settings is not None, getattr(settings, 'view', '') == 'student'
         self.thresholds: list[float] | None = None
         self.classes: ClassMap | None = None
+        self.unknown: list[str] = []
         self.tally, self.log = Tally(), dict[str, Tensor]()
         self.table: list[tuple[str, str]] = []
         self._weights = _RowWeights()
@@ -286,11 +293,12 @@ class PseudoLabels:
                 'boxes alone: leave out model.roi_head.mask_head, or unlabelled'
             )
         self._branches = getattr(student, 'num_branch', 1)
-        count = _head(student.roi_head).num_classes
+        count = head_of(student.roi_head).num_classes
         names = classes.student if classes is not None else None
         self.thresholds = self.settings.by_class(names, count)
         if self.asks and teacher is not None:
             self.classes = classes
+            self.unknown = classes.unknown if classes is not None else []
             _require_detections(teacher, self.settings, classes, count)
         if self.settings.ignore is not None:
             for assigner in list(_assigners(student)):
@@ -339,6 +347,15 @@ class PseudoLabels:
             )
         self._take(samples)
         return samples
+
+    def alone(self, student: Any, inputs: Tensor, samples: SampleList) -> SampleList:
+        """:meth:`label` where nothing else is asked of the teacher, so it sees the unlabelled
+        images (N, 3, H, W) of a batch alone."""
+        rows = [i for i, sample in enumerate(samples) if sample.get(MARK)]
+        own = [samples[i] for i in rows]
+        own = self.label(student.teacher, student._show(inputs[rows], own), own)
+        labelled = dict(zip(rows, own, strict=True))
+        return [labelled.get(i, sample) for i, sample in enumerate(samples)]
 
     def _with_boxes(
         self, sample: DetDataSample, boxes: Tensor, scores: Tensor, labels: Tensor
@@ -415,7 +432,22 @@ def detect(teacher: Any, features: Sequence[Tensor], rows: list[int], frames: Sa
         if not hasattr(network, 'roi_head'):
             return network.bbox_head.predict(features, frames, rescale=False)
         proposals = network.rpn_head.predict(features, frames, rescale=False)
-        return network.roi_head.predict(features, proposals, frames, rescale=False)
+        with _without_masks(network.roi_head):
+            return network.roi_head.predict(features, proposals, frames, rescale=False)
+
+
+@contextlib.contextmanager
+def _without_masks(roi_head: nn.Module) -> Iterator[None]:
+    """Lets a RoI head predict boxes alone."""
+    modules = roi_head._modules
+    mask_head = modules.get('mask_head')
+    if mask_head is not None:
+        modules['mask_head'] = None
+    try:
+        yield
+    finally:
+        if mask_head is not None:
+            modules['mask_head'] = mask_head
 
 
 def _frame(sample: DetDataSample) -> DetDataSample:
@@ -447,7 +479,7 @@ def _require_detections(
             f'{_WHERE}: the teacher ({type(teacher).__name__}) does not detect by heads behind its '
             "features: set view='clean', with which it detects beforehand, in its own way"
         )
-    theirs = _head(head).num_classes if two else head.num_classes
+    theirs = head_of(head).num_classes if two else head.num_classes
     if classes is None and theirs != count:
         raise ValueError(
             f'{_WHERE}: the teacher has {theirs} classes, the student {count}, and their names are '
@@ -463,14 +495,8 @@ def _require_detections(
                 f'distillation.classes.{who} has {len(names)} names, the {who} {own} classes '
                 '(num_classes of its box head)'
             )
-    if classes is not None:
-        known = [i for i in classes.indices if i is not None]
-        if twice := [i for i in known if known.count(i) > 1]:
-            raise ValueError(
-                f"{_WHERE}: {known.count(twice[0])} of the student's classes are the teacher's "
-                f'{classes.teacher[twice[0]]!r} (distillation.classes.names), so its detections of '
-                'that class have no one name'
-            )
+    if classes is not None and (twice := classes.twice):
+        raise ValueError(f'{_WHERE}: {twice}')
     if not _test_cfg(teacher):
         raise ValueError(f'{_WHERE}: teacher_config has no model.test_cfg, by which it detects')
     require_scores(teacher, settings)
@@ -496,7 +522,8 @@ def _test_cfg(detector: Any) -> dict:
     return (cfg.get('rcnn') if hasattr(detector, 'roi_head') else cfg) or {}
 
 
-def _head(roi_head: Any) -> Any:
+def head_of(roi_head: Any) -> Any:
+    """The box head of a RoI head, of its first stage."""
     head = roi_head.bbox_head
     return head[0] if isinstance(head, nn.ModuleList) else head
 
@@ -519,17 +546,15 @@ def _assigners(student: Any) -> Iterator[Any]:
             yield assigner
 
 
-def _assign(
-    assign: Any, assigner: Any, pred_instances: InstanceData, gt_instances: InstanceData,
-    gt_instances_ignore: InstanceData | None = None, **kwargs: Any,
-) -> Any:  # fmt: skip
+def _assign(assign: Any, assigner: Any, *args: Any, **kwargs: Any) -> Any:
     """An assigner's ``assign`` that leaves background in ignored regions of unlabelled images out.
 
     MMDetection's own way (``ignore_iof_thr``) also takes positive anchors out, those of a small
     object before a doubtful large one, and does nothing in an image without a box.
     """
-    result = assign(assigner, pred_instances, gt_instances, gt_instances_ignore, **kwargs)
-    ignored = gt_instances_ignore
+    result = assign(assigner, *args, **kwargs)
+    given = inspect.signature(assign).bind(assigner, *args, **kwargs).arguments
+    pred_instances, ignored = given['pred_instances'], given.get('gt_instances_ignore')
     if ignored is not None and ignored.get(MARK) and len(ignored) and len(result.gt_inds):
         boxes = get_box_tensor(ignored.bboxes)
         priors = get_box_tensor(pred_instances.priors).to(boxes)

@@ -206,6 +206,12 @@ def plan_runs(
             raise ValueError(f'{path} and the config of {distilled.label} are the same run')
         comparison = Comparison(distilled, baseline, teacher)
         if alone:
+            if not (cfg.get('train_cfg') or {}).get('max_iters'):
+                plan.notes.append(
+                    f'{labels[path]} counts epochs, and an epoch is one pass over the labelled '
+                    f'images: {baseline.label} has more of them in a batch, so it is trained for '
+                    'fewer iterations. IterBasedTrainLoop (train_cfg) gives both as many'
+                )
             hard = row_of(f"{labels[path]}, teacher's boxes", 'baseline', path, [*off, *boxes])
             comparison.others.append((hard, 'hard pseudo-labels, terms off'))
         plan.comparisons.append(comparison)
@@ -456,12 +462,12 @@ def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
     for loader in (cfg.get('train_dataloader'), test_cfg.test_dataloader, images):
         for data in leaves((loader or {}).get('dataset')):
             found.add(os.path.join(data.get('data_root') or '', data.get('ann_file') or ''))
-    found.add(images.get('ann_file') or '')
+    found.add(os.path.expanduser(images.get('ann_file') or ''))
     metrics = test_cfg.test_evaluator
     for metric in [metrics] if isinstance(metrics, dict) else metrics:
         found.add(metric.get('ann_file') or '')
     settings = Unlabelled.of(images or None)
-    folders = (settings and settings.folders) or []
+    folders = [os.path.expanduser(path) for path in (settings and settings.folders) or []]
     return {path for path in found if os.path.isfile(path)} | set(filter(os.path.isdir, folders))
 
 
