@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,14 @@ from mmkd.analysis.comparison.results import read_detections, read_results
 from mmkd.analysis.comparison.statistics import paired_interval
 from mmkd.analysis.study.declaration import options_of, read_study
 from mmkd.analysis.study.images import weighted_map
-from mmkd.analysis.study.stages import Standing, check, entrants, later_cost, plan_stage
+from mmkd.analysis.study.stages import (
+    Standing,
+    check,
+    entrants,
+    later_cost,
+    plan_stage,
+    variant_run,
+)
 from mmkd.analysis.study.statistics import (
     DRAWS,
     Bootstrap,
@@ -63,9 +71,22 @@ GAINS = {'plain': 0, 'paper': 2, 'start-hint.loss_weight-1': 1, 'start-hint.loss
          'mmkd': 6, 'other': 4, 'teacher': 20}  # fmt: skip
 
 
+TESTED = """
+tested = dict(val_dataloader['dataset'], ann_file='test.json')
+test_dataloader = dict(val_dataloader, dataset=tested)
+test_evaluator = dict(val_evaluator, ann_file={file!r})
+"""
+
+
 @pytest.fixture(scope='module')
 def configs(tmp_path_factory):
-    return write_configs(tmp_path_factory.mktemp('configs'))
+    paths = write_configs(tmp_path_factory.mktemp('configs'))
+    plain = Path(paths['plain'])
+    data = plain.parent / 'data'
+    shutil.copy(data / 'val.json', data / 'test.json')
+    with plain.open('a') as file:
+        file.write(TESTED.format(file=str(data / 'test.json')))
+    return paths
 
 
 @pytest.fixture
@@ -124,7 +145,7 @@ def test_a_study_halves_on_validation_and_ends_on_test(write, tmp_path):
     fake = Fake(maps)
     code, out = call(write(), fake, tmp_path)
     assert code == 0, out
-    text = (tmp_path / 'work/table.md').read_text()
+    text = (tmp_path / 'work/methods.md').read_text()
     assert text in out
     screen = {(r['arm'], r['values']): r for r in table(text, '## screen')}
     assert screen['start', 'hint.loss_weight=4']['decision'] == 'value chosen, kept'
@@ -140,7 +161,7 @@ def test_a_study_halves_on_validation_and_ends_on_test(write, tmp_path):
     assert {'plain', 'paper', 'start'} < set(final) and 'mmkd' not in final
     # On test, seeds 0 and 1 of two arms have been trained for the second stage.
     assert len(fake.trained()) == 6 + 3 * 2 + (2 * 1 + 3)
-    assert (tmp_path / 'work/gain.svg').read_text().startswith('<?xml')
+    assert (tmp_path / 'work/methods.svg').read_text().startswith('<?xml')
 
     results = read_results(tmp_path / 'work/results.jsonl')
     assert results.runs and not any('curves' in run for run in results.runs.values())
@@ -160,7 +181,7 @@ def test_a_study_halves_on_validation_and_ends_on_test(write, tmp_path):
 
 def test_a_reader_sees_numbers_that_are_right(write, tmp_path):
     call(write(), Fake(maps), tmp_path)
-    text = (tmp_path / 'work/table.md').read_text()
+    text = (tmp_path / 'work/methods.md').read_text()
     points = {
         arm: [100 * maps(f'{arm}-s{seed}') for seed in range(3)]
         for arm in ('plain', 'paper', 'start-hint.loss_weight-4')
@@ -279,18 +300,21 @@ stages = [dict(name='screen', seeds=[0])]
         ([30.0, 30.1, 30.3], (0.1, 2.0), '**HOLDS**'),
         ([30.0, 30.1, 30.3], (-0.1, 2.0), '**does not hold (rival, low)**'),
         ([30.0, 31.1, 32.3], None, '**does not hold (rival)**'),
-        ([30.0, 30.1], None, '**does not hold (rival)**'),
+        ([30.0, 30.1], None, '**cannot be told yet: seeds are missing (rival)**'),
+        ([30.0, 30.1, 30.2], None, '**does not hold (rival)**'),  # the seed does nothing
+        ('diverged', None, '**does not hold (rival)**'),
     ],
 )
 def test_the_claim_takes_every_interval(write, rival, images, word):
     study = read_study(write())
-    maps = {'start': [31.0, 31.1, 31.2], 'rival': rival, 'low': [20.0, 20.1, 20.3]}
+    maps = {'start': [31.0, 31.1, 31.2], 'rival': rival, 'low': [20.0, 20.1, 20.4]}
     lines = []
     for arm, values in maps.items():
         entry = SimpleNamespace(
             variant=SimpleNamespace(arm=arm), student='', row=SimpleNamespace(runs=[])
         )
-        lines.append(Line(entry, dict(enumerate(values))))
+        diverged = values == 'diverged'
+        lines.append(Line(entry, dict(enumerate([] if diverged else values)), diverged=diverged))
     summary = StageSummary(study.stages[-1], lines, {}, {})
     found = Bootstrap(*images, None) if images else None
     text = judge_contrasts(study, summary, '', 'start', lambda *_: (found, bool(images)))
@@ -407,7 +431,7 @@ contrasts = [('mmkd', 'plain')]
     assert row['95 %, seeds'] != row['95 %, seeds and images'] and row['at least']
     # The table needs no more than the results: neither checkpoints nor detections.
     file = (tmp_path / 'work/results.jsonl').rename(tmp_path / 'kept.jsonl')
-    before = (tmp_path / 'work/table.md').read_text()
+    before = (tmp_path / 'work/methods.md').read_text()
     shutil.rmtree(tmp_path / 'work')
     code, out = call(path, None, tmp_path, table_only=True, results_path=file)
     assert code == 0 and before in out
@@ -472,12 +496,25 @@ arms = dict(
 ONE = 'stages = [dict(seeds=[0])]\n'
 
 
+FIT = 'stages = [dict(seeds=[0], keep=1), dict(seeds=[0], split="test", '
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
         ('stages = [dict(seeds=[0], arms=["c"])]', "stage 'stage 1' names 'c', which is no arm"),
-        ('stages = [dict(seeds=[0], keep="all")]\ncontrasts = [("winner", "bb")]', "mean b"),
-        (ONE + 'contrasts = [("winner", "a")]', 'no stage of this study sel'),
+        (ONE + 'contrasts = [("a", "bb")]', "mean b"),
+        ('stages = [dict(seeds=[0], split="test", arms=["a"])]\ncontrasts = [("winner", "a")]',
+         "winner: no stage before 'stage 1' selects"),
+        ('stages = [dict(seeds=[0]), dict(seeds=[0], keep=1)]\nclaim = "winner"',
+         'on the images that choose it'),
+        (FIT + 'options={{"test_dataloader.dataset.ann_file": "val.json"}})]',
+         "to judge on"),
+        (ONE + 'arms["b"]["overrides"] = {{"model.distillation.hint.loss_wight": 2}}',
+         "b (hint.loss_weight=1), stage 'stage 1': "),
+        (FIT + 'options={{"model.distillation.start": "teacher"}})]',
+         'names no teacher, and an option sets'),
+        (FIT + 'students=["x"])]\nstudents = ["", "x"]', 'is the same for each of'),
         (ONE + 'claim = ("b", "a")', 'must be an arm'),
         (ONE + 'contrast = [("a", "b")]', "no entry 'contrast'; did you mean"),
         ('stages = [dict(name="x")]', "stage 'x': seeds=None must be different numbers"),
@@ -547,6 +584,154 @@ def test_a_choice_cannot_change_once_the_test_split_is_read(write, tmp_path):
     Path(path).write_text(text.replace("['paper', 'winners']", "['paper', 'mmkd', 'winners']"))
     code, out = call(path, fake, tmp_path)
     assert (code, fake.commands) == (2, []) and "the decision of stage 'final'" in out
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ("['paper', 'winners'])", "['paper', 'winners'], options={'train_cfg.max_epochs': 3})"),
+        ('seeds=[0, 1, 2]', 'seeds=[0, 1, 2, 3]'),
+        ("('winner', 'paper')]", "('paper', 'plain')]"),
+        ("claim = 'winner'", "claim = ('winner', ['plain'])"),
+        ("name='final'", "name='finals'"),
+        (
+            "    dict(name='final'",
+            "    dict(name='more', split='test', seeds=[5]), dict(name='final'",
+        ),
+    ],
+    ids=['options', 'a seed', 'contrasts', 'the claim', 'a name', 'a second stage'],
+)
+def test_nothing_is_declared_once_the_test_split_is_read(write, tmp_path, before, after):
+    path = write()
+    assert call(path, Fake(maps), tmp_path)[0] == 0
+    text = Path(path).read_text()
+    assert before in text
+    Path(path).write_text(text.replace(before, after))
+    fake = Fake(maps)
+    code, out = call(path, fake, tmp_path)
+    assert (code, fake.commands) == (2, []) and 'the test split has been read since' in out
+
+
+class DivergingOnTest(Fake):
+    """The winner diverges with one of the seeds of the last stage."""
+
+    def __call__(self, command, log, env, lock, poll):
+        if any('train' in part for part in command[:2]) and 'loss_weight-4-s2' in ' '.join(command):
+            self.commands.append(command)
+            log.write_text('error: loss_cls is nan at iteration 250 (epoch 3)\n')
+            return 1
+        return super().__call__(command, log, env, lock, poll)
+
+
+def test_a_finalist_that_diverges_is_not_judged_by_its_other_seeds(write, tmp_path):
+    code, out = call(write(), DivergingOnTest(maps), tmp_path)
+    assert code == 0, out
+    row = {r['arm']: r for r in table(out, '## final')}['start']
+    assert row['mAP'].endswith('(1 diverged)') and row['over plain'] == row['gap share'] == ''
+    assert '**does not hold (plain, paper)**' in out
+    assert {r['verdict'] for r in table(out, 'Declared contrasts')} == {'diverged'}
+
+
+def test_a_study_of_which_every_arm_diverges_has_no_result(write, tmp_path):
+    text = """
+arms = dict(plain=dict(config={plain!r}), b=dict(config={mmkd!r}))
+stages = [dict(name='screen', seeds=[0], keep='all'),
+          dict(name='final', split='test', seeds=[0, 1])]
+"""
+
+    class All(Fake):
+        def __call__(self, command, log, env, lock, poll):
+            if any('train' in part for part in command[:2]) and 'b-s0' in ' '.join(command):
+                log.write_text('error: training has diverged. The likely cause is\n')
+                return 1
+            return super().__call__(command, log, env, lock, poll)
+
+    code, out = call(write(text), All(maps), tmp_path)
+    assert code == 1 and 'stage screen: every arm has diverged' in out
+
+
+def test_a_loss_that_is_nan_from_the_start_is_no_divergence(write, tmp_path):
+    class Broken(Fake):
+        def __call__(self, command, log, env, lock, poll):
+            code = super().__call__(command, log, env, lock, poll)
+            if code:
+                log.write_text('error: loss_kd_hint is nan at the first step\n')
+            return code
+
+    code, out = call(write(), Broken(maps, fails=['mmkd-s0']), tmp_path)
+    assert code == 1 and 'stage screen is not complete: 1 of 7' in out
+
+
+def test_two_arms_that_are_one_run_count_once(write):
+    study = read_study(write())
+    lines = []
+    for arm, own, values in (('a', 'k', [30, 31, 33]), ('b', 'k', [30, 31, 33]),
+                             ('c', 'l', [31, 31, 32])):  # fmt: skip
+        row = SimpleNamespace(runs=[SimpleNamespace(key=f'{own}{seed}') for seed in range(3)])
+        entry = SimpleNamespace(variant=SimpleNamespace(arm=arm), student='', row=row)
+        lines.append(Line(entry, dict(enumerate(values))))
+    pooled = StageSummary(study.stages[-1], lines, {}, {}).pooled('')
+    assert pooled == pool([[30, 31, 33], [31, 31, 32]])
+
+
+def test_a_contrast_has_its_share_of_the_gap(write, tmp_path):
+    """Between its second arm and the teacher, also where that is not the reference."""
+    call(write(), Fake(maps), tmp_path)
+    text = (tmp_path / 'work/methods.md').read_text()
+    start, paper = (
+        np.mean([100 * maps(f'{arm}-s{seed}') for seed in range(3)])
+        for arm in ('start-hint.loss_weight-4', 'paper')
+    )
+    row = {r['contrast']: r for r in table(text, 'Declared contrasts')}['start - paper']
+    share = 100 * (start - paper) / (100 * maps('teacher') - paper)
+    assert row['gap share'] == f'{share:.0f} %'
+    assert 0 < float(row['at least'].split()[0]) < share
+
+
+def test_two_seeds_tell_nothing_as_in_a_comparison(write, tmp_path):
+    text = """
+arms = dict(plain=dict(config={plain!r}), mmkd=dict(config={mmkd!r}))
+stages = [dict(name='val', seeds={seeds})]
+contrasts = [('mmkd', 'plain')]
+"""
+    cases = [([0, 1], maps, 'INCONCLUSIVE'), ([0, 1, 2], maps, 'BEATS')]
+    cases.append(([0, 1, 2], lambda name: 0.3 + 0.1 * ('mmkd' in name), 'INCONCLUSIVE'))
+    for seeds, value, word in cases:
+        path = write(text.replace('{seeds}', str(seeds)))
+        shutil.rmtree(tmp_path / 'work', ignore_errors=True)
+        out = call(path, Fake(value), tmp_path)[1]
+        assert table(out, 'Declared contrasts')[0]['verdict'] == word
+
+
+def test_iterations_cost_what_they_are(write, configs):
+    text = """
+arms = dict(plain=dict(config={plain!r}))
+stages = [dict(name='half', seeds=[0], options=BY + ['train_cfg.max_iters=500']),
+          dict(name='whole', seeds=[0], options=BY + ['train_cfg.max_iters=1000'])]
+""".replace('BY', "['train_cfg.type=IterBasedTrainLoop', 'train_cfg.max_epochs=None']")
+    costs = check(read_study(write(text)), 1)
+    assert costs['whole'] == 2 * costs['half']
+
+
+def test_each_test_set_has_a_folder(write):
+    study = read_study(write())
+    (variant,) = study.arms['plain']
+    stage = study.stages[-1]
+    other = replace(stage, options=[*stage.options, 'test_dataloader.dataset.ann_file=train.json'])
+    folders = [variant_run(variant, each, '', 0, 1).tested_in for each in (stage, other)]
+    assert folders[0] == 'test' and folders[1].startswith('test-')
+
+
+def test_a_config_that_a_later_stage_needs_is_looked_for_before(configs, write, tmp_path):
+    text = """
+students = ['plain', 'later']
+arms = dict(base=dict(config={folder!r}))
+stages = [dict(name='val', seeds=[0], students=['plain']), dict(name='all', seeds=[0])]
+"""
+    folder = repr(str(Path(configs['plain']).with_name('{{student}}.py')))
+    fake = Fake()
+    code, out = call(write(text.replace('{folder!r}', folder)), fake, tmp_path)
+    assert (code, fake.commands) == (2, []) and 'later.py: there is no such' in out
 
 
 def test_a_choice_can_change_before(write, tmp_path):
@@ -739,7 +924,7 @@ def test_weights_of_images_are_copies_of_images(configs, capsys):
 def test_the_plot_and_its_formats(write, tmp_path):
     path = write()
     call(path, Fake(maps), tmp_path)
-    first = (tmp_path / 'work/gain.svg').read_bytes()
+    first = (tmp_path / 'work/methods.svg').read_bytes()
     code, out = call(path, None, tmp_path, table_only=True, plot=tmp_path / 'made/x.png')
     assert code == 0 and (tmp_path / 'made/x.png').read_bytes()[:4] == b'\x89PNG'
     assert '| 250 ' in out and b'<!-- ms per training step -->' in first
@@ -747,7 +932,7 @@ def test_the_plot_and_its_formats(write, tmp_path):
     file = tmp_path / 'work/results.jsonl'
     file.write_text(file.read_text().replace(',"step_ms":250.0', ''))
     assert call(path, None, tmp_path, table_only=True)[0] == 0
-    drawn = (tmp_path / 'work/gain.svg').read_bytes()
+    drawn = (tmp_path / 'work/methods.svg').read_bytes()
     assert b'<!-- training time (min) -->' in drawn and b'ms per' not in drawn
     code, out = call(path, None, tmp_path, table_only=True, plot='x.txt')
     assert code == 2 and 'must end in .svg' in out
@@ -778,7 +963,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     )
     stream = io.StringIO()
     assert studies.study(str(study), tmp_path / 'work', jobs=1, stream=stream) == 0
-    text = (tmp_path / 'work/table.md').read_text()
+    text = (tmp_path / 'work/methods.md').read_text()
     rows = {row['arm']: row for row in table(text, '## final')}
     assert float(rows['slow']['ms/step']) > 0
     results = read_results(tmp_path / 'work/results.jsonl')

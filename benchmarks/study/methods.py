@@ -46,7 +46,7 @@ _half = {
 }
 stages = [
     dict(name='half', seeds=[0], options=_half, keep='half'),
-    dict(name='whole', seeds=[0, 1, 2], keep='half'),
+    dict(name='whole', seeds=[0, 1, 2], keep='all'),
     dict(
         name='start',
         seeds=[0, 1, 2],

@@ -35,9 +35,14 @@ for _name, _where in _heads.items():
     arms[f'weighted_{_name}'] = dict(overrides=_of('cls', _where))
     arms[f'l2_{_name}'] = dict(overrides=_l2(_where))
     arms[f'bounded_{_name}'] = dict(overrides=_of('bbox', _where))
+_all = {}
+for _name, _where in _heads.items():
+    _all[_name] = _terms(hint=_paper['hint']) | _of('cls', _where) | _of('bbox', _where)
 arms['hint_without'] = dict(overrides=_terms(hint=dict(_paper['hint'], pairs=_no_adapter)))
 arms['hint'] = dict(overrides=_terms(hint=_paper['hint']))
-arms['all'] = dict(overrides=_terms(**_paper))
+arms['all_rpn'] = dict(overrides=_all['rpn'])
+arms['all_roi'] = dict(overrides=_all['roi'])
+arms['all'] = dict(overrides=_all['both'])
 
 _first = list(arms)
 _values = dict(

@@ -4,7 +4,7 @@
 
 STUDY.py declares arms, seeds and stages; docs/study.md describes it. Runs are those of `mmkd
 compare`. Results that exist are not computed again, so a study that was stopped continues when the
-command is repeated. The tables are printed and written to WORK_DIR/table.md, with a plot of gain
+command is repeated. The tables are printed and written to WORK_DIR/NAME.md, with a plot of gain
 against cost.
 """
 
@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='say how many seeds a margin in mAP points would need, by the variance in the results',
     )
     parser.add_argument(
-        '--plot', metavar='FILE', help='.svg, .png or .pdf; default: WORK_DIR/gain.svg'
+        '--plot', metavar='FILE', help='.svg, .png or .pdf; default: WORK_DIR/NAME.svg'
     )
     return parser.parse_args(argv)
 

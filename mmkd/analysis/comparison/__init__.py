@@ -165,7 +165,7 @@ def _write_report(
         curves[row.label] = [r['curves'] for _, r in done if r.get('curves')]
         metrics[row.label] = {run.seed: r['metrics'] for run, r in done if 'metrics' in r}
         run = row.runs[0]
-        path = context.directory(run) / run.split / 'detections.pth'
+        path = context.directory(run) / run.tested_in / 'detections.pth'
         if run.key in results and path.exists():
             detections[row.label] = path
             cfg = cfg or run.test_cfg

@@ -71,6 +71,7 @@ class Run:
     key: str
     checkpoint: str | None = None
     max_epochs: int | None = None
+    max_iters: int | None = None
     annotations: set[str] = field(default_factory=set)
     """Annotation files of the training data and the tested data, and those of the evaluators."""
 
@@ -80,8 +81,16 @@ class Run:
 
     @property
     def cost(self) -> float:
-        """About how long it takes, in epochs of training."""
-        return 0.5 if self.role == 'teacher' else float(self.max_epochs or 12)
+        """About how long it takes, in epochs of training, taken as 500 iterations."""
+        epochs = self.max_epochs or (self.max_iters / 500 if self.max_iters else 12)
+        return 0.5 if self.role == 'teacher' else float(epochs)
+
+    @property
+    def tested_in(self) -> str:
+        """The folder of its test inside that of its training, which has one for each test set."""
+        other = any(option.startswith(('test_', 'val_')) for option in self.options)
+        other = other or 'labels' in (self.test_cfg.get('test_cfg') or {})
+        return f'{self.split}-{self.key[:8]}' if other else self.split
 
     @property
     def slug(self) -> str:
@@ -269,6 +278,7 @@ def student_run(
     return Run(
         label, role, seed, path, seeded, test_cfg, split, train_key, key,
         max_epochs=(cfg.get('train_cfg') or {}).get('max_epochs'),
+        max_iters=(cfg.get('train_cfg') or {}).get('max_iters'),
         annotations=_annotations(cfg, test_cfg),
     )  # fmt: skip
 
@@ -457,18 +467,29 @@ def _test_settings(cfg: Config) -> list:
 def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
     """Annotation files of the training data, the tested data and the evaluators, and folders of
     unlabelled images."""
-    found = set()
+    found = test_files(test_cfg)
     images = (cfg.model.get('distillation') or {}).get('unlabelled') or {}
-    for loader in (cfg.get('train_dataloader'), test_cfg.test_dataloader, images):
-        for data in leaves((loader or {}).get('dataset')):
-            found.add(os.path.join(data.get('data_root') or '', data.get('ann_file') or ''))
+    for loader in (cfg.get('train_dataloader'), images):
+        found |= _files_of((loader or {}).get('dataset'))
     found.add(os.path.expanduser(images.get('ann_file') or ''))
-    metrics = test_cfg.test_evaluator
-    for metric in [metrics] if isinstance(metrics, dict) else metrics:
-        found.add(metric.get('ann_file') or '')
     settings = Unlabelled.of(images or None)
     folders = [os.path.expanduser(path) for path in (settings and settings.folders) or []]
     return {path for path in found if os.path.isfile(path)} | set(filter(os.path.isdir, folders))
+
+
+def test_files(test_cfg: Config) -> set[str]:
+    """Annotation files of the tested data and of the evaluators."""
+    metrics = test_cfg.test_evaluator
+    metrics = [metrics] if isinstance(metrics, dict) else metrics
+    files = {metric.get('ann_file') or '' for metric in metrics}
+    return (files | _files_of(test_cfg.test_dataloader.dataset)) - {''}
+
+
+def _files_of(dataset: Any) -> set[str]:
+    return {
+        os.path.join(data.get('data_root') or '', data.get('ann_file') or '')
+        for data in leaves(dataset)
+    }
 
 
 def _train_key(cfg: Config, processes: int) -> str:

@@ -243,7 +243,7 @@ def _test(
     run: Run, context: RunContext, directory: Path, checkpoint: str, env: dict[str, str], lock: int
 ) -> dict:
     """Tests a checkpoint and returns what :func:`.measure.score` makes of the detections."""
-    folder = directory / run.split
+    folder = directory / run.tested_in
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     config, detections, out = folder / 'config.py', folder / 'detections.pth', folder / 'score.json'
@@ -354,7 +354,7 @@ def measure_all(plan: Plan, context: RunContext, results: dict[str, dict]) -> di
         if run is None or arch_key(run) in measured:
             continue
         directory = context.directory(run)
-        config = directory / run.split / 'config.py'
+        config = directory / run.tested_in / 'config.py'
         checkpoint = run.checkpoint
         if checkpoint is None and (directory / 'training.json').exists():
             checkpoint = json.loads((directory / 'training.json').read_text()).get('checkpoint')

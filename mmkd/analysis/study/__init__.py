@@ -12,6 +12,7 @@ import io
 import math
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,8 +33,11 @@ from .table import StageSummary, declared_contrasts, judge_contrasts, markdown, 
 
 __all__ = ['read_summaries', 'study']
 
-_DIVERGED = re.compile(r'has diverged|loss\w* is -?(nan|inf)|sum of the losses is -?(nan|inf)')
-"""What a training says that ends because its losses are worthless."""
+_DIVERGED = re.compile(
+    r'has diverged|(loss\w*|sum of the losses) is -?(nan|inf) at iteration (?!1\b)'
+)
+"""What a training says that ends because its losses have become worthless; one that begins so is
+broken."""
 
 
 def study(
@@ -48,7 +52,7 @@ def study(
     execute: Execute = run_command,
     stream: TextIO = sys.stdout,
 ) -> int:
-    """Runs what is missing stage by stage, and writes ``table.md`` and the plot.
+    """Runs what is missing stage by stage, and writes tables (``NAME.md``) and plot (``NAME.svg``).
 
     The arguments are those of ``tools/study.py``, which describes them; ``execute`` runs the
     commands of a run, and ``stream`` gets what is printed.
@@ -60,7 +64,7 @@ def study(
     try:
         declared = read_study(path)
         work = Path(work_dir or Path('work_dirs') / declared.name)
-        picture = Path(plot or work / 'gain.svg')
+        picture = Path(plot or work / f'{declared.name}.svg')
         if picture.suffix not in plotting.FORMATS:
             raise ValueError(f'--plot {plot}: the name must end in {", ".join(plotting.FORMATS)}')
         side_by_side, processes, devices = resources(jobs, gpus)
@@ -85,8 +89,8 @@ def study(
     if not any(summary.teachers or summary.lines for summary in conduct.summaries):
         return code
     work.mkdir(parents=True, exist_ok=True)
-    (work / 'table.md').write_text(text)
-    print(f'\n{text}\ntable: {work / "table.md"}', file=stream)
+    (work / f'{declared.name}.md').write_text(text)
+    print(f'\n{text}\ntable: {work / f"{declared.name}.md"}', file=stream)
     last = judged_stage(declared)
     with_gains = [s for s in conduct.summaries if any(x.gain is not None for x in s.lines)]
     with_gains = [s for s in with_gains if s.stage is last] or with_gains
@@ -154,8 +158,10 @@ class Conduct:
         plan, entries = plan_stage(self.study, stage, variants, self.context.processes)
         require_same_data(file, plan, keep=self.train)
         if stage.split == 'test':
-            arms = [entry.row.label for entry in entries]
-            self._record({'kind': 'decision', 'key': stage.name, 'arms': arms})
+            # All of them before the first is run, so that none is thought of later.
+            for each in self.study.stages:
+                if each.split == 'test':
+                    self._record(self._finalists(each))
         if self.train:
             candidates = len({v.arm for v in variants} - {self.study.reference})
             runs_later = later_cost(self.study, number, candidates, dict.fromkeys(costs, 1.0))
@@ -189,8 +195,11 @@ class Conduct:
             decision, self.standing = decide(self.study, stage, entries, scores, self.standing)
             if decision:
                 self._record(decision)
+            if decision and decision.get('kept') == [] and decision['dropped']:
+                self.failed.append(f'stage {stage.name}: every arm has diverged, so none goes on')
+                left = list(runs.values())
         summary = summarise(
-            self.study, stage, entries, lines.runs, self.standing.chosen, self.headline
+            self.study, stage, entries, lines.runs, diverged, self.standing.chosen, self.headline
         )
         summary.decision = decision
         self.summaries.append(summary)
@@ -200,6 +209,20 @@ class Conduct:
                 summary.contrasts[student] = declared_contrasts(*given)
                 summary.judged[student] = judge_contrasts(*given)
         return not left
+
+    def _finalists(self, stage: Stage) -> dict:
+        """What is declared of a stage on the test split before it is read."""
+        variants = entrants(self.study, stage, self.standing)
+        entries = plan_stage(self.study, stage, variants, self.context.processes)[1]
+        runs = {
+            entry.row.label: _hash(' '.join(run.key for run in entry.row.runs)) for entry in entries
+        }
+        claim = self.study.claim and [self.study.claim[0], self.study.claim[1]]
+        return {
+            'kind': 'decision', 'key': stage.name, 'arms': list(runs), 'seeds': stage.seeds,
+            'runs': runs, 'contrasts': [list(pair) for pair in self.study.contrasts],
+            'claim': claim,
+        }  # fmt: skip
 
     def _require_contrasts(self, stage: Stage, arms: set[str]) -> None:
         named = [arm for pair in self.study.contrasts for arm in pair]
@@ -217,11 +240,13 @@ class Conduct:
         """Writes a decision into the results, once.
 
         Raises:
-            ValueError: if it differs from one that a run on the test split came after.
+            ValueError: if it differs from one that a run on the test split came after, or a stage
+                on that split is declared after another has read it.
         """
         lines = read_results(self.context.results)
         known = lines.others.get(('decision', line['key']))
-        parts = ('arms', 'values', 'kept', 'dropped')
+        # An older version has recorded less of a stage on test.
+        parts = [p for p in _DECIDED if known is None or p in known or p in _ALWAYS]
         if known and all(known.get(part) == line.get(part) for part in parts):
             return
         finalists = {
@@ -235,12 +260,13 @@ class Conduct:
             for run in lines.runs.values()
             if run['split'] == 'test' and run['role'] != 'teacher' and run['label'] in finalists
         ]
-        if known and read:
+        if read and (known or 'arms' in line):
+            changed = [p for p in parts if (known or {}).get(p) != line.get(p)]
             raise ValueError(
                 f'the decision of stage {line["key"]!r} in {self.context.results} was '
-                f'{_told(known)}, and would now be {_told(line)}; the test split has been read '
-                f'since ({read[0]["label"]}). Undo the change, or begin a study with another '
-                '--results'
+                f'{_told(known, changed) if known else "not there"}, and would now be '
+                f'{_told(line, changed)}; the test split has been read since '
+                f'({read[0]["label"]}). Undo the change, or begin a study with another --results'
             )
         if self.train:
             append_result(self.context.results, line)
@@ -285,7 +311,8 @@ class Conduct:
         runs = [*student, *reference, *([teacher] if teacher else [])]
         if len(student) < 3 or any(run.key not in lines.runs for run in runs):
             return None, False
-        key = hashlib.sha256(' '.join(run.key for run in runs).encode()).hexdigest()[:16]
+        scores = (lines.runs[run.key]['metrics']['mAP'] for run in runs)
+        key = _hash(' '.join(f'{r.key} {score}' for r, score in zip(runs, scores, strict=True)))
         known = lines.others.get(('interval', key))
         if known:
             return Bootstrap(known['low'], known['high'], known['share']), True
@@ -308,7 +335,7 @@ class Conduct:
     def _resample(self, run: Run) -> bool:
         """Computes a run's mAP on resampled images, if its detections are there."""
         if run.key not in self.maps:
-            path = self.context.directory(run) / run.split / 'detections.pth'
+            path = self.context.directory(run) / run.tested_in / 'detections.pth'
             expected = read_results(self.context.results).runs[run.key]['metrics']['mAP']
             said = f'resampling the test images of {run.name}'
             try:
@@ -363,6 +390,15 @@ def _stale(stage: Stage, planned: dict[str, Run], known: dict[str, dict]) -> lis
     ]
 
 
-def _told(decision: dict) -> str:
-    parts = (f'{k} {decision[k]}' for k in ('arms', 'values', 'kept', 'dropped') if k in decision)
-    return ', '.join(parts)
+_ALWAYS = ('arms', 'values', 'kept', 'dropped')
+_DECIDED = (*_ALWAYS, 'seeds', 'runs', 'contrasts', 'claim')
+"""The parts of a decision."""
+
+
+def _told(decision: dict, parts: Sequence[str]) -> str:
+    said = (f'{p} {decision.get(p)}' for p in parts if p != 'runs')
+    return ', '.join(said) or 'of other configs or options'
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -159,8 +159,17 @@ def _require_order(study: Study) -> None:
         mentioned += [study.claim[0], *(study.claim[1] or ())]
     for arm in mentioned:
         if arm == 'winner':
-            if not selected:
-                raise ValueError("winner: no stage of this study selects one, as keep='half' does")
+            before = study.stages[: study.stages.index(last)]
+            if last.split == 'test' and not any(stage.keep is not None for stage in before):
+                raise ValueError(
+                    f"winner: no stage before {last.name!r} selects one, as keep='half' does"
+                )
+            if last.split == 'val':
+                raise ValueError(
+                    f'winner is in a contrast or the claim, and stage {last.name!r} is on the '
+                    'images that choose it, which flatter it: let a stage with split="test" end '
+                    'the study'
+                )
             continue
         _require_arm('a contrast or the claim', arm, study.arms)
         listed = [study.reference, *(last.arms or study.arms)]

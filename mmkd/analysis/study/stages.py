@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Container
 from dataclasses import dataclass, field
 
+from ...recipe import read_recipe
+from ...registry import build_terms
 from ..comparison.plan import (
     Plan,
     Row,
@@ -15,8 +18,9 @@ from ..comparison.plan import (
     student_run,
     teacher_run,
     terms_on,
+    test_files,
 )
-from .declaration import Stage, Study, Variant
+from .declaration import RESERVED, Stage, Study, Variant
 
 
 @dataclass
@@ -81,7 +85,17 @@ def variant_run(variant: Variant, stage: Stage, student: str, seed: int, process
     path = variant.config.replace('{student}', student)
     options = [*variant.options, *stage.options]
     label = f'{student}: {variant.label}' if student else variant.label
-    role = 'distilled' if terms_on(config_with_options(path, options).model) else 'plain'
+    try:
+        cfg = config_with_options(path, options)
+        build_terms(read_recipe(cfg.model.get('distillation') or {}).terms)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{label}, stage {stage.name!r}: {error}') from None
+    if 'distillation' in cfg.model and 'teacher_config' not in cfg.model:
+        raise ValueError(
+            f'{label}, stage {stage.name!r}: {path} names no teacher, and an option sets '
+            'model.distillation: take a config that does (with every term off it is plain)'
+        )
+    role = 'distilled' if terms_on(cfg.model) else 'plain'
     return student_run(label, role, path, options, seed, stage.split, processes)
 
 
@@ -122,26 +136,58 @@ def check(study: Study, processes: int, done: Container[str] = ()) -> dict[str, 
         FileNotFoundError: if a config is not there.
     """
     costs: dict[str, float] = {}
-    planned: set[str] = set()
+    planned: set[tuple] = set()
     todo: list[Run] = []
+    tested: dict[tuple[str, str], dict[str, str]] = {}
     for stage in study.stages:
-        may_enter = set(study.arms if stage.arms is None else stage.arms) - planned
-        for arm in sorted({study.reference, *(may_enter & set(study.arms))}):
-            for student in stage.students:
-                keys: dict[str, str] = {}
-                for variant in study.arms[arm]:
-                    run = variant_run(variant, stage, student, stage.seeds[0], processes)
-                    costs[stage.name] = run.cost
-                    todo += [] if run.key in done else [run]
-                    other = keys.setdefault(run.train_key, variant.label)
-                    if other != variant.label:
-                        raise ValueError(
-                            f'{other} and {variant.label} are the same training in stage '
-                            f"{stage.name!r}: nothing reads the key, or the stage's options set it"
-                        )
-        planned |= may_enter
+        named = set(study.arms if stage.arms is None or set(stage.arms) & set(RESERVED) else ())
+        entering = sorted({study.reference, *named, *(set(stage.arms or ()) & set(study.arms))})
+        found: list[float] = []
+        for arm, student in itertools.product(entering, stage.students):
+            keys: dict[str, str] = {}
+            # Values are tried once, other options on one of them.
+            known, asked = (arm, student) in planned, (arm, student, stage.split, *stage.options)
+            if asked in planned:
+                continue
+            for variant in study.arms[arm][: 1 if known else None]:
+                run = variant_run(variant, stage, student, stage.seeds[0], processes)
+                found.append(run.cost)
+                todo += [] if run.key in done else [run]
+                files = test_files(run.test_cfg)
+                tested.setdefault((student, stage.split), {}).update(
+                    dict.fromkeys(files, stage.name)
+                )
+                other = keys.setdefault(run.train_key, variant.label)
+                if other != variant.label:
+                    raise ValueError(
+                        f'{other} and {variant.label} are the same training in stage '
+                        f"{stage.name!r}: nothing reads the key, or the stage's options set it"
+                    )
+            planned |= {(arm, student), asked}
+        # One that was planned before has its options.
+        costs[stage.name] = sum(found) / len(found) if found else _cost_of(study, stage, processes)
+    if any(stage.keep is not None for stage in study.stages):
+        _require_two_splits(tested)
     require_test_data(todo)
     return costs
+
+
+def _cost_of(study: Study, stage: Stage, processes: int) -> float:
+    (variant, *_), student = study.arms[study.reference], stage.students[0]
+    return variant_run(variant, stage, student, stage.seeds[0], processes).cost
+
+
+def _require_two_splits(tested: dict[tuple[str, str], dict[str, str]]) -> None:
+    """Refuses to judge on the images that have chosen: many configs have one split for both."""
+    for (student, split), files in tested.items():
+        same = files.keys() & tested.get((student, 'val'), {}).keys() if split == 'test' else ()
+        for file in sorted(same):
+            raise ValueError(
+                f'stage {files[file]!r} is to judge on {file}, on which stage '
+                f'{tested[student, "val"][file]!r} selects: name a test set of its own '
+                '(test_dataloader.dataset.ann_file, test_evaluator.ann_file), or hold images of '
+                'the training set out for val_dataloader and val_evaluator'
+            )
 
 
 def later_cost(study: Study, number: int, candidates: int, costs: dict[str, float]) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..comparison.plan import Run
 from ..comparison.progress import duration
-from ..comparison.statistics import gap_share, interval_word, paired_interval
+from ..comparison.statistics import gap_share, interval_word, judge, paired_interval
 from ..comparison.table import markdown_table, percent
 from .declaration import Stage, Study, Variant
 from .stages import Entry
@@ -31,6 +31,8 @@ class Line:
     headline: Bootstrap | None = None
     images: bool = False
     share: float | None = None
+    diverged: int = 0
+    """How many of its runs have diverged: it is compared with nothing then."""
     step_ms: float | None = None
     seconds: float | None = None
 
@@ -69,9 +71,18 @@ class StageSummary:
         return next(iter([*chosen, *lines]), None)
 
     def pooled(self, student: str) -> Pooled | None:
-        """The pooled variance over all arms whose seeds are complete."""
-        whole = [x.by_seed for x in self.of(student) if len(x.by_seed) == len(self.stage.seeds)]
-        return pool([[maps[seed] for seed in self.stage.seeds] for maps in whole])
+        """The pooled variance over all arms whose seeds are complete; two that are the same runs
+        are one."""
+        whole = {
+            tuple(run.key for run in line.entry.row.runs): line.by_seed
+            for line in self.of(student)
+            if self.complete(line)
+        }
+        return pool([[maps[seed] for seed in self.stage.seeds] for maps in whole.values()])
+
+    def complete(self, line: Line) -> bool:
+        """Whether all seeds of a line have a result."""
+        return len(line.by_seed) == len(self.stage.seeds)
 
 
 def summarise(
@@ -79,17 +90,19 @@ def summarise(
     stage: Stage,
     entries: list[Entry],
     results: dict[str, dict],
+    diverged: Container[str],
     chosen: dict[str, Variant],
     headline: Headline,
 ) -> StageSummary:
-    """Computes what the table of a stage shows from the results of its runs by key."""
+    """Computes what the table of a stage shows from the results of its runs by key, and the keys
+    of those that have diverged."""
     summary = StageSummary(stage, [], {}, chosen)
     for entry in entries:
         found = {r.seed: results[r.key] for r in entry.row.runs if r.key in results}
         trained = [each['train'] for each in found.values() if each.get('train')]
         steps = [each['step_ms'] for each in trained if 'step_ms' in each]
         maps = {s: 100 * r['metrics']['mAP'] for s, r in found.items() if s is not None}
-        line = Line(entry, maps)
+        line = Line(entry, maps, diverged=sum(r.key in diverged for r in entry.row.runs))
         line.step_ms = float(np.mean(steps)) if steps else None
         line.seconds = float(np.mean([each['seconds'] for each in trained])) if trained else None
         summary.lines.append(line)
@@ -99,7 +112,7 @@ def summarise(
             summary.teachers[entry.teacher.label] = value
     for line in summary.lines:
         reference = summary.find(line.entry.student, study.reference)
-        if reference is None or reference is line:
+        if reference is None or reference is line or line.diverged or reference.diverged:
             continue
         teacher = line.entry.teacher
         pair = paired(line, reference)
@@ -142,13 +155,19 @@ def stage_table(study: Study, summary: StageSummary, student: str) -> str:
             word = ', '.join([*(['value chosen'] if chosen else []), *names])
         share = line.headline.share if line.headline else None
         body.append([
-            line.arm, ', '.join(variant.values), str(len(maps)), mean_sd(maps),
+            line.arm, ', '.join(variant.values), str(len(maps)),
+            mean_sd(maps) + (f' ({line.diverged} diverged)' if line.diverged else ''),
             '' if line.gain is None else f'{line.gain:+.2f}', ends(line.interval),
             ends(line.seeds_and_images), percent(line.share), percent(share),
             '' if line.step_ms is None else f'{line.step_ms:.3g}',
             '' if line.seconds is None else duration(line.seconds), word,
         ])  # fmt: skip
-    used = [i for i in range(len(head)) if i < 5 or any(row[i] for row in body)]
+    return _without_empty(head, body, always=5)
+
+
+def _without_empty(head: list[str], body: list[list[str]], always: int = 0) -> str:
+    """A table without the columns in which nothing stands; the first ones stay always."""
+    used = [i for i in range(len(head)) if i < always or any(row[i] for row in body)]
     return markdown_table([head[i] for i in used], [[row[i] for i in used] for row in body])
 
 
@@ -159,14 +178,14 @@ class Contrast:
     arm: str
     other: str
     mean: float | None
-    interval: tuple[float, float] | None
-    images: tuple[float, float] | None
+    interval: tuple[float, float] | None = None
+    images: tuple[float, float] | None = None
     """The interval over seeds and test images, which is not corrected."""
-
-    @property
-    def word(self) -> str:
-        """What the corrected interval allows to say: the words of a comparison."""
-        return interval_word(*self.interval)[0] if self.interval else ''
+    share: float | None = None
+    least: float | None = None
+    """The share of the gap between ``other`` and the teacher, and the lower end of its interval."""
+    word: str = ''
+    """What the corrected interval allows to say: the words of a comparison."""
 
 
 def declared_contrasts(
@@ -182,15 +201,31 @@ def declared_contrasts(
     found = []
     for names in study.contrasts:
         a, b = (_find(summary, student, name, winner) for name in names)
-        if a is None or b is None or a is b:
+        if a is None or b is None:
+            continue
+        if a is b:
+            found.append(Contrast(*names, None, word='the same arm'))
             continue
         pair = paired(a, b)
         mean = float(np.mean(pair)) if pair else None
-        interval = images = None
-        if pooled and mean is not None and len(pair) == pooled.seeds:
+        if a.diverged or b.diverged:
+            found.append(Contrast(a.arm, b.arm, None, word='diverged'))
+        elif pooled is None or mean is None or len(pair) < pooled.seeds:
+            found.append(Contrast(a.arm, b.arm, mean))
+        else:
             interval = contrast_interval(mean, pooled, declared)
-            images = _seeds_and_images(a, b, headline)
-        found.append(Contrast(a.arm, b.arm, mean, interval, images))
+            # As a comparison judges: two seeds are too few, and where the seed has no effect on the
+            # runs there is one sample.
+            told = len(pair) >= 3 and (pooled.sd > 0 or mean == 0)
+            word = interval_word(*interval)[0] if told else 'INCONCLUSIVE'
+            teacher, share = a.entry.teacher, None
+            if teacher and teacher.label in summary.teachers:
+                own, others = (float(np.mean(list(x.by_seed.values()))) for x in (a, b))
+                share = gap_share(own, others, summary.teachers[teacher.label])
+            boot, of_images = headline(a.entry.row.runs, b.entry.row.runs, teacher)
+            images = (boot.low, boot.high) if boot and of_images else None
+            least = boot.share if boot else None
+            found.append(Contrast(a.arm, b.arm, mean, interval, images, share, least, word))
     return found
 
 
@@ -209,7 +244,8 @@ def judge_contrasts(
     """The declared contrasts and the claim, of one student, as markdown.
 
     The claim is an all-of-them: it holds if each paired interval with a rival (Student's t of their
-    own differences, 95 %, uncorrected) lies above 0, and each over seeds and images that there is.
+    own differences, 95 %, uncorrected) lies above 0, and each over seeds and images that there is;
+    all seeds have to be there, and none may have diverged.
     """
     parts = []
     pooled = summary.pooled(student)
@@ -225,26 +261,41 @@ def judge_contrasts(
         parts.append(f'Declared contrasts: the 95 % interval{said}.')
         body = [
             [f'{each.arm} - {each.other}', signed(each.mean), ends(each.interval),
-             ends(each.images), each.word]
+             ends(each.images), percent(each.share), percent(each.least), each.word]
             for each in contrasts
         ]  # fmt: skip
-        head = ['contrast', 'difference', '95 %, corrected', '95 %, seeds and images', 'verdict']
-        parts.append(markdown_table(head, body))
+        head = ['contrast', 'difference', '95 %, corrected', '95 %, seeds and images', 'gap share',
+                'at least', 'verdict']  # fmt: skip
+        parts.append(_without_empty(head, body))
     arm = _find(summary, student, study.claim[0], winner) if study.claim else None
     if study.claim and arm is not None:
         rivals = study.claim[1] or [x.arm for x in summary.of(student)]
         found = (_find(summary, student, name, winner) for name in rivals)
         others = [x for x in found if x is not None and x is not arm]
-        body, below = [], []
+        body, below, missing = [], [], []
         for other in others:
             pair = paired(arm, other)
-            interval = paired_interval(pair) if len(pair) > 2 else None
-            both = _seeds_and_images(arm, other, headline) if interval else None
-            if interval is None or interval[0] <= 0 or (both and both[0] <= 0):
-                below.append(other.arm)
             mean = float(np.mean(pair)) if pair else None
+            verdict, both = None, None
+            if arm.diverged or other.diverged:
+                below.append(other.arm)
+            elif not (summary.complete(arm) and summary.complete(other)):
+                missing.append(other.arm)
+            else:
+                verdict, both = judge(pair), _seeds_and_images(arm, other, headline)
+                if verdict.word != 'BEATS' or (both and both[0] <= 0):
+                    below.append(other.arm)
+            interval = None
+            if verdict and verdict.low is not None and verdict.high is not None:
+                interval = verdict.low, verdict.high
             body.append([other.arm, signed(mean), ends(interval), ends(both)])
-        word = f'does not hold ({", ".join(below)})' if below or not others else 'HOLDS'
+        word = 'HOLDS'
+        if below:
+            word = f'does not hold ({", ".join(below)})'
+        elif missing:
+            word = f'cannot be told yet: seeds are missing ({", ".join(missing)})'
+        elif not others:
+            word = 'has no rival'
         parts.append(
             f'Claim: {arm.arm} is above each rival. Each paired interval has to lie above 0, '
             f'uncorrected: **{word}**.'
