@@ -210,7 +210,8 @@ EVERY_TERM = {
     ),
 }  # fmt: skip
 PAIR_KEYS = {
-    'student': "the student's layer (guided layer): a path of submodules, `neck`, `backbone[2]`",
+    'student': "the student's layer (guided layer): `neck`, `backbone[2]` (its third output), or a "
+    'path of submodules, `backbone.layer1.0`',
     'teacher': "the teacher's layer (hint layer)",
     'adapter': 'the adaptation layer: ' + ', '.join(f'`{kind!r}`' for kind in KINDS),
 }
@@ -241,7 +242,7 @@ def settings() -> dict[str, str]:
     rows = [[f'`{name}`', kind, said] for name, (kind, said) in CLASS_KEYS.items()]
     return {
         'start': "`None`, or `'teacher'`: neck and heads begin as the teacher's, wherever names "
-        'and shapes agree. Not in the paper.',
+        'and shapes agree, and adaptation layers of one layer as the identity. Not in the paper.',
         'check_teacher': '`True`, or `False`: leaves out the look at training images through the '
         "teacher's eyes, before the first step.",
         'accelerate': 'A cheaper forward of the teacher ([performance](performance.md)).\n\n'

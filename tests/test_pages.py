@@ -10,8 +10,11 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from mmengine.config import Config
 
 from mmkd.commands import new_pair
+from mmkd.recipe import read_recipe
+from mmkd.registry import build_terms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -26,6 +29,32 @@ def script(name):
 
 
 generate, walk = script('generate'), script('walk')
+
+
+NETWORK = "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
+PAIR = """\
+_base_ = ['your_student.py', __import__('mmkd').base('chen2017')]
+model = dict(
+    type='mmkd.KnowledgeDistillationTwoStageDetector', teacher_config='your_teacher.py',
+    teacher_ckpt='random', distillation=_base_.distillation)
+"""
+CONFIGS = [
+    pytest.param(block[1], id=f'{page.stem} {number}')
+    for page in sorted((ROOT / 'docs').glob('*.md'))
+    for number, block in enumerate(walk.BLOCK.findall(page.read_text()))
+    if block[1].startswith('_base_')
+]
+
+
+@pytest.mark.parametrize('block', CONFIGS)
+def test_the_configs_of_a_page_are_recipes(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('your_student', 'your_teacher', 'my_student', 'my_teacher'):
+        (tmp_path / f'{name}.py').write_text(NETWORK)
+    (tmp_path / 'your_pair.py').write_text(PAIR)
+    (tmp_path / 'block.py').write_text(block)
+    recipe = read_recipe(Config.fromfile('block.py').model.distillation)
+    assert len(build_terms(recipe.terms))
 
 
 @pytest.mark.parametrize('page', generate.BLOCKS)
