@@ -572,9 +572,10 @@ def test_results_of_another_study_are_refused(write, tmp_path):
     assert code == 0
 
 
-def test_a_choice_cannot_change_once_the_test_split_is_read(write, tmp_path):
+def test_a_choice_cannot_change_once_the_test_split_is_read(results, write, tmp_path):
     path = write()
-    assert call(path, Fake(maps), tmp_path)[0] == 0
+    (tmp_path / 'work').mkdir()
+    shutil.copy(results, tmp_path / 'work')
     text = Path(path).read_text()
     Path(path).write_text(text.replace("keep='half'", 'keep=1'))
     fake = Fake(maps)
@@ -584,6 +585,16 @@ def test_a_choice_cannot_change_once_the_test_split_is_read(write, tmp_path):
     Path(path).write_text(text.replace("['paper', 'winners']", "['paper', 'mmkd', 'winners']"))
     code, out = call(path, fake, tmp_path)
     assert (code, fake.commands) == (2, []) and "the decision of stage 'final'" in out
+
+
+@pytest.fixture(scope='module')
+def results(configs, tmp_path_factory):
+    """The results of the study above, all of it done."""
+    folder = tmp_path_factory.mktemp('done')
+    (folder / 'methods.py').write_text(STUDY.format(**configs))
+    code, out = call(str(folder / 'methods.py'), Fake(maps), folder)
+    assert code == 0, out
+    return folder / 'work/results.jsonl'
 
 
 @pytest.mark.parametrize(
@@ -601,9 +612,10 @@ def test_a_choice_cannot_change_once_the_test_split_is_read(write, tmp_path):
     ],
     ids=['options', 'a seed', 'contrasts', 'the claim', 'a name', 'a second stage'],
 )
-def test_nothing_is_declared_once_the_test_split_is_read(write, tmp_path, before, after):
+def test_nothing_is_declared_once_the_test_split_is_read(results, write, tmp_path, before, after):
     path = write()
-    assert call(path, Fake(maps), tmp_path)[0] == 0
+    (tmp_path / 'work').mkdir()
+    shutil.copy(results, tmp_path / 'work')
     text = Path(path).read_text()
     assert before in text
     Path(path).write_text(text.replace(before, after))
@@ -674,10 +686,9 @@ def test_two_arms_that_are_one_run_count_once(write):
     assert pooled == pool([[30, 31, 33], [31, 31, 32]])
 
 
-def test_a_contrast_has_its_share_of_the_gap(write, tmp_path):
+def test_a_contrast_has_its_share_of_the_gap(results):
     """Between its second arm and the teacher, also where that is not the reference."""
-    call(write(), Fake(maps), tmp_path)
-    text = (tmp_path / 'work/methods.md').read_text()
+    text = results.with_name('methods.md').read_text()
     start, paper = (
         np.mean([100 * maps(f'{arm}-s{seed}') for seed in range(3)])
         for arm in ('start-hint.loss_weight-4', 'paper')
