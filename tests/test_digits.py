@@ -362,14 +362,16 @@ def test_the_shipped_backbone_is_what_its_config_says():
 
 def test_pretraining_learns_and_repeats_to_the_bit(small, tmp_path, capfd):
     states = []
-    for name in ('a', 'b'):
+    for name, named in (('a', []), ('b', ['--ann-file', 'train.json'])):
         config = Config.fromfile(ROOT / 'configs/digits/plain.py')
         for split in ('train', 'val'):
             config[f'{split}_dataloader'].dataset.data_root = str(small) + '/'
+        if named:
+            config.train_dataloader.dataset.ann_file = 'nowhere.json'
         config.dump(tmp_path / 'config.py')
         out = tmp_path / f'{name}.pth'
         args = ['--config', str(tmp_path / 'config.py'), '--out', str(out)]
-        pretrain_digits.main([*args, '--epochs', '40', '--batch-size', '8'])
+        pretrain_digits.main([*args, *named, '--epochs', '40', '--batch-size', '8'])
         states.append(torch.load(out, weights_only=True)['state_dict'])
     said = capfd.readouterr().out
     losses = [float(line.split('loss ')[1].split(',')[0]) for line in said.splitlines()[:40]]
