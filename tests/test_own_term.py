@@ -1085,9 +1085,9 @@ def test_a_command_finds_modules_in_the_working_directory(tmp_path):
         '    """Teaches nothing."""\n'
     )
     (tmp_path / 'own/pair.py').write_text("custom_imports = dict(imports=['listed'])\n")
-    (tmp_path / 'mmkd.py').write_text('from mmkd.__main__ import main\n\nmain()\n')
+    (tmp_path / 'script.py').write_text('from mmkd.__main__ import main\n\nmain()\n')
     done = subprocess.run(
-        [warm.python(), str(tmp_path / 'mmkd.py'), 'terms', '--config', 'pair.py'],
+        [warm.python(), str(tmp_path / 'script.py'), 'terms', '--config', 'pair.py'],
         cwd=tmp_path / 'own', capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert re.search(r'^Own +Teaches nothing\.', done.stdout, re.MULTILINE), done.stderr

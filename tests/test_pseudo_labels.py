@@ -1,5 +1,6 @@
 """Images labelled with a detector: the file, what is kept of earlier work, thresholds, the page."""
 
+import contextlib
 import copy
 import json
 import os
@@ -334,8 +335,13 @@ def test_labels_of_another_teacher_or_classes_are_made_anew(home, images, tmp_pa
     label(home, images, out)
     assert len(label(home, images, out, finder(home, **other))) == 6
     assert read_labels(f'{out}.previous').info['teacher_sha256'] == 'one'
+    # Back again nothing is labelled anew, and the other's are kept.
+    assert label(home, images, out) == []
+    assert read_labels(out).info['teacher_sha256'] == 'one'
+    assert label(home, images, out, finder(home, **other)) == []
     # Neither is begun work taken for another's, nor lost by it.
     out.unlink()
+    Path(f'{out}.previous').unlink()
     assert status(forked(lambda: label(home, images, out, finder(home, ends_after=4)))) < 0
     assert len(label(home, images, out, finder(home, **other))) == 6
     assert len(label(home, images, out, finder(home))) == 2
@@ -398,9 +404,76 @@ def test_labels_of_other_images_are_kept(home, images, tmp_path):
     one = Images(['6.png'], [str(images / '6.png')], [7])
     assert label(home, one, out, keep_others=True) == ['6.png']
     assert set(read_labels(out).images) == {*whole, '6.png'}
+    # In any order; and begun work of the others.
+    backwards = Images(names[::-1], [str(images / n) for n in names[::-1]], [1, 2, 3, 4])
+    made = out.stat().st_mtime_ns
+    assert label(home, backwards, out, keep_others=True) == []
+    assert out.stat().st_mtime_ns == made
+    (images / '7.png').write_bytes((images / '3.png').read_bytes())
+    two = Images(['7.png', '8.png'], [str(images / n) for n in ('7.png', 'gone.png')], [8, 9])
+    with pytest.raises(LabelsError, match='1 of 2 images cannot be read'):
+        label(home, two, out, keep_others=True)
     label(home, some, out)
     assert list(read_labels(out).images) == names
     assert set(read_labels(f'{out}.previous').images) == {*whole, '6.png'}
+
+
+def test_begun_work_of_other_images_is_kept(home, images, tmp_path):
+    """Two configs with lists of their own share a cache, and the first has not finished."""
+    out = tmp_path / 'labels.json'
+    names = sorted(p.name for p in images.glob('*.png'))
+    first, second = (
+        Images(n, [str(images / each) for each in n], list(range(1, len(n) + 1)))
+        for n in (names[:3], names[3:])
+    )
+    cut = finder(home, ends_after=2)
+    assert status(forked(lambda: label(home, first, out, cut, keep_others=True))) < 0
+    assert len(label(home, second, out, keep_others=True)) == len(names) - 3
+    assert len(label(home, first, out, keep_others=True)) == 1
+
+
+def test_a_check_comes_before_the_first_new_label_alone(home, images, tmp_path):
+    out, done = tmp_path / 'labels.json', []
+    label(home, images, out, check=lambda: done.append(1))
+    (images / 'empty.png').touch()
+    label(home, images, out, check=lambda: done.append(2), skip_unreadable=True)
+    assert done == [1]
+
+    def refuse():
+        raise TeacherError('blind')
+
+    shutil.copy2(images / '2.png', images / '7.png')
+    labeller = finder(home)
+    with pytest.raises(TeacherError, match='blind'):
+        label(home, images, out, labeller, check=refuse, skip_unreadable=True)
+    assert labeller.network.seen == []
+
+
+@pytest.mark.parametrize(
+    ('shift', 'classes', 'says'),
+    [(0, 0, None), (40, 0, r'finds 0 % of \d+ boxes'), (0, 1, r'100 %.* 0 % with the right class')],
+)
+def test_a_detector_is_tried_on_labelled_images(home, monkeypatch, shift, classes, says):
+    """In its own view of them, since it labels no other."""
+    data = DATASETS.build(home.cfg.test_dataloader.dataset)
+    infos = [data.get_data_info(i) for i in range(len(data))]
+    truth = {info['img_path']: info['instances'] for info in infos}
+
+    class Knowing(torch.nn.Module):
+        def test_step(self, data):
+            for sample in data['data_samples']:
+                own = truth[sample.img_path]
+                boxes = torch.tensor([i['bbox'] for i in own]).reshape(-1, 4) + shift
+                labels = torch.tensor([(i['bbox_label'] + classes) % 3 for i in own])
+                sample.pred_instances = InstanceData(
+                    bboxes=boxes, labels=labels, scores=torch.full((len(own),), 0.9)
+                )
+            return data['data_samples']
+
+    monkeypatch.setattr(pseudo_labels, 'BOXES', 1)
+    labeller = replace(finder(home), network=Knowing())
+    with contextlib.nullcontext() if says is None else pytest.raises(TeacherError, match=says):
+        pseudo_labels.require_labeller(home.cfg, labeller, infos)
 
 
 def test_two_classes_may_not_be_one_of_the_teachers(home):
@@ -502,18 +575,18 @@ def test_images_of_a_folder_and_all_below_it(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    (tmp_path / 'open').mkdir()
-    (tmp_path / 'closed').mkdir()
+    for name in ('open', 'closed', 'lost+found'):
+        (tmp_path / name).mkdir()
     Image.new('RGB', (8, 8)).save(tmp_path / 'open' / 'a.png')
     scandir = os.scandir
 
     def closed(path):
-        if str(path).endswith('closed'):
+        if str(path).endswith(('closed', 'found')):
             raise PermissionError(13, 'Permission denied', str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, 'scandir', closed)
-    with pytest.raises(LabelsError, match=r'closed cannot be read \(Permission denied\)'):
+    with pytest.raises(LabelsError, match=r'/closed cannot be read \(Permission denied\)'):
         find_images(tmp_path)
 
 
@@ -771,7 +844,7 @@ def test_the_command_writes_file_and_page(home, tmp_path, capsys):
         (['--batch-size', '0'], '--batch-size 0 must be at least 1'),
         (['--out', 'labels.pth'], 'ends in .json'),
         (['--classes', 'red', 'red'], "'red' is there twice"),
-        (['--classes', '=red'], "'' is none"),
+        (['--classes', '=red'], "'' is no class name"),
     ],
 )
 def test_options_that_are_refused(home, capsys, options, says):

@@ -127,8 +127,8 @@ def cut_short(content: bytes) -> str | None:
 
 def turns_photographs(pipeline: Sequence[dict]) -> bool:
     """Whether the loader of a pipeline's config turns photographs as their EXIF data say."""
-    kinds = [getattr(t.get('type'), '__name__', str(t.get('type'))) for t in pipeline]
-    loads = [t for t, kind in zip(pipeline, kinds, strict=True) if 'LoadImageFromFile' in kind]
+    named = [(t, t.get('type')) for t in pipeline if isinstance(t, dict)]
+    loads = [t for t, kind in named if 'LoadImageFromFile' in getattr(kind, '__name__', str(kind))]
     load = loads[0] if loads else {}
     turning = load.get('color_type', 'color') in ('color', 'grayscale')
     return turning and (load.get('imdecode_backend') or 'cv2') in ('cv2', 'pillow')
@@ -138,7 +138,9 @@ def is_turned(path: str) -> bool:
     """Whether the EXIF data of an image say that it was taken with the camera turned."""
     try:
         with Image.open(path) as image:
-            return image.getexif().get(EXIF_ORIENTATION, 1) != 1
+            # Of a PNG without EXIF data getexif() decodes the picture.
+            known = image.format != 'PNG' or 'exif' in image.info
+            return known and image.getexif().get(EXIF_ORIENTATION, 1) != 1
     except Exception:  # OpenCV passes damaged EXIF data over
         return False
 

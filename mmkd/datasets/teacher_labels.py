@@ -26,6 +26,8 @@ IMAGE_EXTENSIONS = (
     '.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp',
 )  # fmt: skip
 """Those that MMDetection's inferencer takes from a folder."""
+OF_THE_DISK = ('lost+found', '$RECYCLE.BIN', 'System Volume Information')
+"""Folders of file systems, which nobody may read, and which have no images."""
 
 
 class LabelsError(ValueError):
@@ -103,7 +105,7 @@ def _in_folder(folder: str) -> Images:
     for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         # A link may lead back into a folder above.
         new = [f for f in folders if osp.realpath(osp.join(root, f)) not in seen]
-        folders[:] = [f for f in new if not f.startswith('.')]
+        folders[:] = [f for f in new if not f.startswith('.') and f not in OF_THE_DISK]
         seen |= {osp.realpath(osp.join(root, f)) for f in folders} | {osp.realpath(root)}
         found += [
             osp.join(root, file)

@@ -187,7 +187,10 @@ def _size(path: str) -> tuple[int, int] | str:
 
 def _decoded_size(path: str) -> tuple[int, int] | str:
     """Width and height of what OpenCV makes of a file that Pillow does not open."""
-    image = cv2.imread(path) if cv2.haveImageReader(path) else None
+    try:
+        image = cv2.imread(path) if cv2.haveImageReader(path) else None
+    except cv2.error as error:
+        return f'OpenCV cannot decode it: {error.err or error}'
     return 'it is no image' if image is None else (image.shape[1], image.shape[0])
 
 

@@ -70,8 +70,11 @@ from ..shipped import command
 from ..version import __version__
 from .class_names import class_names, head_classes, teacher_names
 from .random_state import random_state_kept
+from .teacher_check import BOXES, CLASS_RATIO, MIN_TRAIN_RECALL, OFF
 from .thresholds import FEWEST, Threshold, match_detections, thresholds_of
 
+TRIED = 64
+"""Labelled images on which a detector is tried before it labels others."""
 MIN_SCORE = 0.05
 """Detections below this score are not kept."""
 REPORT_EVERY = 15.0
@@ -299,7 +302,7 @@ def label_images(
             job = _Job(labeller, found, out, skip_unreadable, keep_others)
             work = _by_main(job.plan)
             if work is not None:
-                if check is not None:
+                if check is not None and _by_main(lambda: job.new):
                     check()
                 batches = _batches(len(found), size, work)
                 failed = _label(labeller, found, batches, job.parts, workers, len(work))
@@ -347,7 +350,7 @@ def _patient_group() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _group_of(world: Any) -> Any:
-    return torch.distributed.new_group(backend='gloo', timeout=datetime.timedelta(days=7))
+    return torch.distributed.new_group(timeout=datetime.timedelta(days=7))
 
 
 class _Job:
@@ -358,13 +361,17 @@ class _Job:
     ) -> None:
         self.labeller, self.images, self.out, self.skip = labeller, images, out, skip
         self.keep_others, self.others = keep_others, dict[str, Labelled]()
+        self.previous, self.loses = Path(f'{out}.previous'), False
+        self.new = False
+        """Whether there is an image to label that can be read."""
         self.key = _key(labeller)
         self.parts = Path(f'{out}.{_hash(self.key)[:8]}.parts')
 
     def plan(self) -> set[int] | None:
         """Numbers of the images that are to be labelled; None if the file is as it has to be."""
         before = self._finished()
-        known = {**(before.images if before else {}), **self._begun()}
+        there = before.images if before else {}
+        known = {**there, **self._begun()}
         self.kept, changed = {}, 0
         for name, path in zip(self.images.names, self.images.paths, strict=True):
             if name in known:
@@ -374,17 +381,20 @@ class _Job:
                     self.kept[name] = same
         if changed:
             _say(f'{self.out}: {changed} images have changed since and are labelled anew')
-        there, own = before.images if before else {}, set(self.images.names)
-        self.others = {n: image for n, image in there.items() if n not in own}
-        done = [each for each in there.items() if each[0] in own] == list(self.kept.items())
-        done = done and (self.keep_others or not self.others)
-        if done and list(self.kept) == self.images.names:
+        own = set(self.images.names)
+        self.others = {n: image for n, image in known.items() if n not in own}
+        if self.keep_others:
+            done = there == {**self.others, **self.kept}
+        else:
+            done = list(there.items()) == list(self.kept.items())
+        if done and not self.loses and list(self.kept) == self.images.names:
             _say(f'{self.out}: all {len(self.kept)} images have been labelled before')
             return None
         work = {i for i, name in enumerate(self.images.names) if name not in self.kept}
         bad = unreadable([self.images.paths[i] for i in work], self.labeller.loads_pictures)
         if bad and not self.skip:
             self._refuse(bad)
+        self.new = len(work) > len(bad)
         if self.kept:
             _say(f'{len(self.kept)} of {len(self.images)} images have been labelled before')
         self.parts.mkdir(parents=True, exist_ok=True)
@@ -398,7 +408,8 @@ class _Job:
         )
 
     def _finished(self) -> Labels | None:
-        """The labels file that is there, if it is of this detector."""
+        """The labels file that is there, or was there before another's, if it is of this
+        detector."""
         if not self.out.exists():
             return None
         try:
@@ -410,14 +421,15 @@ class _Job:
             return None
         if 'teacher_sha256' not in before.info:
             _require_ours(self.out)
-        said = {**before.info, 'classes': before.classes}
-        other = [_WORDS[k] for k, v in self.key.items() if said.get(k) != v]
-        if other:
-            os.replace(self.out, f'{self.out}.previous')
+        if other := self._differs(before):
+            self.loses = True
             _warn(
-                f'{self.out} is of another {", ".join(other)}: it is made anew, and is now '
-                f'{self.out}.previous'
+                f'{self.out} is of another {", ".join(other)}: it is made anew, and kept as '
+                f'{self.previous}'
             )
+            with contextlib.suppress(LabelsError):
+                before = read_labels(self.previous)
+                return None if self._differs(before) else before
             return None
         foreign = len(set(before.images) - set(self.images.names))
         if 2 * foreign > len(before.images) and not self.keep_others:
@@ -427,8 +439,13 @@ class _Job:
             )
         return before
 
+    def _differs(self, labels: Labels) -> list[str]:
+        """What labels of another job depend on, for people."""
+        said = {**labels.info, 'classes': labels.classes}
+        return [_WORDS[k] for k, v in self.key.items() if said.get(k) != v]
+
     def _begun(self) -> dict[str, Labelled]:
-        """What earlier, unfinished jobs have found."""
+        """What earlier, unfinished jobs have found; of an image that has changed, the latest."""
         found: dict[str, Labelled] = {}
         damaged = 0
         for path in sorted(self.parts.glob('*.jsonl')):
@@ -437,14 +454,16 @@ class _Job:
                 damaged += text is None
                 if text is not None:
                     image = from_line(text)
-                    found[image.name] = image
+                    other = found.get(image.name)
+                    if other is None or image.mtime_ns >= other.mtime_ns:
+                        found[image.name] = image
         if damaged:
             _say(f'{self.parts}: {damaged} line(s) cut off or damaged, whose images are made anew')
         return found
 
     def finish(self, failed: dict[str, str]) -> None:
         """Write the file and remove the parts; raises if there are images that were not read."""
-        known = {**self.kept, **self._begun()}
+        known = {**self._begun(), **self.kept}
         if failed and not self.skip:
             self._refuse(failed)
         missing = [n for n in self.images.names if n not in known and n not in failed]
@@ -461,15 +480,19 @@ class _Job:
         found = {name: known[name] for _, name in chosen}
         ids: list | None = [i for i, _ in chosen]
         kept = found
-        if self.keep_others:
+        if self.keep_others and self.others:
             kept, ids = {**self.others, **found}, None
-        elif self.others:
-            shutil.copyfile(self.out, f'{self.out}.previous')
+        elif self.others and self.out.exists():
+            self.loses = True
             _say(
                 f'{self.out} has had labels of {len(self.others)} images that are not among these: '
-                f'the file as it was is now {self.out}.previous'
+                f'it is kept as {self.previous}'
             )
+        if self.loses:
+            shutil.copyfile(self.out, f'{self.previous}.new')
         write_labels(self.out, Labels(info, self.labeller.classes, kept), ids)
+        if self.loses:
+            os.replace(f'{self.previous}.new', self.previous)
         shutil.rmtree(self.parts)
         _say(summary(self.out, list(found.values()), failed))
 
@@ -771,6 +794,56 @@ def best_thresholds(
             cfg, images, out, labeller=labeller, workers=workers, keep_others=True, check=check
         )
         return _by_main(lambda: _choose(labeller, truth, out))
+
+
+def require_labeller(cfg: Config, labeller: Labeller, infos: Sequence[dict]) -> None:
+    """Check a detector on labelled images before it labels others, in its own view of them.
+
+    Args:
+        cfg: of the run.
+        labeller: the detector.
+        infos: what data sets know of labelled images.
+
+    Raises:
+        TeacherError: it finds next to nothing there, or knows no class.
+    """
+    infos = [info for info in infos if info.get('instances')]
+    order = np.random.default_rng(0).permutation(len(infos))[:TRIED]
+    truth = {infos[i]['img_path']: _truth(infos[i]) for i in order}
+    images = Images(list(truth), list(truth), list(range(1, len(truth) + 1)))
+    with contextlib.ExitStack() as stack:
+        folder = _by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
+        out = Path(folder) / 'labels.json'
+        label_images(cfg, images, out, labeller=labeller, workers=0)
+        _by_main(lambda: _require_found(labeller, truth, out))
+
+
+def _require_found(labeller: Labeller, truth: dict[str, tuple], out: Path) -> None:
+    found = read_labels(out).images
+    shares = []
+    for by_class in (False, True):
+        matched = match_detections(
+            [(b, n if by_class else 0 * n, ignored) for b, n, ignored in truth.values()],
+            [
+                (f.boxes, f.labels if by_class else 0 * f.labels, f.scores)
+                for f in (found[path] for path in truth)
+            ],
+            len(labeller.classes),
+        )
+        objects = sum(n for *_, n in matched)
+        if objects < BOXES:
+            return
+        shares.append(sum(int(right.sum()) for _, right, _ in matched) / objects)
+    said = (
+        f'the teacher finds {100 * shares[0]:.0f} % of {objects} boxes of labelled images (IoU 0.5)'
+        f', {100 * shares[1]:.0f} % with the right class'
+    )
+    if shares[0] < MIN_TRAIN_RECALL or shares[1] < shares[0] / CLASS_RATIO:
+        raise TeacherError(
+            f'{said}, so its labels would be worth little: look at its checkpoint, at mean and std '
+            'of the data_preprocessor in teacher_config, and at the names of its classes. ' + OFF
+        )
+    _say(f'teacher check: {said}')
 
 
 def _choose(labeller: Labeller, truth: dict[str, tuple], out: str | Path) -> list[Threshold]:

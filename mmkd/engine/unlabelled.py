@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..datasets.annotations import leaves
-from ..datasets.intact_images import is_turned, turns_photographs
+from ..datasets.intact_images import is_turned, require_intact_images, turns_photographs
 from ..datasets.labels import check_labels
 from ..datasets.teacher_labels import read_labels
 from ..datasets.unlabelled import (
@@ -37,13 +37,18 @@ from ..datasets.unlabelled import (
     loads_locally,
     with_unlabelled,
 )
-from ..options.acceleration import input_channels
 from ..options.class_map import first_names
-from ..options.teacher_inputs import TeacherInputs
 from ..options.unlabelled import PseudoLabels, Unlabelled, head_of, require_scores
 from ..recipe import UNTRAINED, TeacherError
 from .class_names import class_names
-from .pseudo_labels import MIN_SCORE, Labeller, best_thresholds, label_images, labeller_of
+from .pseudo_labels import (
+    MIN_SCORE,
+    Labeller,
+    best_thresholds,
+    label_images,
+    labeller_of,
+    require_labeller,
+)
 from .teacher_check import check_teacher
 from .wrappers import unwrap
 
@@ -98,6 +103,7 @@ def mixed_dataloader(
     def place(name: str) -> str | None:
         return folder and osp.join(folder, name)
 
+    with_unlabelled(dataloader, settings)  # raises what it would raise after hours of labelling
     images = find(settings)
     pipeline = next(leaves(dataloader['dataset']), {}).get('pipeline') or []
     # Raises for those that cannot be read.
@@ -194,32 +200,15 @@ def check_before_labelling(
     check_labels(dataset)
     if alone or not detector.check_teacher:
         return
-    looks = detector
     if detector.kd_terms or detector.unlabelled.asks:
-        detector.teacher.follow(next(detector.parameters()))
-    else:
-        looks = _as_model(detector, labeller)
-    if looks is not None and not getattr(detector.teacher, 'prepared', False):
-        loader = SimpleNamespace(dataset=dataset, collate_fn=pseudo_collate)
-        MMLogger.get_current_instance().info(check_teacher(looks, loader))
-
-
-def _as_model(detector: Any, labeller: Any) -> Any:
-    """What :func:`check_teacher` asks of a distilling detector; None where the teacher cannot see
-    the student's images."""
-    network = labeller.network.to(next(detector.parameters()).device)
-    preprocessors = detector.data_preprocessor, network.data_preprocessor
-    channels = input_channels(detector), input_channels(network)
-    if detector.resolution is not None or channels[0] != channels[1]:
-        return None
-    labels = labeller.labels
-    numbers = [labels.index(i) if i in labels else None for i in range(len(labeller.classes))]
-    return SimpleNamespace(
-        backbone=detector.backbone, data_preprocessor=preprocessors[0], sites=(),
-        teacher=SimpleNamespace(network=network, source=labeller.source),
-        teacher_inputs=TeacherInputs(*preprocessors, channels),
-        classes=SimpleNamespace(indices=numbers), unlabelled=detector.unlabelled,
-    )  # fmt: skip
+        if not detector.teacher.prepared:
+            detector.teacher.follow(next(detector.parameters()))
+            require_intact_images(dataset)
+            loader = SimpleNamespace(dataset=dataset, collate_fn=pseudo_collate)
+            MMLogger.get_current_instance().info(check_teacher(detector, loader))
+    elif labeller is not None and labeller.source != UNTRAINED:
+        # The teacher sees clean images alone, so it is tried on those.
+        require_labeller(cfg, labeller, list(image_infos(data)))
 
 
 def set_thresholds(labels: PseudoLabels, names: list[str] | None) -> None:

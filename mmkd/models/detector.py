@@ -87,7 +87,7 @@ class DistillationMixin(Detector):
             # Weights first: those of another config would be blamed on its class names.
             self.classes = None
             if self.missing_teacher is None:
-                self.classes = map_classes(recipe.classes, terms, asks)
+                self.classes = map_classes(recipe.classes, terms, asks or self.unlabelled.on)
             if (terms or self.unlabelled.asks) and self.teacher is not None:
                 self._connect(terms)
         self.unlabelled.attach(self, getattr(self.teacher, 'network', None), self.classes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import inspect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -553,11 +552,11 @@ def _assign(assign: Any, assigner: Any, *args: Any, **kwargs: Any) -> Any:
     object before a doubtful large one, and does nothing in an image without a box.
     """
     result = assign(assigner, *args, **kwargs)
-    given = inspect.signature(assign).bind(assigner, *args, **kwargs).arguments
-    pred_instances, ignored = given['pred_instances'], given.get('gt_instances_ignore')
-    if ignored is not None and ignored.get(MARK) and len(ignored) and len(result.gt_inds):
+    given = (*args, *kwargs.values())
+    ignored = next((x for x in given if isinstance(x, InstanceData) and x.get(MARK)), None)
+    if ignored is not None and len(ignored) and len(result.gt_inds):
         boxes = get_box_tensor(ignored.bboxes)
-        priors = get_box_tensor(pred_instances.priors).to(boxes)
+        priors = get_box_tensor(given[0].priors).to(boxes)
         inside = bbox_overlaps(priors, boxes, mode='iof').amax(1) > IGNORED
         result.gt_inds[inside & (result.gt_inds == 0)] = -1
     return result

@@ -72,6 +72,8 @@ class Run:
     checkpoint: str | None = None
     max_epochs: int | None = None
     max_iters: int | None = None
+    other_test: bool = False
+    """Whether it is tested on other data than its config has."""
     annotations: set[str] = field(default_factory=set)
     """Annotation files of the training data and the tested data, and those of the evaluators."""
 
@@ -88,9 +90,7 @@ class Run:
     @property
     def tested_in(self) -> str:
         """The folder of its test inside that of its training, which has one for each test set."""
-        other = any(option.startswith(('test_', 'val_')) for option in self.options)
-        other = other or 'labels' in (self.test_cfg.get('test_cfg') or {})
-        return f'{self.split}-{self.key[:8]}' if other else self.split
+        return f'{self.split}-{self.key[:8]}' if self.other_test else self.split
 
     @property
     def slug(self) -> str:
@@ -279,6 +279,7 @@ def student_run(
         label, role, seed, path, seeded, test_cfg, split, train_key, key,
         max_epochs=(cfg.get('train_cfg') or {}).get('max_epochs'),
         max_iters=(cfg.get('train_cfg') or {}).get('max_iters'),
+        other_test=_tests_other_data(cfg, path, split),
         annotations=_annotations(cfg, test_cfg),
     )  # fmt: skip
 
@@ -405,8 +406,16 @@ def teacher_run(cfg: Config, path: str, split: str) -> Run | None:
     stem = 'as a dict' if isinstance(teacher_config, dict) else Path(str(teacher_config)).stem
     label = 'teacher' if stem == 'teacher' else f'teacher ({stem})'
     return Run(
-        label, 'teacher', None, path, [], test_cfg, split, identity, key, checkpoint=checkpoint
-    )
+        label, 'teacher', None, path, [], test_cfg, split, identity, key, checkpoint=checkpoint,
+        other_test=_tests_other_data(cfg, path, split),
+    )  # fmt: skip
+
+
+def _tests_other_data(cfg: Config, path: str, split: str) -> bool:
+    """Whether options have given a config other data to be tested on than its own."""
+    own = config_with_options(path)
+    keys = (f'{split}_dataloader', f'{split}_evaluator')
+    return any(own.get(key) != cfg.get(key) for key in keys)
 
 
 def _imports_of_both(student: Config, teacher: Config) -> dict | None:
@@ -467,7 +476,7 @@ def _test_settings(cfg: Config) -> list:
 def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
     """Annotation files of the training data, the tested data and the evaluators, and folders of
     unlabelled images."""
-    found = test_files(test_cfg)
+    found = _files_of(test_cfg.test_dataloader.dataset) | _evaluated_files(test_cfg)
     images = (cfg.model.get('distillation') or {}).get('unlabelled') or {}
     for loader in (cfg.get('train_dataloader'), images):
         found |= _files_of((loader or {}).get('dataset'))
@@ -477,19 +486,26 @@ def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
     return {path for path in found if os.path.isfile(path)} | set(filter(os.path.isdir, folders))
 
 
-def test_files(test_cfg: Config) -> set[str]:
-    """Annotation files of the tested data and of the evaluators."""
-    metrics = test_cfg.test_evaluator
-    metrics = [metrics] if isinstance(metrics, dict) else metrics
-    files = {metric.get('ann_file') or '' for metric in metrics}
-    return (files | _files_of(test_cfg.test_dataloader.dataset)) - {''}
+def judged_files(test_cfg: Config) -> set[str]:
+    """Annotation files of the tested images; none of data that is a part of its file's."""
+    dataset = test_cfg.test_dataloader.dataset
+    if any(data.get('indices') is not None for data in leaves(dataset)):
+        return set()
+    return _files_of(dataset) or _evaluated_files(test_cfg)
 
 
 def _files_of(dataset: Any) -> set[str]:
     return {
-        os.path.join(data.get('data_root') or '', data.get('ann_file') or '')
+        os.path.join(data.get('data_root') or '', data['ann_file'])
         for data in leaves(dataset)
+        if data.get('ann_file')
     }
+
+
+def _evaluated_files(test_cfg: Config) -> set[str]:
+    metrics = test_cfg.test_evaluator
+    metrics = [metrics] if isinstance(metrics, dict) else metrics
+    return {metric['ann_file'] for metric in metrics if metric.get('ann_file')}
 
 
 def _train_key(cfg: Config, processes: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import math
 import re
 import sys
@@ -158,10 +159,11 @@ class Conduct:
         plan, entries = plan_stage(self.study, stage, variants, self.context.processes)
         require_same_data(file, plan, keep=self.train)
         if stage.split == 'test':
-            # All of them before the first is run, so that none is thought of later.
-            for each in self.study.stages:
-                if each.split == 'test':
-                    self._record(self._finalists(each))
+            # All that follow, up to another choice, before the first is run: none is added later.
+            before, following = self.study.stages[:number], self.study.stages[number:]
+            again = any(each.split == 'test' for each in before) and before[-1].split == 'val'
+            for each in itertools.takewhile(lambda other: other.split == 'test', following):
+                self._record(self._finalists(each), again)
         if self.train:
             candidates = len({v.arm for v in variants} - {self.study.reference})
             runs_later = later_cost(self.study, number, candidates, dict.fromkeys(costs, 1.0))
@@ -214,9 +216,7 @@ class Conduct:
         """What is declared of a stage on the test split before it is read."""
         variants = entrants(self.study, stage, self.standing)
         entries = plan_stage(self.study, stage, variants, self.context.processes)[1]
-        runs = {
-            entry.row.label: _hash(' '.join(run.key for run in entry.row.runs)) for entry in entries
-        }
+        runs = {entry.row.label: [run.key for run in entry.row.runs] for entry in entries}
         claim = self.study.claim and [self.study.claim[0], self.study.claim[1]]
         return {
             'kind': 'decision', 'key': stage.name, 'arms': list(runs), 'seeds': stage.seeds,
@@ -236,8 +236,9 @@ class Conduct:
                     f'{stage.name!r}: add it to the arms of that stage, or take the contrast out'
                 )
 
-    def _record(self, line: dict) -> None:
-        """Writes a decision into the results, once.
+    def _record(self, line: dict, again: bool = False) -> None:
+        """Writes a decision into the results, once; ``again``: the study chooses after a test, so
+        its finalists could not be known before.
 
         Raises:
             ValueError: if it differs from one that a run on the test split came after, or a stage
@@ -249,24 +250,26 @@ class Conduct:
         parts = [p for p in _DECIDED if known is None or p in known or p in _ALWAYS]
         if known and all(known.get(part) == line.get(part) for part in parts):
             return
-        finalists = {
-            label
-            for (kind, _), other in lines.others.items()
-            if kind == 'decision'
-            for label in other.get('arms', ())
+        decisions = [other for (kind, _), other in lines.others.items() if kind == 'decision']
+        declared = {
+            key for other in decisions for keys in other.get('runs', {}).values() for key in keys
         }
-        read = [
-            run
-            for run in lines.runs.values()
-            if run['split'] == 'test' and run['role'] != 'teacher' and run['label'] in finalists
-        ]
-        if read and (known or 'arms' in line):
+        read = [run for key, run in lines.runs.items() if key in declared]
+        if known and not declared:  # by an older version
+            finalists = {label for other in decisions for label in other.get('arms', ())}
+            read = [
+                run
+                for run in lines.runs.values()
+                if run['split'] == 'test' and run['role'] != 'teacher' and run['label'] in finalists
+            ]
+        if read and (known or ('arms' in line and not again)):
             changed = [p for p in parts if (known or {}).get(p) != line.get(p)]
+            was = _told(known, changed, line) if known else 'not there'
             raise ValueError(
-                f'the decision of stage {line["key"]!r} in {self.context.results} was '
-                f'{_told(known, changed) if known else "not there"}, and would now be '
-                f'{_told(line, changed)}; the test split has been read since '
-                f'({read[0]["label"]}). Undo the change, or begin a study with another --results'
+                f'the decision of stage {line["key"]!r} in {self.context.results} was {was}, and '
+                f'would now be {_told(line, changed, known or {})}; the test split has been read '
+                f'since ({read[0]["label"]}). Undo the change, or begin a study with another '
+                '--results'
             )
         if self.train:
             append_result(self.context.results, line)
@@ -395,9 +398,14 @@ _DECIDED = (*_ALWAYS, 'seeds', 'runs', 'contrasts', 'claim')
 """The parts of a decision."""
 
 
-def _told(decision: dict, parts: Sequence[str]) -> str:
-    said = (f'{p} {decision.get(p)}' for p in parts if p != 'runs')
-    return ', '.join(said) or 'of other configs or options'
+def _told(decision: dict, parts: Sequence[str], other: dict) -> str:
+    """What a decision says in those parts in which another differs."""
+    said = [f'{p} {decision.get(p)}' for p in parts if p != 'runs']
+    if not said:
+        runs = other.get('runs', {})
+        arms = [name for name, keys in decision.get('runs', {}).items() if runs.get(name) != keys]
+        said = [f'{", ".join(arms)} with other configs or options']
+    return ', '.join(said)
 
 
 def _hash(text: str) -> str:

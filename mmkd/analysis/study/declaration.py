@@ -118,8 +118,11 @@ def read_study(path: str) -> Study:
                 "('winner', ['plain', 'start'])"
             )
         claim = (claim[0], _names('claim', claim[1]))
+    name = given.get('name') or os.path.splitext(os.path.basename(path))[0]
+    if not isinstance(name, str) or os.path.basename(name) != name:
+        raise ValueError(f'{path}: name={name!r} must be one that files can have (NAME.md)')
     study = Study(
-        given.get('name') or os.path.splitext(os.path.basename(path))[0], arms, stages, reference,
+        name, arms, stages, reference,
         students, [(str(a), str(b)) for a, b in contrasts], claim,
     )  # fmt: skip
     _require_order(study)

@@ -14,11 +14,11 @@ from ..comparison.plan import (
     Row,
     Run,
     config_with_options,
+    judged_files,
     require_test_data,
     student_run,
     teacher_run,
     terms_on,
-    test_files,
 )
 from .declaration import RESERVED, Stage, Study, Variant
 
@@ -143,6 +143,12 @@ def check(study: Study, processes: int, done: Container[str] = ()) -> dict[str, 
         named = set(study.arms if stage.arms is None or set(stage.arms) & set(RESERVED) else ())
         entering = sorted({study.reference, *named, *(set(stage.arms or ()) & set(study.arms))})
         found: list[float] = []
+        # Those that were dropped before a stage that has been run need its data no more.
+        first = variant_run(
+            study.arms[study.reference][0], stage, stage.students[0], stage.seeds[0], processes
+        )
+        chosen = any(other.keep is not None for other in study.stages[: study.stages.index(stage)])
+        over = chosen and first.key in done
         for arm, student in itertools.product(entering, stage.students):
             keys: dict[str, str] = {}
             # Values are tried once, other options on one of them.
@@ -152,11 +158,10 @@ def check(study: Study, processes: int, done: Container[str] = ()) -> dict[str, 
             for variant in study.arms[arm][: 1 if known else None]:
                 run = variant_run(variant, stage, student, stage.seeds[0], processes)
                 found.append(run.cost)
-                todo += [] if run.key in done else [run]
-                files = test_files(run.test_cfg)
-                tested.setdefault((student, stage.split), {}).update(
-                    dict.fromkeys(files, stage.name)
-                )
+                needless = run.key in done or (over and arm not in (stage.arms or ()))
+                todo += [] if needless else [run]
+                files = tested.setdefault((student, stage.split), {})
+                files.update(dict.fromkeys(judged_files(run.test_cfg), stage.name))
                 other = keys.setdefault(run.train_key, variant.label)
                 if other != variant.label:
                     raise ValueError(
@@ -165,16 +170,12 @@ def check(study: Study, processes: int, done: Container[str] = ()) -> dict[str, 
                     )
             planned |= {(arm, student), asked}
         # One that was planned before has its options.
-        costs[stage.name] = sum(found) / len(found) if found else _cost_of(study, stage, processes)
-    if any(stage.keep is not None for stage in study.stages):
+        costs[stage.name] = sum(found) / len(found) if found else first.cost
+    searches = any(len(variants) > 1 for variants in study.arms.values())
+    if searches or any(stage.keep is not None for stage in study.stages):
         _require_two_splits(tested)
     require_test_data(todo)
     return costs
-
-
-def _cost_of(study: Study, stage: Stage, processes: int) -> float:
-    (variant, *_), student = study.arms[study.reference], stage.students[0]
-    return variant_run(variant, stage, student, stage.seeds[0], processes).cost
 
 
 def _require_two_splits(tested: dict[tuple[str, str], dict[str, str]]) -> None:

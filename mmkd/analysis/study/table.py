@@ -216,7 +216,8 @@ def declared_contrasts(
             interval = contrast_interval(mean, pooled, declared)
             # As a comparison judges: two seeds are too few, and where the seed has no effect on the
             # runs there is one sample.
-            told = len(pair) >= 3 and (pooled.sd > 0 or mean == 0)
+            same = float(np.ptp(pair)) < 1e-9  # up to rounding
+            told = len(pair) >= 3 and (not same or abs(mean) < 1e-9)
             word = interval_word(*interval)[0] if told else 'INCONCLUSIVE'
             teacher, share = a.entry.teacher, None
             if teacher and teacher.label in summary.teachers:
