@@ -34,6 +34,7 @@ _base_ = [
     __import__('mmkd').base('digits/_base_/schedule'),
 ]
 model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128]))
+auto_scale_lr = dict(base_batch_size=8)
 train_cfg = dict(max_epochs=12, val_interval=12)
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=12, convert_to_iter_based=True)]
 """)
