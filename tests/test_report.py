@@ -211,7 +211,7 @@ def test_what_cannot_be_drawn_is_a_sentence_and_nothing_in_a_work_folder_is_run(
                 'pickle': HOSTILE['bare pickle'].make(str(marker))}.get(label, data)  # fmt: skip
         if label != 'gone':
             (folder / 'detections.pth').write_bytes(data)
-        runs.append(SimpleNamespace(key=label, split='test', test_cfg=config))
+        runs.append(SimpleNamespace(key=label, tested_in='test', test_cfg=config))
     plan = SimpleNamespace(rows=[SimpleNamespace(label=run.key, runs=[run]) for run in runs])
     context = SimpleNamespace(directory=lambda run: tmp_path / run.key, work_dir=tmp_path)
     results = {run.key: {} for run in runs}
