@@ -81,12 +81,16 @@ test_evaluator = dict(val_evaluator, ann_file={file!r})
 @pytest.fixture(scope='module')
 def configs(tmp_path_factory):
     paths = write_configs(tmp_path_factory.mktemp('configs'))
-    plain = Path(paths['plain'])
-    data = plain.parent / 'data'
-    shutil.copy(data / 'val.json', data / 'test.json')
-    with plain.open('a') as file:
-        file.write(TESTED.format(file=str(data / 'test.json')))
+    with_test_set(Path(paths['plain']))
     return paths
+
+
+def with_test_set(config):
+    """Gives a tiny config a test set of its own."""
+    data = config.parent / 'data'
+    shutil.copy(data / 'val.json', data / 'test.json')
+    with config.open('a') as file:
+        file.write(TESTED.format(file=str(data / 'test.json')))
 
 
 @pytest.fixture
@@ -1006,6 +1010,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     """Real runs: two arms, a search on validation, the test split with resampled images."""
     monkeypatch.setattr(sys, 'executable', warm.python())
     plain = tiny_config(tmp_path, 'plain', epochs=2)
+    with_test_set(Path(plain))
     study = tmp_path / 'tiny_study.py'
     study.write_text(
         f'config = {str(plain)!r}\n'
@@ -1018,7 +1023,7 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     )
     stream = io.StringIO()
     assert studies.study(str(study), tmp_path / 'work', jobs=1, stream=stream) == 0
-    text = (tmp_path / 'work/methods.md').read_text()
+    text = (tmp_path / 'work/tiny_study.md').read_text()
     rows = {row['arm']: row for row in table(text, '## final')}
     assert float(rows['slow']['ms/step']) > 0
     results = read_results(tmp_path / 'work/results.jsonl')
