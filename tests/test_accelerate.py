@@ -103,20 +103,14 @@ def test_the_student_starts_from_the_teacher_as_its_file_has_it():
     assert all(torch.equal(started[0][k], started[1][k]) for k in started[0])
 
 
-def test_a_hint_at_a_folded_layer_is_still_heard():
+@pytest.mark.parametrize(
+    ('option', 'layer'),
+    [('fuse_conv_bn', 'backbone.layer1.0.bn1'), ('roi_align', 'roi_head.bbox_roi_extractor')],
+)
+def test_a_hint_at_a_replaced_layer_is_still_heard(option, layer):
     values = []
-    for accelerate in (None, dict(fuse_conv_bn=True)):
-        paper = recipe('hint', hint=dict(pairs=['backbone.layer1.0.bn1']))
-        paper['accelerate'] = accelerate
-        values.append(pairs.losses(trained(distil(pairs.fpn(), pairs.fpn(8), paper))))
-    torch.testing.assert_close(values[0]['loss_kd_hint'], values[1]['loss_kd_hint'], rtol=1e-4,
-                               atol=1e-6)  # fmt: skip
-
-
-def test_a_hint_at_the_extractor_of_gathered_rois_is_still_heard():
-    values = []
-    for accelerate in (None, dict(roi_align=True)):
-        paper = recipe('hint', hint=dict(pairs=['roi_head.bbox_roi_extractor']))
+    for accelerate in (None, {option: True}):
+        paper = recipe('hint', hint=dict(pairs=[layer]))
         paper['accelerate'] = accelerate
         values.append(pairs.losses(trained(distil(pairs.fpn(), pairs.fpn(8), paper))))
     torch.testing.assert_close(values[0]['loss_kd_hint'], values[1]['loss_kd_hint'], rtol=1e-4,

@@ -450,10 +450,16 @@ def test_a_check_comes_before_the_first_new_label_alone(home, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('shift', 'classes', 'says'),
-    [(0, 0, None), (40, 0, r'finds 0 % of \d+ boxes'), (0, 1, r'100 %.* 0 % with the right class')],
+    ('shift', 'classes', 'knows', 'says'),
+    [
+        (0, 0, [0, 1, 2], None),
+        (40, 0, [0, 1, 2], r'finds 0 % of \d+ boxes'),
+        (0, 1, [0, 1, 2], r'100 %.* 0 % with the right class'),
+        (0, 0, [0, -1, -1], None),  # what it does not know is not held against it
+        (0, 0, [-1, -1, -1], None),
+    ],
 )
-def test_a_detector_is_tried_on_labelled_images(home, monkeypatch, shift, classes, says):
+def test_a_detector_is_tried_on_labelled_images(home, monkeypatch, shift, classes, knows, says):
     """In its own view of them, since it labels no other."""
     data = DATASETS.build(home.cfg.test_dataloader.dataset)
     infos = [data.get_data_info(i) for i in range(len(data))]
@@ -471,7 +477,8 @@ def test_a_detector_is_tried_on_labelled_images(home, monkeypatch, shift, classe
             return data['data_samples']
 
     monkeypatch.setattr(pseudo_labels, 'BOXES', 1)
-    labeller = replace(finder(home), network=Knowing())
+    labeller = replace(finder(home), network=Knowing(), labels=knows)
+    monkeypatch.setattr(pseudo_labels, 'MIN_TRAIN_RECALL', 0.9)
     with contextlib.nullcontext() if says is None else pytest.raises(TeacherError, match=says):
         pseudo_labels.require_labeller(home.cfg, labeller, infos)
 

@@ -246,12 +246,14 @@ def test_what_was_stopped_goes_on(write, tmp_path):
 
 
 class Diverging(Fake):
-    """One arm's losses overflow."""
+    """The losses of some runs overflow."""
+
+    which, said = 'loss_weight-4', 'training has diverged. The likely cause is the learning rate'
 
     def __call__(self, command, log, env, lock, poll):
-        if any('train' in part for part in command[:2]) and 'loss_weight-4' in ' '.join(command):
+        if any('train' in part for part in command[:2]) and self.which in ' '.join(command):
             self.commands.append(command)
-            log.write_text('error: training has diverged. The likely cause is the learning rate\n')
+            log.write_text(f'error: {self.said}\n')
             return 1
         return super().__call__(command, log, env, lock, poll)
 
@@ -631,15 +633,10 @@ def test_nothing_is_declared_once_the_test_split_is_read(results, write, tmp_pat
     assert (code, fake.commands) == (2, []) and 'the test split has been read since' in out
 
 
-class DivergingOnTest(Fake):
+class DivergingOnTest(Diverging):
     """The winner diverges with one of the seeds of the last stage."""
 
-    def __call__(self, command, log, env, lock, poll):
-        if any('train' in part for part in command[:2]) and 'loss_weight-4-s2' in ' '.join(command):
-            self.commands.append(command)
-            log.write_text('error: loss_cls is nan at iteration 250 (epoch 3)\n')
-            return 1
-        return super().__call__(command, log, env, lock, poll)
+    which, said = 'loss_weight-4-s2', 'loss_cls is nan at iteration 250 (epoch 3)'
 
 
 def test_a_finalist_that_diverges_is_not_judged_by_its_other_seeds(write, tmp_path):
@@ -658,12 +655,8 @@ stages = [dict(name='screen', seeds=[0], keep='all'),
           dict(name='final', split='test', seeds=[0, 1])]
 """
 
-    class All(Fake):
-        def __call__(self, command, log, env, lock, poll):
-            if any('train' in part for part in command[:2]) and 'b-s0' in ' '.join(command):
-                log.write_text('error: training has diverged. The likely cause is\n')
-                return 1
-            return super().__call__(command, log, env, lock, poll)
+    class All(Diverging):
+        which = 'b-s0'
 
     code, out = call(write(text), All(maps), tmp_path)
     assert code == 1 and 'stage screen: every arm has diverged' in out

@@ -185,15 +185,13 @@ def labeller_of(
         raise LabelsError(str(error)) from None
     if matched.twice:
         raise LabelsError(matched.twice)
-    indices = matched.indices
     labels = [-1] * len(theirs)
-    for own, index in enumerate(indices):
+    for own, index in enumerate(matched.indices):
         if index is not None:
             labels[index] = own
-    unknown = [n for n, index in zip(student, indices, strict=True) if index is None]
-    if unknown:
+    if matched.unknown:
         print_log(
-            f'{name} does not know {", ".join(unknown)}: no box will have that label',
+            f'{name} does not know {", ".join(matched.unknown)}: no box will have that label',
             'current',
             logging.WARNING,
         )
@@ -382,7 +380,8 @@ class _Job:
         if changed:
             _say(f'{self.out}: {changed} images have changed since and are labelled anew')
         own = set(self.images.names)
-        self.others = {n: image for n, image in known.items() if n not in own}
+        every = known if self.keep_others else there
+        self.others = {n: image for n, image in every.items() if n not in own}
         if self.keep_others:
             done = there == {**self.others, **self.kept}
         else:
@@ -428,8 +427,9 @@ class _Job:
                 f'{self.previous}'
             )
             with contextlib.suppress(LabelsError):
-                before = read_labels(self.previous)
-                return None if self._differs(before) else before
+                earlier = read_labels(self.previous)
+                if not self._differs(earlier):
+                    return earlier
             return None
         foreign = len(set(before.images) - set(self.images.names))
         if 2 * foreign > len(before.images) and not self.keep_others:
@@ -479,10 +479,10 @@ class _Job:
         info = {**self.labeller.info, 'skipped': sorted(failed)}
         found = {name: known[name] for _, name in chosen}
         ids: list | None = [i for i, _ in chosen]
-        kept = found
+        whole = found
         if self.keep_others and self.others:
-            kept, ids = {**self.others, **found}, None
-        elif self.others and self.out.exists():
+            whole, ids = {**self.others, **found}, None
+        elif self.others:
             self.loses = True
             _say(
                 f'{self.out} has had labels of {len(self.others)} images that are not among these: '
@@ -490,7 +490,7 @@ class _Job:
             )
         if self.loses:
             shutil.copyfile(self.out, f'{self.previous}.new')
-        write_labels(self.out, Labels(info, self.labeller.classes, kept), ids)
+        write_labels(self.out, Labels(info, self.labeller.classes, whole), ids)
         if self.loses:
             os.replace(f'{self.previous}.new', self.previous)
         shutil.rmtree(self.parts)
@@ -799,6 +799,8 @@ def best_thresholds(
 def require_labeller(cfg: Config, labeller: Labeller, infos: Sequence[dict]) -> None:
     """Check a detector on labelled images before it labels others, in its own view of them.
 
+    Boxes of classes that it does not know, and images without another, are left out.
+
     Args:
         cfg: of the run.
         labeller: the detector.
@@ -807,9 +809,17 @@ def require_labeller(cfg: Config, labeller: Labeller, infos: Sequence[dict]) -> 
     Raises:
         TeacherError: it finds next to nothing there, or knows no class.
     """
-    infos = [info for info in infos if info.get('instances')]
-    order = np.random.default_rng(0).permutation(len(infos))[:TRIED]
-    truth = {infos[i]['img_path']: _truth(infos[i]) for i in order}
+    known = [i for i, name in enumerate(labeller.classes) if name not in labeller.unknown]
+    truth = {}
+    for i in np.random.default_rng(0).permutation(len(infos)):
+        boxes, labels, ignored = _truth(infos[i])
+        own = np.isin(labels, known)
+        if own.any():
+            truth[infos[i]['img_path']] = boxes[own], labels[own], ignored[own]
+        if len(truth) == TRIED:
+            break
+    if not truth:
+        return
     images = Images(list(truth), list(truth), list(range(1, len(truth) + 1)))
     with contextlib.ExitStack() as stack:
         folder = _by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))

@@ -208,7 +208,7 @@ def check_before_labelling(
             MMLogger.get_current_instance().info(check_teacher(detector, loader))
     elif labeller is not None and labeller.source != UNTRAINED:
         # The teacher sees clean images alone, so it is tried on those.
-        require_labeller(cfg, labeller, list(image_infos(data)))
+        require_labeller(cfg, labeller, list(image_infos(dataset)))
 
 
 def set_thresholds(labels: PseudoLabels, names: list[str] | None) -> None:
