@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from ..datasets.annotations import leaves
 from ..datasets.intact_images import is_turned, require_intact_images, turns_photographs
 from ..datasets.labels import check_labels
-from ..datasets.teacher_labels import read_labels
+from ..datasets.teacher_labels import Images, read_labels
 from ..datasets.unlabelled import (
     MixedBatchSampler,
     MixedDataset,
@@ -100,25 +100,13 @@ def mixed_dataloader(
             'mmkd.mixed_dataloader(dataloader, model, cfg)'
         )
 
-    def place(name: str) -> str | None:
-        return folder and osp.join(folder, name)
-
     with_unlabelled(dataloader, settings)  # raises what it would raise after hours of labelling
-    images = find(settings)
     pipeline = next(leaves(dataloader['dataset']), {}).get('pipeline') or []
-    # Raises for those that cannot be read.
-    sizes, _ = list_images(settings, loads_locally(Compose(pipeline)))
-    held_out = {'validation': 'val_dataloader', 'test': 'test_dataloader'}
-    refuse_leaks(
-        images.paths, {w: (cfg.get(key) or {}).get('dataset') for w, key in held_out.items()}
-    )
+    images, readable = _images_without_leaks(settings, pipeline, cfg)
     labeller = None
     if clean:
-        lowest = MIN_SCORE if settings.lowest is None else min(MIN_SCORE, settings.lowest)
-        labeller = labeller_of(cfg, teacher=detector.teacher, min_score=lowest)
-        require_scores(labeller.network, settings)
-        require_same_classes(detector, labeller.classes)
-        require_same_orientation(pipeline, labeller.pipeline, [path for path, *_ in sizes])
+        labeller = _clean_labeller(detector, cfg)
+        require_same_orientation(pipeline, labeller.pipeline, readable)
 
     @functools.cache
     def check() -> None:
@@ -126,15 +114,13 @@ def mixed_dataloader(
 
     if auto:
         found = best_thresholds(
-            cfg, place('validation_labels.json'), teacher=detector.teacher, clean_view=clean,
-            check=check,
+            cfg, folder and osp.join(folder, 'validation_labels.json'),
+            teacher=detector.teacher, clean_view=clean, check=check,
         )  # fmt: skip
         detector.unlabelled.thresholds = [each.score for each in found]
     if labeller is None:
         return with_unlabelled(dataloader, settings)
-    out = settings.cache or place('unlabelled_labels.json') or 'unlabelled_labels.json'
-    out = osp.expanduser(out)
-    detector.unlabelled.unknown = labeller.unknown
+    out = osp.expanduser(settings.cache or osp.join(folder or '', 'unlabelled_labels.json'))
     label_images(
         cfg, images, out, skip_unreadable=settings.skip_unreadable, labeller=labeller,
         keep_others=True, check=check,
@@ -144,6 +130,34 @@ def mixed_dataloader(
     paths = zip(images.names, images.paths, strict=True)
     known = {path: boxes[name] for name, path in paths if name in boxes}
     return with_unlabelled(dataloader, settings, known)
+
+
+def _images_without_leaks(
+    settings: Unlabelled, pipeline: list, cfg: Config
+) -> tuple[Images, list[str]]:
+    """The unlabelled images, and the paths of those that can be read.
+
+    Raises:
+        ValueError: some are validation or test images, or cannot be read.
+    """
+    images = find(settings)
+    sizes, _ = list_images(settings, loads_locally(Compose(pipeline)))
+    held_out = {'validation': 'val_dataloader', 'test': 'test_dataloader'}
+    refuse_leaks(
+        images.paths, {w: (cfg.get(key) or {}).get('dataset') for w, key in held_out.items()}
+    )
+    return images, [path for path, *_ in sizes]
+
+
+def _clean_labeller(detector: Any, cfg: Config) -> Labeller:
+    """What labels clean images with the detector's teacher, for the student's classes."""
+    settings = detector.unlabelled.settings
+    lowest = MIN_SCORE if settings.lowest is None else min(MIN_SCORE, settings.lowest)
+    labeller = labeller_of(cfg, teacher=detector.teacher, min_score=lowest)
+    require_scores(labeller.network, settings)
+    require_same_classes(detector, labeller.classes)
+    detector.unlabelled.unknown = labeller.unknown
+    return labeller
 
 
 def require_same_classes(detector: Any, names: list[str]) -> None:
