@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmkd.shipped import TOOLS
 
-counts = ['--train', '96', '--val', '40', '--test', '40']
+counts = ['--train', '16', '--val', '16', '--test', '16']
 command = [sys.executable, TOOLS / 'make_digits.py', *counts]
 subprocess.run(command, check=True, capture_output=True)
 Path('folder').mkdir()
