@@ -31,8 +31,10 @@ from mmkd.datasets.annotations import AnnotationError, check_annotations
 from mmkd.datasets.intact_images import unreadable
 from mmkd.datasets.teacher_labels import Images, Labels, LabelsError, find_images, read_labels
 from mmkd.digests import digest, tensor_digests
-from mmkd.engine import pseudo_labels, thresholds
-from mmkd.engine.pseudo_labels import Labeller, best_thresholds, label_images, labeller_of
+from mmkd.engine import labeller_checks, pseudo_labels, thresholds
+from mmkd.engine.labeller import DESCRIPTION, Labeller, labeller_of
+from mmkd.engine.labeller_checks import best_thresholds, require_labeller
+from mmkd.engine.pseudo_labels import label_images
 from mmkd.models.teacher import Teacher
 from mmkd.recipe import TeacherError
 
@@ -91,7 +93,7 @@ class Finder(torch.nn.Module):
 
 
 def finder(home, teacher='one', classes=CLASSES, **options):
-    info = dict(description=pseudo_labels.DESCRIPTION, teacher=teacher, min_score=0.05)
+    info = dict(description=DESCRIPTION, teacher=teacher, min_score=0.05)
     info |= dict(teacher_sha256=teacher, config_sha256='c')
     pipeline = home.cfg.test_dataloader.dataset.pipeline
     return Labeller(Finder(**options), pipeline, list(classes), [0, 1, 2], info)
@@ -476,11 +478,11 @@ def test_a_detector_is_tried_on_labelled_images(home, monkeypatch, shift, classe
                 )
             return data['data_samples']
 
-    monkeypatch.setattr(pseudo_labels, 'BOXES', 1)
+    monkeypatch.setattr(labeller_checks, 'BOXES', 1)
     labeller = replace(finder(home), network=Knowing(), labels=knows)
-    monkeypatch.setattr(pseudo_labels, 'MIN_TRAIN_RECALL', 0.9)
+    monkeypatch.setattr(labeller_checks, 'MIN_TRAIN_RECALL', 0.9)
     with contextlib.nullcontext() if says is None else pytest.raises(TeacherError, match=says):
-        pseudo_labels.require_labeller(home.cfg, labeller, infos)
+        require_labeller(home.cfg, labeller, infos)
 
 
 def test_two_classes_may_not_be_one_of_the_teachers(home):
@@ -769,7 +771,7 @@ def pair(home):
 def test_the_thresholds_of_the_validation_images(home, pair, tmp_path, monkeypatch):
     oracle = Oracle(home.folder / 'data/val.json')
     labeller = replace(finder(home), network=oracle)
-    monkeypatch.setattr(pseudo_labels, 'labeller_of', lambda *_, **__: labeller)
+    monkeypatch.setattr(labeller_checks, 'labeller_of', lambda *_, **__: labeller)
     monkeypatch.setattr(thresholds, 'FEWEST', 1)
     found = best_thresholds(pair, tmp_path / 'val.json', workers=0)
     counts = np.bincount([a['category_id'] - 1 for a in oracle.coco.anns.values()], minlength=3)
@@ -795,10 +797,10 @@ class Blind(Finder):
 
 def test_thresholds_that_cannot_be_chosen(home, pair, monkeypatch):
     labeller = replace(finder(home), network=Blind())
-    monkeypatch.setattr(pseudo_labels, 'labeller_of', lambda *_, **__: labeller)
+    monkeypatch.setattr(labeller_checks, 'labeller_of', lambda *_, **__: labeller)
     with pytest.raises(TeacherError, match="finds none of the .* there is no threshold='auto'"):
         best_thresholds(pair, workers=0)
-    monkeypatch.setattr(pseudo_labels, 'FEWEST', 1000)
+    monkeypatch.setattr(labeller_checks, 'FEWEST', 1000)
     with pytest.raises(LabelsError, match='too few to choose a threshold on: give a number'):
         best_thresholds(pair, workers=0)
     pair.val_dataloader = None

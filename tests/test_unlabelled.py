@@ -1081,9 +1081,9 @@ def test_what_makes_labels_worthless_is_found_before_they_are_made(pair, monkeyp
     pair.model.distillation.check_teacher = True
     pair.model.distillation.unlabelled.update(view='clean', threshold=0.2)
     monkeypatch.setattr('mmkd.engine.teacher_check.UNTRAINED', None)
-    monkeypatch.setattr('mmkd.engine.pseudo_labels.UNTRAINED', None)
+    monkeypatch.setattr('mmkd.engine.labeller.UNTRAINED', None)
     monkeypatch.setattr(engine, 'UNTRAINED', None)
-    for place in ('teacher_check', 'pseudo_labels'):
+    for place in ('teacher_check', 'labeller_checks'):
         monkeypatch.setattr(f'mmkd.engine.{place}.BOXES', 1)
         # No teacher has it.
         monkeypatch.setattr(f'mmkd.engine.{place}.MIN_TRAIN_RECALL', 1.01)

@@ -18,8 +18,9 @@ from .. import cli
 from ..analysis.gallery import write_gallery
 from ..datasets.teacher_labels import find_images, read_labels
 from ..engine.exit import leave, stop
+from ..engine.labeller import MIN_SCORE
 from ..engine.processes import join_processes
-from ..engine.pseudo_labels import MIN_SCORE, label_images
+from ..engine.pseudo_labels import label_images
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -9,30 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import difflib
 import fcntl
 import functools
 import hashlib
-import json
 import logging
 import os
 import os.path as osp
 import shutil
 import signal
-import tempfile
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
-from mmdet.registry import DATASETS
 from mmdet.structures.bbox import get_box_tensor
-from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
@@ -45,10 +40,8 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.logging import print_log
-from mmengine.registry import DefaultScope, init_default_scope
 from torch.utils.data import DataLoader, Dataset
 
-from ..datasets.annotations import loads_pictures
 from ..datasets.intact_images import ImageError, require_intact_images, unreadable
 from ..datasets.teacher_labels import (
     Images,
@@ -61,192 +54,14 @@ from ..datasets.teacher_labels import (
     to_line,
     write_labels,
 )
-from ..datasets.two_views import at_teachers_scale
-from ..digests import digest, tensor_digests
-from ..io.teacher_weights import load_teacher
-from ..options.class_map import ClassMap
-from ..recipe import UNTRAINED, TeacherError
-from ..shipped import command
-from ..version import __version__
-from .class_names import class_names, head_classes, teacher_names
+from ..recipe import TeacherError
+from .labeller import DESCRIPTION, MIN_SCORE, Labeller, labeller_of, short_hash
 from .random_state import random_state_kept
-from .teacher_check import BOXES, CLASS_RATIO, MIN_TRAIN_RECALL, OFF
-from .thresholds import FEWEST, Threshold, match_detections, thresholds_of
 
-TRIED = 64
-"""Labelled images on which a detector is tried before it labels others."""
-MIN_SCORE = 0.05
-"""Detections below this score are not kept."""
 REPORT_EVERY = 15.0
 """Seconds between two lines of progress."""
 
-DESCRIPTION = "a detector's detections, scores included"
-"""How a labels file says what it is."""
-
 T = TypeVar('T')
-
-
-@dataclass(frozen=True)
-class Labeller:
-    """A detector that labels images.
-
-    Attributes:
-        network: in eval mode.
-        pipeline: the config of the transforms by which it sees an image.
-        classes: names of the classes in the labels file, in its order.
-        labels: the file's class number for each of the detector's; -1: not in the file.
-        info: of the labels file.
-        source: where its weights are from.
-    """
-
-    network: Any
-    pipeline: list
-    classes: list[str]
-    labels: list[int]
-    info: dict
-    source: str = ''
-
-    @property
-    def unknown(self) -> list[str]:
-        """The classes of the file that the detector does not know."""
-        return [name for i, name in enumerate(self.classes) if i not in self.labels]
-
-    @property
-    def loads_pictures(self) -> bool:
-        """Whether OpenCV or Pillow read the images."""
-        return loads_pictures(dict(pipeline=self.pipeline))
-
-
-def labeller_of(
-    cfg: Config,
-    checkpoint: str | None = None,
-    classes: dict[str, str] | None = None,
-    teacher: Any = None,
-    min_score: float = MIN_SCORE,
-    pairs_own_view: bool = False,
-) -> Labeller:
-    """The detector of a config, or the teacher of a pair, ready to label images.
-
-    Args:
-        cfg: of a detector, or of a pair.
-        checkpoint: of the detector, or of the teacher in place of the pair's; None: the pair's.
-        classes: the detector's name for each class of the file; None: the student's classes as the
-            pair matches them, or all of the detector's.
-        teacher: the pair's teacher, if it has been loaded already (a
-            :class:`mmkd.models.teacher.Teacher` that has not been prepared for training).
-        min_score: detections below it are not kept.
-        pairs_own_view: whether the teacher of a pair sees images as the pair's validation does, at
-            the teacher's scale; else as its own config's test does, if it has one.
-
-    Raises:
-        TeacherError: the checkpoint does not fill the network.
-        LabelsError: no pipeline or no class names can be found; a class is unknown.
-    """
-    if DefaultScope.get_current_instance() is None:
-        init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = cfg.model
-    pair = 'teacher_config' in model
-    if teacher is None:
-        of_pair = pair and checkpoint is None
-        teacher = load_teacher(
-            model.teacher_config if pair else cfg,
-            model.get('teacher_ckpt') if of_pair else checkpoint,
-            model.get('teacher_sha256') if of_pair else None,
-        )
-    if teacher.source == UNTRAINED:
-        _warn('THE TEACHER IS UNTRAINED (random): its labels are noise')
-    name = osp.basename(str(cfg.filename or 'a config') if not pair else teacher.name)
-    given = (model.get('distillation') or {}).get('classes') or {}
-    theirs = given.get('teacher') or teacher_names(teacher.config, teacher.source)
-    student = (given.get('student') or class_names(cfg)) if pair else None
-    names = given.get('names') or {}
-    if classes is not None:
-        student, names = list(classes), classes
-    count = head_classes(teacher.config.model)
-    if theirs is None:
-        if student is None or (count is not None and count != len(student)):
-            raise LabelsError(
-                f'neither the data in the config of {name} nor its checkpoint name the '
-                f'{count or ""} classes: set metainfo=dict(classes=[...]) of '
-                'test_dataloader.dataset'
-            )
-        theirs = student
-    if count is not None and count != len(theirs):
-        raise LabelsError(
-            f'{name} has {count} classes, and {len(theirs)} names are known of them '
-            f'({", ".join(theirs[:4])}): set metainfo=dict(classes=[...]) of its data sets'
-        )
-    student = theirs if student is None else student
-    if classes is not None:
-        _require_known(classes, theirs, name)
-    try:
-        matched = ClassMap(student, theirs, names)
-    except ValueError as error:
-        raise LabelsError(str(error)) from None
-    if matched.twice:
-        raise LabelsError(matched.twice)
-    labels = [-1] * len(theirs)
-    for own, index in enumerate(matched.indices):
-        if index is not None:
-            labels[index] = own
-    if matched.unknown:
-        print_log(
-            f'{name} does not know {", ".join(matched.unknown)}: no box will have that label',
-            'current',
-            logging.WARNING,
-        )
-    pipeline = _pipeline(cfg, teacher.config, name, pairs_own_view)
-    weights = getattr(teacher, 'digests', None) or tensor_digests(teacher.network)
-    info = dict(
-        description=DESCRIPTION,
-        teacher=name,
-        teacher_sha256=digest(weights),
-        config_sha256=_hash([_inference(dict(teacher.config.model)), pipeline, labels]),
-        mmkd=__version__,
-        min_score=min_score,
-    )
-    return Labeller(teacher.network, pipeline, list(student), labels, info, teacher.source)
-
-
-def _require_known(classes: dict[str, str], known: Sequence[str], name: str) -> None:
-    for own, their in classes.items():
-        if their not in known:
-            near = difflib.get_close_matches(their, known, 3, 0)
-            raise LabelsError(f'{name} has no class {their!r}; near ones: {", ".join(near)}')
-        twice = [other for other, same in classes.items() if same == their and other != own]
-        if twice:
-            raise LabelsError(
-                f'class {their!r} of {name} is to be {own!r} and {twice[0]!r}: choose'
-            )
-
-
-def _pipeline(cfg: Config, own: Config, name: str, pairs_own_view: bool) -> list:
-    if 'teacher_config' in cfg.model:
-        pairs = at_teachers_scale(cfg)
-        key = 'val_dataloader' if pairs_own_view else 'test_dataloader'
-        candidates = [(pairs, key)] if pairs_own_view else [(own, key), (pairs, key)]
-    else:
-        candidates = [(cfg, 'test_dataloader'), (cfg, 'val_dataloader')]
-    for config, key in candidates:
-        if config.get(key):
-            return get_test_pipeline_cfg(Config(dict(test_dataloader=config[key])))
-    raise LabelsError(f'{name} has no test_dataloader, so no pipeline by which it sees an image')
-
-
-def _inference(node: Any) -> Any:
-    """A model's config without what prediction does not use."""
-    if isinstance(node, dict):
-        return {k: _inference(v) for k, v in node.items() if k not in ('init_cfg', 'train_cfg')}
-    return [_inference(each) for each in node] if isinstance(node, list | tuple) else node
-
-
-def _hash(value: Any) -> str:
-    # A new-style config holds classes and functions.
-    text = json.dumps(value, sort_keys=True, default=lambda v: getattr(v, '__qualname__', str(v)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# ------------------------------------------------------------------------------------- labelling
 
 
 def label_images(
@@ -292,21 +107,21 @@ def label_images(
     out = Path(out)
     if out.suffix != '.json':
         raise LabelsError(f'labels {out}: the name of a labels file ends in .json')
-    found = images if isinstance(images, Images) else _by_main(lambda: find_images(images, prefix))
+    found = images if isinstance(images, Images) else by_main(lambda: find_images(images, prefix))
     with random_state_kept():
         labeller = labeller or labeller_of(cfg, **options)
         size = batch_size or _batch_size(cfg)
         with _locked(out):
             job = _Job(labeller, found, out, skip_unreadable, keep_others)
-            work = _by_main(job.plan)
+            work = by_main(job.plan)
             if work is not None:
-                if check is not None and _by_main(lambda: job.new):
+                if check is not None and by_main(lambda: job.new):
                     check()
                 batches = _batches(len(found), size, work)
                 failed = _label(labeller, found, batches, job.parts, workers, len(work))
                 parts = all_gather_object(failed, _patient_group())
                 failed = {k: v for part in parts for k, v in part.items()}
-                _by_main(lambda: job.finish(failed))
+                by_main(lambda: job.finish(failed))
             barrier(_patient_group())
     if not out.is_file():
         raise LabelsError(
@@ -326,7 +141,7 @@ def _batches(count: int, size: int, work: set[int]) -> list[list[int]]:
     return [batch for batch in every if not work.isdisjoint(batch)]
 
 
-def _by_main(do: Callable[[], T]) -> T:
+def by_main(do: Callable[[], T]) -> T:
     """The result of the main process, or its error, in all processes."""
     said: list = [None, None]
     if is_main_process():
@@ -363,7 +178,7 @@ class _Job:
         self.new = False
         """Whether there is an image to label that can be read."""
         self.key = _key(labeller)
-        self.parts = Path(f'{out}.{_hash(self.key)[:8]}.parts')
+        self.parts = Path(f'{out}.{short_hash(self.key)[:8]}.parts')
 
     def plan(self) -> set[int] | None:
         """Numbers of the images that are to be labelled; None if the file is as it has to be."""
@@ -578,7 +393,7 @@ def _locked(out: Path) -> Iterator[None]:
     path = Path(f'{out}.lock')
     said = False
     with contextlib.ExitStack() as stack:
-        while not _by_main(lambda: _try_lock(path, stack)):
+        while not by_main(lambda: _try_lock(path, stack)):
             if not said:
                 _say(f'another process is labelling for {out}: waiting for it')
             said = True
@@ -740,159 +555,3 @@ class _Progress:
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f'{minutes // 60} h {minutes % 60:02d} min' if minutes >= 60 else f'{minutes} min'
-
-
-# -------------------------------------------------------------------------------------- thresholds
-
-
-def best_thresholds(
-    cfg: Config,
-    out: str | Path | None = None,
-    *,
-    teacher: Any = None,
-    clean_view: bool = False,
-    workers: int = 2,
-    check: Callable[[], None] | None = None,
-) -> list[Threshold]:
-    """The score of best F1 of each class on the pair's validation images, at IoU 0.5.
-
-    The test split is not touched. All processes of a distributed job have to call it.
-
-    Args:
-        cfg: of a pair.
-        out: where the teacher's detections on these images are kept, so that a resumed run does not
-            make them again; None: nowhere.
-        teacher: see :func:`labeller_of`.
-        clean_view: whether the teacher sees images as its own config's test does, as the labels of
-            clean images are made; else as the pair's validation does, at the teacher's scale.
-        workers: processes that load images.
-        check: see :func:`label_images`.
-
-    Returns:
-        One of each of the student's classes, in its order.
-
-    Raises:
-        LabelsError: there is no validation data, or it has too few objects.
-        TeacherError: the teacher finds none of them.
-    """
-    data = (cfg.get('val_dataloader') or {}).get('dataset')
-    if data is None:
-        raise LabelsError(
-            "threshold='auto' needs val_dataloader, which the config lacks: give a number instead"
-        )
-    with random_state_kept():
-        labeller = labeller_of(cfg, teacher=teacher, pairs_own_view=not clean_view)
-    dataset = DATASETS.build(data)
-    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-    truth = {info['img_path']: _truth(info) for info in infos}
-    images = Images(list(truth), list(truth), list(range(1, len(truth) + 1)))
-    with contextlib.ExitStack() as stack:
-        if out is None:
-            folder = _by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
-            out = Path(folder) / 'labels.json'
-        label_images(
-            cfg, images, out, labeller=labeller, workers=workers, keep_others=True, check=check
-        )
-        return _by_main(lambda: _choose(labeller, truth, out))
-
-
-def require_labeller(cfg: Config, labeller: Labeller, infos: Sequence[dict]) -> None:
-    """Check a detector on labelled images before it labels others, in its own view of them.
-
-    Boxes of classes that it does not know, and images without another, are left out.
-
-    Args:
-        cfg: of the run.
-        labeller: the detector.
-        infos: what data sets know of labelled images.
-
-    Raises:
-        TeacherError: it finds next to nothing there, or knows no class.
-    """
-    known = [i for i, name in enumerate(labeller.classes) if name not in labeller.unknown]
-    truth = {}
-    for i in np.random.default_rng(0).permutation(len(infos)):
-        boxes, labels, ignored = _truth(infos[i])
-        own = np.isin(labels, known)
-        if own.any():
-            truth[infos[i]['img_path']] = boxes[own], labels[own], ignored[own]
-        if len(truth) == TRIED:
-            break
-    if not truth:
-        return
-    images = Images(list(truth), list(truth), list(range(1, len(truth) + 1)))
-    with contextlib.ExitStack() as stack:
-        folder = _by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
-        out = Path(folder) / 'labels.json'
-        label_images(cfg, images, out, labeller=labeller, workers=0)
-        _by_main(lambda: _require_found(labeller, truth, out))
-
-
-def _require_found(labeller: Labeller, truth: dict[str, tuple], out: Path) -> None:
-    found = read_labels(out).images
-    shares = []
-    for by_class in (False, True):
-        matched = match_detections(
-            [(b, n if by_class else 0 * n, ignored) for b, n, ignored in truth.values()],
-            [
-                (f.boxes, f.labels if by_class else 0 * f.labels, f.scores)
-                for f in (found[path] for path in truth)
-            ],
-            len(labeller.classes),
-        )
-        objects = sum(n for *_, n in matched)
-        if objects < BOXES:
-            return
-        shares.append(sum(int(right.sum()) for _, right, _ in matched) / objects)
-    said = (
-        f'the teacher finds {100 * shares[0]:.0f} % of {objects} boxes of labelled images (IoU 0.5)'
-        f', {100 * shares[1]:.0f} % with the right class'
-    )
-    if shares[0] < MIN_TRAIN_RECALL or shares[1] < shares[0] / CLASS_RATIO:
-        raise TeacherError(
-            f'{said}, so its labels would be worth little: look at its checkpoint, at mean and std '
-            'of the data_preprocessor in teacher_config, and at the names of its classes. ' + OFF
-        )
-    _say(f'teacher check: {said}')
-
-
-def _choose(labeller: Labeller, truth: dict[str, tuple], out: str | Path) -> list[Threshold]:
-    """The thresholds for the ground truth of images, by path, and the detections in ``out``."""
-    found = read_labels(out, labeller.info['teacher_sha256'], labeller.classes, truth).images
-    matched = match_detections(
-        list(truth.values()),
-        [(found[path].boxes, found[path].labels, found[path].scores) for path in truth],
-        len(labeller.classes),
-    )
-    objects = sum(n for *_, n in matched)
-    way_out = 'give a number as the threshold'
-    if objects < FEWEST:
-        raise LabelsError(
-            f"threshold='auto': the {len(truth)} validation images have {objects} objects, too few "
-            f'to choose a threshold on: {way_out}'
-        )
-    best = thresholds_of(matched)
-    if best is None:
-        raise TeacherError(
-            f'{labeller.info["teacher"]} finds none of the {objects} objects of the {len(truth)} '
-            f"validation images at IoU 0.5, so there is no threshold='auto': look at the teacher "
-            f'(`{command("check")} --data`), or {way_out}'
-        )
-    said = ', '.join(
-        f'{name} {t.score:.2f} (F1 {t.f1:.2f}{"" if t.own else ", that of all classes"})'
-        for name, t in zip(labeller.classes[:20], best, strict=False)
-    )
-    _say(
-        f'thresholds of best F1 on {len(truth)} validation images with {objects} objects: {said}'
-        + (f' and {len(best) - 20} more' if len(best) > 20 else '')
-    )
-    return best
-
-
-def _truth(info: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    instances = info['instances']
-    return (
-        np.array([i['bbox'] for i in instances], np.float64).reshape(-1, 4),
-        np.array([i['bbox_label'] for i in instances], np.int64),
-        np.array([bool(i.get('ignore_flag')) for i in instances], bool),
-    )

@@ -41,14 +41,9 @@ from ..options.class_map import first_names
 from ..options.unlabelled import PseudoLabels, Unlabelled, head_of, require_scores
 from ..recipe import UNTRAINED, TeacherError
 from .class_names import class_names
-from .pseudo_labels import (
-    MIN_SCORE,
-    Labeller,
-    best_thresholds,
-    label_images,
-    labeller_of,
-    require_labeller,
-)
+from .labeller import MIN_SCORE, Labeller, labeller_of
+from .labeller_checks import best_thresholds, require_labeller
+from .pseudo_labels import label_images
 from .teacher_check import check_teacher
 from .wrappers import unwrap
 
