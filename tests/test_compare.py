@@ -827,12 +827,19 @@ def test_the_end_is_estimated_from_the_pace_of_this_call(monkeypatch):
     # An earlier call had done half of b; this one has no pace from that.
     screen.set('b', 'training 50/100  loss 1.5')
     assert screen.first == {'b': pytest.approx(0.475)}
+    # Of one that begins here all is this call's, however late it is looked at.
+    fresh = cmp.Progress(['d'], io.StringIO(), started=0.0)
+    fresh.set('d', 'training')
+    fresh.set('d', 'training 50/100  loss 1.5')
+    assert fresh.done() == pytest.approx(0.475)
     left = 0.525 + 0.25 + 2.0
     assert screen.estimate().startswith(
         f'1 of 3 runs done; about {progress.duration(100 * left)} left, until '
     )
     screen.set('b', 'training 100/100')
     assert progress.duration(100 * (0.05 + 0.25 + 2) / 1.475) in screen.estimate()
+    following = cmp.Progress(['d'], io.StringIO(), before=screen.done(), started=0.0)
+    assert progress.duration(100 / 1.475) in following.estimate()
     clock.monotonic = lambda: 3.0  # start-up is no pace
     assert screen.estimate() == ''
 

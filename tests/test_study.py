@@ -30,6 +30,7 @@ from mmkd.analysis import study as studies
 from mmkd.analysis.comparison import plan_runs
 from mmkd.analysis.comparison.measure import evaluate, write_json
 from mmkd.analysis.comparison.plan import _cached
+from mmkd.analysis.comparison.progress import Progress
 from mmkd.analysis.comparison.results import read_detections, read_results
 from mmkd.analysis.comparison.statistics import paired_interval
 from mmkd.analysis.study.declaration import options_of, read_study
@@ -228,6 +229,23 @@ def test_arms_that_resolve_to_one_run_are_trained_once(write, tmp_path):
     fake = Fake(lambda name: 0.5)
     code, out = call(write(text), fake, tmp_path)
     assert (code, len(fake.trained())) == (0, 1), out
+
+
+def test_a_stage_is_estimated_from_the_pace_of_those_before(write, tmp_path, monkeypatch):
+    made = []
+
+    class Kept(Progress):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(studies, 'Progress', Kept)
+    assert call(write(), Fake(maps), tmp_path)[0] == 0
+    stages = [each for each in made if each.names]
+    assert stages[0].before == 0 and stages[0].started == stages[1].started
+    assert stages[1].before == stages[0].done() > 0
+    whole = sum(sum(each.costs.values()) for each in stages[:2])
+    assert stages[2].before == stages[1].done() == pytest.approx(whole)
 
 
 def test_what_was_stopped_goes_on(write, tmp_path):

@@ -15,7 +15,8 @@ class Progress:
     """One line for each run: redrawn in place on a terminal, else printed when it changes.
 
     Below them is an estimate of the end, from the pace so far: a run is worth its ``costs`` (1
-    where none is given, in any unit), and ``later`` is that of the runs which come after these.
+    where none is given, in any unit), ``later`` is what the runs after these are worth, and
+    ``before`` what those since ``started`` were.
     """
 
     names: list[str]
@@ -29,6 +30,7 @@ class Progress:
     printed: dict[str, str] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     later: float = 0.0
+    before: float = 0.0
     started: float = field(default_factory=time.monotonic)
     first: dict[str, float] = field(default_factory=dict)
     """Which part of a run an earlier call had done."""
@@ -37,8 +39,8 @@ class Progress:
         """Sets the state of a run. ``event``: print it at once where nothing is redrawn."""
         with self.mutex:
             self.state[name] = text
-            if 'training ' in text and name not in self.first:
-                self.first[name] = self.part(name)
+            if text == 'training' or ('training ' in text and name not in self.first):
+                self.first[name] = self.part(name)  # 0 unless it goes on from where it was
             if event and not self.stream.isatty():
                 self._line(name)
 
@@ -88,11 +90,16 @@ class Progress:
         steps = re.match(r'training (\d+)/(\d+)', state)
         return 0.95 * int(steps[1]) / int(steps[2]) if steps else self.first.get(name, 0.0)
 
+    def done(self) -> float:
+        """What has been made since ``started``, in the unit of the costs."""
+        made = {name: self.part(name) - self.first.get(name, 0.0) for name in self.names}
+        return self.before + sum(self.costs.get(n, 1.0) * part for n, part in made.items())
+
     def estimate(self) -> str:
         """How many runs are done, and when all will be; '' before there is a pace."""
         parts = {name: self.part(name) for name in self.names}
         costs = {name: self.costs.get(name, 1.0) for name in self.names}
-        done = sum(costs[n] * (part - self.first.get(n, 0.0)) for n, part in parts.items())
+        done = self.done()
         left = sum(costs[n] * (1 - part) for n, part in parts.items()) + self.later
         passed = time.monotonic() - self.started
         if done <= 0 or passed < 20:

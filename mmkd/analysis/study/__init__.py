@@ -271,7 +271,10 @@ class Conduct:
             flush=True,
         )
         costs = {run.name: run.cost for run in todo}
-        self.context.progress = Progress(list(costs), self.stream, costs=costs, later=later)
+        progress = Progress(list(costs), self.stream, costs=costs, later=later)
+        if before := self.context.progress.done():  # the pace of the stages before
+            progress.before, progress.started = before, self.context.progress.started
+        self.context.progress = progress
         failures = perform_all(todo, self.context)[1]
         for run in todo:
             message = failures.get(run.name, '')
