@@ -264,6 +264,20 @@ def test_weights_that_are_elsewhere_are_said(folder):
     assert any('is not on this machine' in w for w in report.warnings)
 
 
+def test_a_backbone_of_a_zoo_is_left_out_only_where_it_has_not_been_downloaded(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    init = dict(type='Pretrained', checkpoint='torchvision://resnet50')
+    model = dict(backbone=dict(init_cfg=init), teacher_config=dict(init_cfg=init))
+    assert pair_check.without_downloads(model)
+    assert model == dict(backbone=dict(init_cfg=None), teacher_config=dict(init_cfg=init))
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / 'checkpoints/resnet50-0676ba61.pth').touch()
+    model = dict(backbone=dict(init_cfg=init))
+    assert not pair_check.without_downloads(model) and model['backbone']['init_cfg'] == init
+
+
 # ----------------------------------------------------------------------- the teacher on data
 
 

@@ -30,6 +30,7 @@ from mmkd.io.checkpoint import (
     _digits,
     from_plain,
     install,
+    is_here,
     load_from_http,
     read_checkpoint,
     to_plain,
@@ -700,6 +701,7 @@ def test_a_download_is_read_safely_and_kept(site, tmp_path):
     assert same(CheckpointLoader.load_checkpoint(url, map_location='cpu'), first)
     assert isinstance(first['message_hub']['log_scalars']['loss'], HistoryBuffer)
     assert os.listdir(tmp_path / 'hub' / 'checkpoints') == [f'x-{digits}.pth']
+    assert is_here(url) and is_here(f'{url}?token=a/b#c') and not is_here(f'{address}/y.pth')
 
 
 @pytest.mark.parametrize(
@@ -763,9 +765,12 @@ def test_names_of_the_zoos(site, tmp_path, monkeypatch):
         'openmmlab://detectron2/resnet101_caffe',
     ):
         assert same(CheckpointLoader.load_checkpoint(name, 'cpu'), state)
+        assert is_here(name)
+    assert not is_here('torchvision://resnet18') and not is_here('mmcls://vgg11')
     torch.save({'state_dict': {'backbone.x': torch.ones(1), 'head.x': torch.ones(1)}},
                kept / 'vgg11_batch256_imagenet_20210208-4271cd6c.pth')  # fmt: skip
     read = CheckpointLoader.load_checkpoint('mmcls://vgg11', 'cpu')
+    assert is_here('mmcls://vgg11')
     assert list(read['state_dict']) == ['x']
     with pytest.raises(CheckpointError, match=r'torchvision://resnet5: no model .*resnet50'):
         CheckpointLoader.load_checkpoint('torchvision://resnet5', 'cpu')

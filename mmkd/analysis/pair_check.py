@@ -54,6 +54,7 @@ from ..engine.exit import leave
 from ..engine.summary import startup_table
 from ..engine.teacher_check import CERTAIN, MIN_RECALL, PREPROCESSINGS, SUSPICIOUS, means
 from ..inference import require_teacher
+from ..io.checkpoint import is_here
 from ..observers import DWARFS
 from ..options.acceleration import input_channels
 from ..options.class_map import ClassMap
@@ -203,7 +204,7 @@ def _prepare(cfg: Config, report: Report, download: bool) -> Config:
     refuse_old_spellings(cfg)
     cfg = locate_files(copy.deepcopy(cfg))
     checkpoint = cfg.model.get('teacher_ckpt')
-    if not download and checkpoint and '://' in checkpoint and not _cached(checkpoint):
+    if not download and checkpoint and '://' in checkpoint and not is_here(checkpoint):
         report.warnings.append(
             f'{checkpoint} is not on this machine, so random weights replace those of the teacher, '
             'and gradients are not representative; --download fetches it'
@@ -217,17 +218,13 @@ def _prepare(cfg: Config, report: Report, download: bool) -> Config:
     return apply_classes(apply_resolution(cfg))
 
 
-def _cached(url: str) -> bool:
-    return (Path(torch.hub.get_dir()) / 'checkpoints' / url.rpartition('/')[2]).is_file()
-
-
 def without_downloads(node: Any) -> bool:
     """Removes every ``init_cfg`` that would download; returns whether there was one."""
     found = False
     if isinstance(node, dict):
         init_cfg = node.get('init_cfg')
         checkpoint = init_cfg.get('checkpoint', '') if isinstance(init_cfg, dict) else ''
-        if '://' in str(checkpoint) and not _cached(checkpoint):
+        if '://' in str(checkpoint) and not is_here(checkpoint):
             node['init_cfg'] = None
             found = True
         for key, value in node.items():

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import os.path as osp
 from typing import Any
 
-import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -16,7 +14,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from ..datasets.annotations import leaves
 from ..datasets.labels import check_num_classes
 from ..inference import is_missing
-from ..io.checkpoint import CheckpointError
+from ..io.checkpoint import CheckpointError, is_here
 from ..options.class_map import first_names, fold
 from ..recipe import UNTRAINED, read_teacher_config
 
@@ -114,11 +112,10 @@ def _names_in(checkpoint: str | None) -> list[str] | None:
 
 
 def _is_here(checkpoint: str | None) -> bool:
-    """Whether a checkpoint is a file of this machine."""
-    path = str(checkpoint or UNTRAINED)
-    if path.startswith(('http://', 'https://')):
-        path = osp.join(torch.hub.get_dir(), 'checkpoints', osp.basename(path))
-    return osp.isfile(osp.expanduser(path))
+    try:
+        return is_here(str(checkpoint or UNTRAINED))
+    except CheckpointError:
+        return False  # said when the teacher is loaded
 
 
 def head_classes(model: Any) -> int | None:

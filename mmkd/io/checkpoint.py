@@ -575,23 +575,22 @@ def _sync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
-def load_verified(filename: str, sha256: str, map_location: MapLocation = 'cpu') -> dict:
+def load_verified(filename: str, sha256: str) -> dict:
     """Reads a checkpoint that has to be the one of this SHA-256 (64 hex digits).
 
     Args:
         filename: a local file, a URL, or a name of a zoo (``torchvision://resnet50``).
         sha256: 64 hex digits.
-        map_location: as for ``torch.load``.
 
     Raises:
         CheckpointError: It is another file, or it is refused.
     """
     scheme = filename.partition('://')[0] if '://' in filename else ''
-    if scheme not in _LOCATE:
+    if scheme not in ('', 'http', 'https', *_TORCHVISION, *_OPENMMLAB):
         raise CheckpointError(
             f'{filename}: no SHA-256 is checked for {scheme}://. Download it and give its path'
         )
-    return read_checkpoint(_LOCATE[scheme](filename), map_location, sha256)
+    return read_checkpoint(_located(filename), 'cpu', sha256)
 
 
 def load_from_local(filename: str, map_location: MapLocation = None) -> dict:
@@ -599,30 +598,75 @@ def load_from_local(filename: str, map_location: MapLocation = None) -> dict:
     return read_checkpoint(filename, map_location)
 
 
-def load_from_http(
-    filename: str, map_location: MapLocation = None, model_dir: str | None = None
-) -> dict:
+def load_from_http(filename: str, map_location: MapLocation = None) -> dict:
     """Downloads a checkpoint once, on the first rank, and reads it on all.
 
     Args:
-        filename: the URL.
+        filename: the URL, or a name of a zoo (``torchvision://name``, ``open-mmlab://name``).
         map_location: as for ``torch.load``.
-        model_dir: where downloads are kept, by default ``checkpoints`` in ``torch.hub.get_dir()``.
 
     Raises:
         CheckpointError: The URL cannot be downloaded, or what came is refused.
     """
-    return read_checkpoint(_fetch(filename, model_dir), map_location)
+    return read_checkpoint(_located(filename), map_location)
 
 
-def _fetch(url: str, model_dir: str | None = None) -> str:
-    """The local path of a URL, downloaded by the first rank; all ranks have to call it."""
-    model_dir = model_dir or osp.join(torch.hub.get_dir(), 'checkpoints')
+def download_path(url: str) -> str:
+    """Where the file of a URL is kept, or will be."""
+    name = osp.basename(url.split('?')[0].split('#')[0])
+    return osp.join(torch.hub.get_dir(), 'checkpoints', name)
+
+
+def is_here(filename: str) -> bool:
+    """Whether a checkpoint is on this machine: a path, or a URL or a zoo's name once downloaded.
+
+    Raises:
+        CheckpointError: The zoo has no such name.
+    """
+    source = _source(filename)
+    return osp.isfile(download_path(source) if _is_url(source) else osp.expanduser(source))
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(('http://', 'https://'))
+
+
+_TORCHVISION = ('torchvision', 'modelzoo')
+_OPENMMLAB = ('open-mmlab', 'openmmlab')
+
+
+def _source(filename: str) -> str:
+    """The URL or path that a name of a zoo stands for, by MMEngine's lists; another as it is."""
+    scheme, _, name = filename.partition('://')
+    if scheme in _TORCHVISION:
+        # The list of old names needs no torchvision.
+        urls = mmengine.load(osp.join(mmengine.__path__[0], 'hub', 'torchvision_0.12.json'))
+        if name not in urls:
+            try:
+                urls = get_torchvision_models()
+            except ImportError:
+                print_log(
+                    f'torchvision is not installed, and {name} is not among its old names',
+                    logger='current',
+                )
+        return _entry(urls, name, filename)
+    if scheme in _OPENMMLAB:
+        name = get_deprecated_model_names().get(name, name)
+        source = _entry(get_external_models(), name, filename)
+        return source if _is_url(source) else osp.join(_get_mmengine_home(), source)
+    return _entry(get_mmcls_models(), name, filename) if scheme == 'mmcls' else filename
+
+
+def _located(filename: str) -> str:
+    """The local path of a checkpoint, downloaded by the first rank; all ranks have to call it."""
+    url = _source(filename)
+    if not _is_url(url):
+        return url
     rank, world_size = get_dist_info()
     failure: list = [None, False]
     if rank == 0:
         try:
-            _download(url, model_dir)
+            _download(url)
         except CheckpointError as error:
             failure = [str(error), isinstance(error.__cause__, URLError)]
     if world_size > 1:
@@ -630,18 +674,18 @@ def _fetch(url: str, model_dir: str | None = None) -> str:
         broadcast_object_list(failure, src=0)
     if failure[0] is not None:
         raise CheckpointError(failure[0]) from (URLError(url) if failure[1] else None)
-    return _download(url, model_dir)  # other machines' ranks
+    return _download(url)  # other machines' ranks
 
 
-def _download(url: str, model_dir: str) -> str:
+def _download(url: str) -> str:
     """The local path of a URL, which is downloaded unless that is there.
 
     Raises:
         CheckpointError: It cannot be downloaded or written, its SHA-256 does not begin with the 8
             digits at the end of its name, or it is no checkpoint.
     """
-    name = osp.basename(url.split('?')[0].split('#')[0])
-    target = osp.join(model_dir, name)
+    target = download_path(url)
+    name = osp.basename(target)
     _URLS[target] = url
     if osp.isfile(target):
         return target
@@ -649,7 +693,7 @@ def _download(url: str, model_dir: str) -> str:
     digits = _digits(name, url)
     temporary = f'{target}.{os.getpid()}.download'
     try:
-        os.makedirs(model_dir, exist_ok=True)
+        os.makedirs(osp.dirname(target), exist_ok=True)
         print_log(f'downloading {url} to {target}', logger='current')
         torch.hub.download_url_to_file(url, temporary, digits, progress=sys.stderr.isatty())
         # As a whole: what is cut off must not stay, and not every format has an end to look for.
@@ -667,40 +711,9 @@ def _download(url: str, model_dir: str) -> str:
     return target
 
 
-def load_from_torchvision(filename: str, map_location: MapLocation = None) -> dict:
-    """Reads ``torchvision://name`` by MMEngine's list of URLs; torchvision need not be there."""
-    return read_checkpoint(_torchvision_file(filename), map_location)
-
-
-def _torchvision_file(filename: str) -> str:
-    name = filename.split('://', 1)[1]
-    urls = mmengine.load(osp.join(mmengine.__path__[0], 'hub', 'torchvision_0.12.json'))
-    if name not in urls:
-        try:
-            urls = get_torchvision_models()
-        except ImportError:
-            print_log(f'torchvision is not installed, and {name} is not among its old names')
-    return _fetch(_entry(urls, name, filename))
-
-
-def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> dict:
-    """Reads ``open-mmlab://name`` by the list of URLs in MMEngine."""
-    return read_checkpoint(_openmmlab_file(filename), map_location)
-
-
-def _openmmlab_file(filename: str) -> str:
-    name = filename.split('://', 1)[1]
-    name = get_deprecated_model_names().get(name, name)
-    source = _entry(get_external_models(), name, filename)
-    if source.startswith(('http://', 'https://')):
-        return _fetch(source)
-    return osp.join(_get_mmengine_home(), source)
-
-
 def load_from_mmcls(filename: str, map_location: MapLocation = None) -> dict:
     """Reads the backbone of ``mmcls://name`` by the list of URLs in MMEngine."""
-    source = _entry(get_mmcls_models(), filename.split('://', 1)[1], filename)
-    return _process_mmcls_checkpoint(load_from_http(source, map_location))
+    return _process_mmcls_checkpoint(load_from_http(filename, map_location))
 
 
 def load_from_ceph(filename: str, map_location: MapLocation = None) -> dict:
@@ -728,18 +741,6 @@ def load_from_pavi(filename: str, map_location: MapLocation = None) -> dict:
     raise CheckpointError(f'checkpoint {filename} is not fetched: download it and give its path')
 
 
-_LOCATE: dict[str, Callable[[str], str]] = {
-    '': str,
-    'http': _fetch,
-    'https': _fetch,
-    'torchvision': _torchvision_file,
-    'modelzoo': _torchvision_file,
-    'open-mmlab': _openmmlab_file,
-    'openmmlab': _openmmlab_file,
-}
-"""How the file behind a name of each scheme is found."""
-
-
 def _entry(urls: Mapping[str, str], name: str, filename: str) -> str:
     if name not in urls:
         near = difflib.get_close_matches(name, urls, n=3)
@@ -759,9 +760,10 @@ def install() -> None:
     """
     for prefixes, loader in (
         ('', load_from_local),
-        (('http://', 'https://'), load_from_http),
-        (('torchvision://', 'modelzoo://'), load_from_torchvision),
-        (('open-mmlab://', 'openmmlab://'), load_from_openmmlab),
+        (
+            tuple(f'{scheme}://' for scheme in ('http', 'https', *_TORCHVISION, *_OPENMMLAB)),
+            load_from_http,
+        ),
         ('mmcls://', load_from_mmcls),
         ((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_ceph),
         ('pavi://', load_from_pavi),
