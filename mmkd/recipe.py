@@ -448,15 +448,25 @@ def read_teacher_config(config: str | Path | dict | Config | None) -> Config:
     return resolved
 
 
+_OF_PAIRS = ('teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher', 'distillation')
+
+
+def is_pair(model: dict) -> bool:
+    """Whether a model config is that of a student with its teacher.
+
+    MMDetection's own distilled detectors have a ``teacher_config`` too.
+    """
+    return 'teacher_config' in model and 'distillation' in model
+
+
 def plain_student(model: dict) -> dict:
     """The model config of a student alone: what plain MMDetection builds and tests.
 
-    A config that distils nothing comes back as it is, in a copy.
+    Any other config comes back as it is, in a copy.
     """
     model = copy.deepcopy(model)
-    keys = ('teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher', 'distillation')
-    if any(key in model for key in keys):
-        for key in keys:
+    if 'distillation' in model:
+        for key in _OF_PAIRS:
             model.pop(key, None)
         trident = 'Trident' in str(model['type'])
         own = model.pop('detector', None)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pairs
 import pytest
 import torch
+import zoo
 from mmcv.ops import RoIAlign, batched_nms
 from mmdet.models.dense_heads import rpn_head
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.hub import get_config
 from mmengine.logging import MessageHub
 from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
@@ -22,11 +24,12 @@ from torch import nn
 from mmkd import plain_student
 from mmkd.engine.runner import DistillationRunner
 from mmkd.engine.summary import startup_table
+from mmkd.io.teacher_weights import load_teacher
 from mmkd.models.teacher import Teacher
 from mmkd.observers import DeadTermError
 from mmkd.options.inherit import inherit
 from mmkd.options.teacher_inputs import TeacherInputs
-from mmkd.recipe import TeacherError
+from mmkd.recipe import TeacherError, is_pair
 
 KINDS = {'fpn': pairs.fpn, 'c4': pairs.c4, 'ohem': pairs.ohem, 'cascade': pairs.cascade}
 
@@ -973,6 +976,16 @@ def test_plain_student_is_the_config_without_the_teacher():
     kept = copy.deepcopy(config)
     assert plain_student(config) == {**student, 'type': 'TwoStageDetector'}
     assert config == kept
+
+
+def test_mmdetections_own_distilled_detectors_are_left_as_they_are():
+    """They name a teacher_config too; one that has been trained can be a teacher of mmkd's."""
+    cfg = get_config('mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py')
+    assert not is_pair(cfg.model) and plain_student(cfg.model) == cfg.model
+    cfg.model.backbone.init_cfg = None
+    cfg.model.update(teacher_config=dict(model=zoo.tiny('RetinaNet')), teacher_ckpt=None)
+    teacher = load_teacher(cfg, 'random', None)
+    assert type(teacher.network).__name__ == 'KnowledgeDistillationSingleStageDetector'
 
 
 def save(path, model, **changes):

@@ -301,7 +301,9 @@ def test_the_teachers_digest_is_checked_and_is_no_part_of_the_student(tmp_path):
     assert Teacher(config, source, sha256=own).loaded > 100
     with pytest.raises(CheckpointError, match=rf'SHA-256 is {own}, and 1{{64}} was asked for'):
         Teacher(config, source, sha256='1' * 64)
-    assert 'teacher_sha256' not in plain_student(dict(type='x', teacher_sha256=own))
+    assert 'teacher_sha256' not in plain_student(
+        dict(type='x', teacher_sha256=own, distillation={})
+    )
 
 
 if __name__ == '__main__':

@@ -66,6 +66,7 @@ from ..recipe import (
     TERM_PREFIXES,
     UNTRAINED,
     MissingFileError,
+    is_pair,
     log_name,
     plain_student,
     term_of,
@@ -190,10 +191,10 @@ def check_pair(
 
 def _prepare(cfg: Config, report: Report, download: bool) -> Config:
     model = cfg.get('model') or {}
-    if 'teacher_config' not in model:
+    if not is_pair(model):
         raise ValueError(
-            "the config's model has no teacher_config, so there is no pair to check: give the "
-            'config of a distilled student'
+            "the config's model has no teacher_config and distillation, so there is no pair to "
+            'check: give the config of a distilled student'
         )
     distillation = model.get('distillation') or {}
     if not terms(distillation) or not terms_on(distillation):

@@ -21,6 +21,7 @@ from ..engine.exit import leave, stop
 from ..engine.labeller import MIN_SCORE
 from ..engine.processes import join_processes
 from ..engine.pseudo_labels import label_images
+from ..recipe import is_pair
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = cli.load_config(args)
     if 'model' not in cfg:
         stop(f'{args.config} is no config of a detector: it defines no model')
-    if args.checkpoint is None and 'teacher_config' not in cfg.model:
+    if args.checkpoint is None and not is_pair(cfg.model):
         stop(
             f'{args.config} is no pair, so it names no weights: give the checkpoint too, '
             'as in `mmkd pseudo-label CONFIG CHECKPOINT IMAGES`'

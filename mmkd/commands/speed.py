@@ -72,9 +72,8 @@ def _plain(config: str) -> Config:
     for key in ('model', 'test_dataloader'):
         if not cfg.get(key):
             stop(f'{config} defines no {key}')
-    if 'teacher_config' in cfg.model:
-        cfg = apply_resolution(cfg)
-        cfg.model = plain_student(cfg.model)
+    cfg = apply_resolution(cfg)
+    cfg.model = plain_student(cfg.model)
     return cfg
 
 

@@ -97,10 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_cache_size_limit_of_dynamo()
     cfg = cli.load_config(args)
     cfg.load_from = args.checkpoint if '://' in args.checkpoint else osp.abspath(args.checkpoint)
-    if 'teacher_config' in cfg.model:
-        # Before plain_student() removes the scale, which the test needs.
-        cfg = apply_resolution(cfg)
-        cfg.model = plain_student(cfg.model)
+    # Before plain_student() removes the scale, which the test needs.
+    cfg = apply_resolution(cfg)
+    cfg.model = plain_student(cfg.model)
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:

@@ -24,7 +24,7 @@ from ..datasets.two_views import at_teachers_scale
 from ..digests import digest, tensor_digests
 from ..io.teacher_weights import load_teacher
 from ..options.class_map import ClassMap
-from ..recipe import UNTRAINED
+from ..recipe import UNTRAINED, is_pair
 from ..version import __version__
 from .class_names import class_names, head_classes, teacher_names
 
@@ -94,7 +94,7 @@ def labeller_of(
     if DefaultScope.get_current_instance() is None:
         init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = cfg.model
-    pair = 'teacher_config' in model
+    pair = is_pair(model)
     if teacher is None:
         of_pair = pair and checkpoint is None
         teacher = load_teacher(
@@ -172,7 +172,7 @@ def _require_known(classes: dict[str, str], known: Sequence[str], name: str) -> 
 
 
 def _pipeline(cfg: Config, own: Config, name: str, pairs_own_view: bool) -> list:
-    if 'teacher_config' in cfg.model:
+    if is_pair(cfg.model):
         pairs = at_teachers_scale(cfg)
         key = 'val_dataloader' if pairs_own_view else 'test_dataloader'
         candidates = [(pairs, key)] if pairs_own_view else [(own, key), (pairs, key)]

@@ -477,7 +477,8 @@ def _label(
         Why images could not be read, by name.
     """
     own = batches[get_rank() :: get_world_size()]
-    network = labeller.network.to(get_device()).eval()
+    network = labeller.network.to(get_device())
+    network.eval()
     loader: DataLoader = DataLoader(
         _Files(images, labeller.pipeline), batch_sampler=own, num_workers=workers,
         collate_fn=_collate, generator=torch.Generator().manual_seed(0),

@@ -75,7 +75,8 @@ def load_teacher(
         counts = load_completely(network, str(checkpoint), sha256, name)
     elif isinstance(network, BaseModule):
         _without_pretrained(network).init_weights()
-    network.eval().requires_grad_(False)
+    network.eval()  # which returns nothing where it is one of MMDetection's distilled detectors
+    network.requires_grad_(False)
     return LoadedTeacher(network, cfg, name, str(checkpoint), *counts)
 
 

@@ -237,7 +237,9 @@ def load_network(cfg: Config, checkpoint: str) -> Any:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(cfg.model)
     load_weights(model, checkpoint)
-    return revert_sync_batchnorm(model.cuda() if torch.cuda.is_available() else model).eval()
+    model = revert_sync_batchnorm(model.cuda() if torch.cuda.is_available() else model)
+    model.eval()  # which returns nothing where the detector is one of MMDetection's distilled ones
+    return model
 
 
 WARM_UP = 3

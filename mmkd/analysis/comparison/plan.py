@@ -26,7 +26,7 @@ from ...engine.config_files import locate_files
 from ...engine.student_class import keep_detector
 from ...options.class_map import ClassMap
 from ...options.unlabelled import Unlabelled
-from ...recipe import plain_student, read_config, read_teacher_config
+from ...recipe import ADD_NOTHING, plain_student, read_config, read_teacher_config
 
 # What a training's result depends on; not logging, drawing, folders and the launcher.
 _TRAIN_KEYS = [
@@ -49,8 +49,6 @@ _IDLE_HOOKS = ('logger', 'visualization', 'checkpoint', 'timer')
 WITHOUT_A_TEST_SET = (
     'without a test set, measure on the validation data: --split val, or split="val" in a study'
 )
-# Subclasses of MMDetection's TwoStageDetector that add nothing to it.
-_TWO_STAGE = ('FasterRCNN', 'CascadeRCNN', 'MaskRCNN')
 
 
 @dataclass
@@ -429,12 +427,6 @@ def _imports_of_both(student: Config, teacher: Config) -> dict | None:
     return dict(imports=list(dict.fromkeys(both)), allow_failed_imports=allowed)
 
 
-def plain_network(model: dict) -> dict:
-    """The model config without teacher and terms, which is what a test runs."""
-    model = copy.deepcopy(model)
-    return plain_student(model) if 'distillation' in model else model
-
-
 def _test_config(cfg: Config, model: dict, split: str, path: str) -> Config:
     """The student's test settings with another network: its plain self, or the teacher."""
     test = copy.deepcopy(cfg)
@@ -453,7 +445,7 @@ def _test_config(cfg: Config, model: dict, split: str, path: str) -> Config:
                 f'{path}: the {split}_evaluator only formats results (format_only), so it gives no '
                 'mAP: use --split val'
             )
-    test.model = plain_network(model)
+    test.model = plain_student(model)
     # A test uses no hooks of the training: an EMA hook has saved its averages as the weights.
     for key in ('custom_hooks', 'load_from', 'train_dataloader', 'val_dataloader', 'train_cfg',
                 'val_cfg', 'val_evaluator', 'optim_wrapper', 'param_scheduler'):  # fmt: skip
@@ -521,7 +513,7 @@ def _train_key(cfg: Config, processes: int) -> str:
             model.pop(key, None)
         if not terms_on(model) and not model.get('distillation', {}).get('unlabelled'):
             start = model.pop('distillation').get('start')
-            model = plain_network(dict(model, distillation={}))
+            model = plain_student(dict(model, distillation={}))
             if start is not None:
                 model['start'] = [start, identity]
         else:
@@ -547,14 +539,14 @@ def arch_key(run: Run) -> str:
 def _teacher_identity(model: dict) -> str:
     """Hash of the teacher: its network and the bytes of its checkpoint."""
     checkpoint = model.get('teacher_ckpt')
-    network = plain_network(_teacher_config(model['teacher_config']).model)
+    network = plain_student(_teacher_config(model['teacher_config']).model)
     return _digest(
         [_canonical(_inference_config(network)), file_digest(checkpoint) if checkpoint else None]
     )
 
 
 def _canonical(model: dict) -> dict:
-    plain = model.get('type') in _TWO_STAGE
+    plain = model.get('type') in ADD_NOTHING
     return {**model, 'type': 'TwoStageDetector'} if plain else dict(model)
 
 
