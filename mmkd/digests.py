@@ -1,4 +1,4 @@
-"""SHA-256 of tensors: whether a network is still what it was."""
+"""SHA-256 of tensors, which tells whether a network is still what it was, and of texts."""
 
 from __future__ import annotations
 
@@ -23,4 +23,9 @@ def sha256(tensor: Tensor) -> str:
 def digest(digests: dict[str, str]) -> str:
     """One hash of the digests of all tensors, 16 hexadecimal digits."""
     lines = '\n'.join(f'{name} {each}' for name, each in digests.items())
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+    return short_sha256(lines)
+
+
+def short_sha256(text: str) -> str:
+    """The first 16 hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import statistics
@@ -17,6 +16,7 @@ from mmengine.logging import MMLogger
 from ..recipe import terms_on
 from ..version import __version__
 from .comparison.measure import measure
+from .comparison.plan import file_digest
 from .comparison.results import read_results
 
 
@@ -90,8 +90,7 @@ def _teacher(model: Any) -> Iterator[tuple[str, str]]:
     if model.get('teacher_sha256'):
         yield 'its SHA-256', f'{model["teacher_sha256"]} (enforced)'
     elif Path(checkpoint).is_file():
-        with open(checkpoint, 'rb') as file:
-            yield 'its SHA-256', hashlib.file_digest(file, 'sha256').hexdigest()
+        yield 'its SHA-256', file_digest(checkpoint)
     resolution = model['distillation'].get('resolution')
     if resolution:
         yield 'scale', f'teacher {resolution["teacher"]}, student {resolution["student"]}'

@@ -134,8 +134,7 @@ def _check_dataset(dataset: dict, who: str) -> None:
     path = _coco_path(dataset)
     if path is None:
         return
-    cls: Any = _class_of(dataset)
-    classes = (dataset.get('metainfo') or {}).get('classes', cls.METAINFO.get('classes'))
+    classes = metainfo_of(dataset).get('classes')
     if isinstance(classes, str):
         if not osp.isfile(classes):
             raise AnnotationError(
@@ -152,14 +151,20 @@ def _check_dataset(dataset: dict, who: str) -> None:
     _check_images(content['images'], folder, what, loads_pictures(dataset))
 
 
-def _class_of(dataset: dict) -> Any:
+def class_of(dataset: dict) -> Any:
+    """The class of a data set's config; None where no registry has it."""
     kind = dataset.get('type')
     return DATASETS.get(kind) if isinstance(kind, str) else kind
 
 
+def metainfo_of(dataset: dict) -> dict:
+    """The metainfo of a data set's config: its class's, and its own."""
+    return {**getattr(class_of(dataset), 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+
+
 def _coco_path(dataset: dict) -> str | None:
     """The annotation file of a data set's config; None for another format, or another disk."""
-    cls = _class_of(dataset)
+    cls = class_of(dataset)
     path = _join(dataset.get('data_root') or '', dataset.get('ann_file', ''))
     elsewhere = dataset.get('backend_args') or '://' in path
     return None if cls is None or not _reads_coco(cls) or elsewhere else path

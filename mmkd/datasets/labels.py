@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmdet.datasets import CocoDataset
-from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 
 from ..options.class_map import did_you_mean, first_names, fold, spelled_alike
-from .annotations import leaves
+from .annotations import leaves, metainfo_of
 
 
 def check_num_classes(cfg: Config) -> None:
@@ -43,9 +42,7 @@ def check_num_classes(cfg: Config) -> None:
 
 def _things(dataset: Any) -> list[str] | None:
     """The classes with boxes of a data set's config; None if the config does not name them."""
-    kind = dataset.get('type')
-    known = DATASETS.get(kind) if isinstance(kind, str) else kind
-    info = {**getattr(known, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    info = metainfo_of(dataset)
     names = info.get('thing_classes', info.get('classes'))
     if isinstance(names, str):
         return list_from_file(names) if osp.isfile(names) else None

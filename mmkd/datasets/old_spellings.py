@@ -9,8 +9,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.registry import TRANSFORMS
 from mmengine.config import Config
+
+from .annotations import class_of
 
 _LOADER = {'samples_per_gpu': 'batch_size', 'workers_per_gpu': 'num_workers'}
 _PACKING = ('DefaultFormatBundle', 'ImageToTensor', 'Collect')
@@ -63,7 +65,7 @@ def _datasets(node: Any, where: str) -> Iterator[tuple[str, dict]]:
 
 
 def _check_dataset(dataset: dict, where: str) -> None:
-    takes = _arguments(dataset.get('type'))
+    takes = _arguments(class_of(dataset))
     for key in ('ann_file', 'img_prefix', 'proposal_file'):
         value = dataset.get(key)
         if isinstance(value, (list, tuple)) and key not in takes:
@@ -101,9 +103,8 @@ def _check_transform(transform: Any, where: str) -> None:
             _refuse(f'{where}, {name}({key}=...)', f'{new}={transform[key]!r}')
 
 
-def _arguments(kind: Any) -> set[str]:
+def _arguments(cls: Any) -> set[str]:
     """The arguments that a data set's class names beyond MMEngine's: one's own may be anything."""
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
     own = [c for c in getattr(cls, '__mro__', ()) if not c.__module__.startswith('mmengine.')]
     inits = [c.__init__ for c in own if '__init__' in vars(c)]
     return {name for init in inits for name in inspect.signature(init).parameters}

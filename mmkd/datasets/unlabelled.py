@@ -29,7 +29,7 @@ from PIL import Image
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from ..options.unlabelled import MARK, Unlabelled
-from .annotations import AnnotationError, leaves
+from .annotations import AnnotationError, leaves, metainfo_of
 from .intact_images import EXIF_ORIENTATION, ImageError, cut_short, transforms_in
 from .teacher_labels import Images, Labels, LabelsError, find_images
 
@@ -487,10 +487,7 @@ def _in_its_place(dataset: Any, images: dict) -> dict:
             'distillation.unlabelled: train_dataloader.dataset has no pipeline, which the '
             'unlabelled images pass too'
         )
-    kind = dataset.get('type')
-    known: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
-    names = {**getattr(known, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
-    return {**images, 'pipeline': dataset['pipeline'], 'metainfo': names}
+    return {**images, 'pipeline': dataset['pipeline'], 'metainfo': metainfo_of(dataset)}
 
 
 def loads_locally(dataset: Any) -> bool:

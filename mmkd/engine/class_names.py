@@ -6,12 +6,11 @@ import copy
 import logging
 from typing import Any
 
-from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from ..datasets.annotations import leaves
+from ..datasets.annotations import leaves, metainfo_of
 from ..datasets.labels import check_num_classes
 from ..inference import is_missing
 from ..io.checkpoint import CheckpointError, is_here
@@ -85,12 +84,8 @@ def class_names(cfg: Config) -> list[str] | None:
     """The class names of a config's training data, else validation or test data; else None."""
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for dataset in leaves((cfg.get(key) or {}).get('dataset')):
-            if 'classes' in (dataset.get('metainfo') or {}):
-                return _list(dataset['metainfo']['classes'])
-            kind = dataset.get('type')
-            known = DATASETS.get(kind) if isinstance(kind, str) else kind
-            if known is not None and 'classes' in getattr(known, 'METAINFO', {}):
-                return _list(known.METAINFO['classes'])
+            if 'classes' in (info := metainfo_of(dataset)):
+                return _list(info['classes'])
     return None
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import os.path as osp
@@ -50,6 +49,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import SequentialSampler
 
+from ..digests import short_sha256
 from ..literals import show
 from .loader import ResumableLoader
 from .random_state import random_state, set_random_state
@@ -590,7 +590,7 @@ def settings(runner: Runner) -> dict[str, str]:
     found = {}
     for name, value in parts.items():
         text = json.dumps(value, sort_keys=True, default=_name)
-        found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        found[name] = short_sha256(text)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 import os.path as osp
@@ -21,7 +20,7 @@ from ..datasets.teacher_labels import (
     LabelsError,
 )
 from ..datasets.two_views import at_teachers_scale
-from ..digests import digest, tensor_digests
+from ..digests import digest, short_sha256, tensor_digests
 from ..io.teacher_weights import load_teacher
 from ..options.class_map import ClassMap
 from ..recipe import UNTRAINED, is_pair
@@ -195,4 +194,4 @@ def short_hash(value: Any) -> str:
     """Sixteen hexadecimal digits that stand for a value that JSON can hold."""
     # A new-style config holds classes and functions.
     text = json.dumps(value, sort_keys=True, default=lambda v: getattr(v, '__qualname__', str(v)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_sha256(text)

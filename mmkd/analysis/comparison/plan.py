@@ -20,6 +20,7 @@ from ... import recipe
 from ...datasets.annotations import AnnotationError, check_annotations, check_evaluator, leaves
 from ...datasets.teacher_labels import find_images
 from ...datasets.two_views import apply_resolution, at_teachers_scale
+from ...digests import short_sha256
 from ...engine.cfg_options import CfgOptions, unused_option
 from ...engine.class_names import apply_classes
 from ...engine.config_files import locate_files
@@ -594,4 +595,4 @@ def _digest(value: Any) -> str:
     if isinstance(value, Config):
         value = value.to_dict()
     text = json.dumps(value, sort_keys=True, default=str).replace(str(Path.cwd()), '.')
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_sha256(text)

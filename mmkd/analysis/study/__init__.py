@@ -7,7 +7,6 @@ and results are those of :mod:`..comparison`.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import re
@@ -19,6 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ...digests import short_sha256
 from ...io.checkpoint import CheckpointError
 from ..comparison import Progress, RunContext, Stopped, perform_all, resources, run_command
 from ..comparison.plan import Plan, Run
@@ -302,7 +302,9 @@ class Conduct:
         if len(student) < 3 or any(run.key not in lines.runs for run in runs):
             return None, False
         scores = (lines.runs[run.key]['metrics']['mAP'] for run in runs)
-        key = _hash(' '.join(f'{r.key} {score}' for r, score in zip(runs, scores, strict=True)))
+        key = short_sha256(
+            ' '.join(f'{r.key} {score}' for r, score in zip(runs, scores, strict=True))
+        )
         known = lines.others.get(('interval', key))
         if known:
             return Bootstrap(known['low'], known['high'], known['share']), True
@@ -393,7 +395,3 @@ def _told(decision: dict, parts: Sequence[str], other: dict) -> str:
         arms = [name for name, keys in decision.get('runs', {}).items() if runs.get(name) != keys]
         said = [f'{", ".join(arms)} with other configs or options']
     return ', '.join(said)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
