@@ -9,8 +9,8 @@ from urllib.error import URLError
 from mmdet.structures import SampleList
 from mmengine.logging import MMLogger
 
-from .options.resolution import Resolution, pipelines, rescale
-from .recipe import TERM_PREFIXES, MissingFileError, own_detector
+from .options.resolution import Resolution, rescale
+from .recipe import TERM_PREFIXES, MissingFileError, own_detector, pipelines
 from .shipped import command
 
 

@@ -8,7 +8,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -446,6 +446,21 @@ def read_teacher_config(config: str | Path | dict | Config | None) -> Config:
             "backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
     return resolved
+
+
+def dicts(node: Any, skip: Sequence[str] = ()) -> Iterator[dict]:
+    """Every dict in a config, the outer ones first, but for the values of the keys ``skip``."""
+    if isinstance(node, dict):
+        yield node
+        node = [value for key, value in node.items() if key not in skip]
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            yield from dicts(value, skip)
+
+
+def pipelines(node: Any) -> Iterator[dict]:
+    """Every dict that has a pipeline, also inside wrappers of data sets."""
+    return (each for each in dicts(node) if isinstance(each.get('pipeline'), (list, tuple)))
 
 
 _OF_PAIRS = ('teacher_config', 'teacher_ckpt', 'teacher_sha256', 'eval_teacher', 'distillation')

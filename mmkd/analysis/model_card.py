@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from ..recipe import terms_on
+from ..recipe import dicts, terms_on
 from ..version import __version__
 from .comparison.measure import measure
 from .comparison.plan import file_digest
@@ -61,7 +61,8 @@ def _about(cfg: Config, detector: str, meta: dict) -> Iterator[tuple[str, str]]:
     if classes:
         shown = ', '.join(classes[:20]) + (', …' if len(classes) > 20 else '')
         yield f'classes ({len(classes)})', shown
-    files = sorted(set(_annotation_files(cfg.get('train_dataloader') or {})))
+    found = (data.get('ann_file') for data in dicts(cfg.get('train_dataloader')))
+    files = sorted({file for file in found if isinstance(file, str)})
     if files:
         yield 'training data', ', '.join(f'`{file}`' for file in files)
     if 'epoch' in meta or 'iter' in meta:
@@ -69,17 +70,6 @@ def _about(cfg: Config, detector: str, meta: dict) -> Iterator[tuple[str, str]]:
     for key, name in (('seed', 'seed'), ('time', 'saved'), ('mmengine_version', 'MMEngine')):
         if meta.get(key) is not None:
             yield name, str(meta[key])
-
-
-def _annotation_files(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if isinstance(node.get('ann_file'), str):
-            yield node['ann_file']
-        for value in node.values():
-            yield from _annotation_files(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _annotation_files(value)
 
 
 def _teacher(model: Any) -> Iterator[tuple[str, str]]:

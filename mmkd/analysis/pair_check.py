@@ -66,6 +66,7 @@ from ..recipe import (
     TERM_PREFIXES,
     UNTRAINED,
     MissingFileError,
+    dicts,
     is_pair,
     log_name,
     plain_student,
@@ -219,21 +220,15 @@ def _prepare(cfg: Config, report: Report, download: bool) -> Config:
     return apply_classes(apply_resolution(cfg))
 
 
-def without_downloads(node: Any) -> bool:
+def without_downloads(model: dict) -> bool:
     """Removes every ``init_cfg`` that would download; returns whether there was one."""
     found = False
-    if isinstance(node, dict):
+    for node in dicts(model, ('teacher_config', 'distillation')):
         init_cfg = node.get('init_cfg')
-        checkpoint = init_cfg.get('checkpoint', '') if isinstance(init_cfg, dict) else ''
-        if '://' in str(checkpoint) and not is_here(checkpoint):
+        checkpoint = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
+        if '://' in str(checkpoint) and not is_here(str(checkpoint)):
             node['init_cfg'] = None
             found = True
-        for key, value in node.items():
-            if key not in ('teacher_config', 'distillation'):
-                found |= without_downloads(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            found |= without_downloads(value)
     return found
 
 

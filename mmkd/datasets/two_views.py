@@ -26,13 +26,12 @@ from ..options.resolution import (
     ONE_SCALE,
     VIEW,
     Resolution,
-    pipelines,
     rescale,
     scales_key,
     transform_name,
 )
 from ..options.unlabelled import Unlabelled
-from ..recipe import require_dict, terms_on
+from ..recipe import pipelines, require_dict, terms_on
 
 # They change pixels without moving them, by draws that mmcv's cache_random_params can repeat.
 _COLOURS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..recipe import UNTRAINED
+from ..recipe import UNTRAINED, dicts
 
 
 def locate_files(cfg: Config, from_shell: bool = False) -> Config:
@@ -45,7 +45,8 @@ def places(cfg: Any, path: str, from_shell: bool = False) -> list[str]:
 def _paths(cfg: Any) -> Iterator[tuple[dict, str]]:
     """Where each relative path stands: the dict and the key."""
     model = cfg.get('model')
-    holders = [(cfg, 'load_from'), *_pretrained(model)]
+    pretrained = [d for d in dicts(model, ('teacher_config',)) if d.get('type') == 'Pretrained']
+    holders = [(cfg, 'load_from'), *((each, 'checkpoint') for each in pretrained)]
     if isinstance(model, dict):
         holders += [(model, 'teacher_config'), (model, 'teacher_ckpt')]
     for holder, key in holders:
@@ -56,18 +57,6 @@ def _paths(cfg: Any) -> Iterator[tuple[dict, str]]:
 
 def _is_relative(path: str) -> bool:
     return '::' not in path and '://' not in path and not osp.isabs(osp.expanduser(path))
-
-
-def _pretrained(node: Any) -> Iterator[tuple[dict, str]]:
-    if isinstance(node, dict):
-        if node.get('type') == 'Pretrained':
-            yield node, 'checkpoint'
-        for key, value in node.items():
-            if key != 'teacher_config':
-                yield from _pretrained(value)
-    elif isinstance(node, (list, tuple)):
-        for each in node:
-            yield from _pretrained(each)
 
 
 def _files(path: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..datasets.two_views import apply_resolution
-from ..recipe import plain_student
+from ..recipe import dicts, plain_student
 
 _KEPT = {
     *inspect.signature(Runner.__init__).parameters, 'custom_imports', 'auto_scale_lr', 'tta_model',
@@ -36,7 +36,7 @@ def plain_config(cfg: Config, classes: Sequence[str] | None = None) -> Config:
     found = {key: copy.deepcopy(cfg[key]) for key in cfg if key in _KEPT}
     found['model'] = plain_student(cfg.model)
     plain: dict = Config(found)._cfg_dict.to_dict()
-    for node in list(_dicts(plain)):
+    for node in list(dicts(plain)):
         if (node.get('init_cfg') or {}) and 'checkpoint' in str(node['init_cfg']):
             node['init_cfg'] = None  # the weights are in the published file
         if 'pipeline' in node and isinstance(node['pipeline'], (list, tuple)):
@@ -53,7 +53,7 @@ def plain_config(cfg: Config, classes: Sequence[str] | None = None) -> Config:
             del plain['custom_imports']
     hooks = plain.get('custom_hooks') or []
     plain['custom_hooks'] = [hook for hook in hooks if not _ours(hook.get('type'))]
-    for node in _dicts(plain):
+    for node in dicts(plain):
         if _ours(node.get('type')):
             raise ValueError(
                 f'the config has type={node["type"]!r} outside of the distillation, so the plain '
@@ -74,13 +74,3 @@ def _ours(kind: Any) -> bool:
     if isinstance(kind, type):
         return kind.__module__.partition('.')[0] == 'mmkd'
     return str(kind).startswith('mmkd.')
-
-
-def _dicts(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict):
-        yield node
-        for value in list(node.values()):
-            yield from _dicts(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _dicts(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,18 +195,6 @@ def rescale(transform: Any, largest: tuple[int, int]) -> Any:
         for one in scale
     ]
     return type(transform)({**transform, key: new})
-
-
-def pipelines(node: Any) -> Iterator[dict]:
-    """Every dict that has a pipeline, also inside wrappers of data sets."""
-    if isinstance(node, dict):
-        if isinstance(node.get('pipeline'), (list, tuple)):
-            yield node
-        for value in node.values():
-            yield from pipelines(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from pipelines(value)
 
 
 def transform_name(transform: Any) -> str:
