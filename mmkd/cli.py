@@ -19,6 +19,13 @@ from .recipe import read_config
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help begins with the docstring of a command, line by line."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that MMDetection's train and test tools have in common."""
     parser.add_argument(
@@ -32,6 +39,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none', help='job launcher')
     # torch.distributed.launch passes the second spelling since PyTorch 2.0.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.set_defaults(work_dir=None)  # also of a command without the option
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,6 +47,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
+
+
+def require_checkpoint(path: str) -> None:
+    """Ends the program if ``path`` is neither a file nor a URL."""
+    if '://' not in path and not osp.isfile(path):
+        stop(f'no such checkpoint: {path}')
 
 
 def read_config_file(path: str) -> Config:

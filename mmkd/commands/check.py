@@ -16,9 +16,7 @@ from ..engine.exit import stop
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.command_parser(__doc__)
     parser.add_argument('config', help='config of a distilled student')
     parser.add_argument(
         '--size', type=int, nargs=2, default=(256, 320), metavar=('H', 'W'),
@@ -42,7 +40,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--download', action='store_true', help='fetch checkpoints by URL')
     parser.add_argument('--processes', type=int, default=2, help='of the trial under DDP; 1: none')
     cli.add_shared_arguments(parser)
-    parser.set_defaults(work_dir=None)
     return cli.parse(parser, argv)
 
 

@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from .. import cli
 from ..analysis.comparison import MARGIN, compare, measure
 
 
@@ -31,14 +32,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         'on the CPU); else runs are spread over them, one each. Default: all that are visible',
     )
     parser.add_argument(
-        '--results', metavar='FILE', help='results, one line a run; default: WORK_DIR/results.jsonl'
-    )
+        '--results', dest='results_path', metavar='FILE',
+        help='results, one line a run; default: WORK_DIR/results.jsonl',
+    )  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.command_parser(__doc__)
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='of a distilled student')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument(
@@ -76,8 +76,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--table-only', action='store_true', help='train and test nothing: table from the results'
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for all runs'
-    )
+        '--cfg-options', dest='options', nargs='+', default=[], metavar='KEY=VALUE',
+        help='for all runs',
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -85,20 +86,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (['score'], ['measure']):
         return measure.main(arguments)
-    args = parse_args(arguments)
-    return compare(
-        args.configs,
-        seeds=args.seeds,
-        plain=args.plain,
-        options=args.cfg_options,
-        work_dir=args.work_dir,
-        results_path=args.results,
-        split=args.split,
-        jobs=args.jobs,
-        gpus=args.gpus,
-        margin=args.margin,
-        images=args.images,
-        table_only=args.table_only,
-        against=args.against,
-        command=shlex.join(['mmkd', 'compare', *arguments]),
-    )
+    command = shlex.join(['mmkd', 'compare', *arguments])
+    return compare(**vars(parse_args(arguments)), command=command)

@@ -6,21 +6,19 @@ One seed and a quarter of the schedule: some minutes on two cores, and no proof 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
 
+from .. import cli
 from ..engine.exit import stop
 from ..shipped import TOOLS, base
 from . import compare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.command_parser(__doc__)
     parser.add_argument('--work-dir', default='work_dirs/demo')
     args = parser.parse_args(argv)
     if importlib.util.find_spec('sklearn') is None:

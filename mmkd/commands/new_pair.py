@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmengine.hub import get_config
 
+from .. import cli
 from ..engine.exit import stop
 from ..recipe import ADD_NOTHING, TeacherError, read_teacher_config
 from ..shipped import CONFIGS, command, names
@@ -33,9 +34,7 @@ model = dict(
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.command_parser(__doc__)
     parser.add_argument('--teacher', required=True, help="the teacher's config")
     parser.add_argument('--student', required=True, help="the student's config")
     parser.add_argument('--teacher-ckpt', help="the teacher's checkpoint, a path or URL")

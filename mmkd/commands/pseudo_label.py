@@ -25,9 +25,7 @@ from ..recipe import is_pair
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.command_parser(__doc__)
     parser.add_argument('config', help='config of a detector, or of a pair')
     parser.add_argument('checkpoint', nargs='?', help="its weights; of a pair: the teacher's")
     parser.add_argument('images', help='a folder, searched with all below it, or a COCO file')
@@ -57,7 +55,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the most boxes shown there (default: %(default)s)',
     )  # fmt: skip
     cli.add_shared_arguments(parser)
-    parser.set_defaults(work_dir=None)
     # CHECKPOINT may be left out, so options between the names would make them ambiguous.
     args = parser.parse_intermixed_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -89,9 +86,8 @@ def require_usable(args: argparse.Namespace) -> None:
         stop(f'--score-thr {args.score_thr} must be a score from 0 to below 1')
     if not args.out.endswith('.json'):
         stop(f'--out {args.out}: the name of a labels file ends in .json')
-    checkpoint = args.checkpoint
-    if checkpoint is not None and '://' not in checkpoint and not osp.isfile(checkpoint):
-        stop(f'no such checkpoint: {checkpoint}')
+    if args.checkpoint is not None:
+        cli.require_checkpoint(args.checkpoint)
     if osp.isfile(args.images) and osp.exists(args.out) and osp.samefile(args.images, args.out):
         stop(f'--out {args.out} is the list of images itself: name another file')
 

@@ -9,7 +9,6 @@ MMDetection alone reads them: neither mmkd nor the teacher is needed any more.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import os
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from .. import cli
 from ..analysis.model_card import model_card
 from ..cli import read_config_file
 from ..engine.exit import stop
@@ -122,9 +122,7 @@ def _config(in_file: str, text: Any, config: str | None) -> Config | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.command_parser(__doc__)
     parser.add_argument('in_file', help='training checkpoint')
     parser.add_argument('out_file', help='output file; the hash is put before its .pth')
     parser.add_argument('--config', help='the config it was trained with (default: its own copy)')

@@ -26,13 +26,10 @@ from ..io.checkpoint import CheckpointError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.command_parser(__doc__)
     parser.add_argument('config', help="the run's config")
     parser.add_argument('step', help='the step_*.pth that it left in its work_dir')
     cli.add_shared_arguments(parser)
-    parser.set_defaults(work_dir=None)
     return cli.parse(parser, argv)
 
 

@@ -10,7 +10,6 @@ network and NMS without reading the images, the median, on one GPU or one thread
 from __future__ import annotations
 
 import argparse
-import os.path as osp
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -29,9 +28,7 @@ from ..recipe import plain_student
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.command_parser(__doc__)
     parser.add_argument('networks', nargs='+', metavar='CONFIG CHECKPOINT')
     parser.add_argument(
         '--batch', type=int, nargs='+', default=[1, 8], metavar='N',
@@ -56,8 +53,7 @@ def load(config: str, checkpoint: str) -> tuple[Any, Any]:
         SystemExit: a file is missing, or the config has no model or no test set.
         ValueError: the checkpoint does not fit the network.
     """
-    if '://' not in checkpoint and not osp.isfile(checkpoint):
-        stop(f'no such checkpoint: {checkpoint}')
+    cli.require_checkpoint(checkpoint)
     cfg = _plain(config)
     network = load_network(cfg, checkpoint)
     try:

@@ -11,15 +11,14 @@ against cost.
 import argparse
 from collections.abc import Sequence
 
+from .. import cli
 from ..analysis.study import study
 from .compare import add_run_arguments
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('study', metavar='STUDY.py')
+    parser = cli.command_parser(__doc__)
+    parser.add_argument('path', metavar='STUDY.py')
     parser.add_argument('--work-dir', help='default: work_dirs/<name of the study>')
     add_run_arguments(parser)
     parser.add_argument(
@@ -40,14 +39,4 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    return study(
-        args.study,
-        work_dir=args.work_dir,
-        results_path=args.results,
-        jobs=args.jobs,
-        gpus=args.gpus,
-        table_only=args.table_only,
-        power=args.power,
-        plot=args.plot,
-    )
+    return study(**vars(parse_args(argv)))

@@ -92,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'--out {args.out}: predictions are a pickle or, to be read without running code, a '
             'file of torch.save; the name must end in .pkl or .pth'
         )
-    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
-        stop(f'no such checkpoint: {args.checkpoint}')
+    cli.require_checkpoint(args.checkpoint)
     setup_cache_size_limit_of_dynamo()
     cfg = cli.load_config(args)
     cfg.load_from = args.checkpoint if '://' in args.checkpoint else osp.abspath(args.checkpoint)
