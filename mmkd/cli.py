@@ -11,9 +11,8 @@ from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
 from .engine.cfg_options import CfgOptions, unused_option
-from .engine.config_files import locate_files
+from .engine.config_files import keep_detector, locate_files
 from .engine.exit import stop
-from .engine.student_class import keep_detector
 from .recipe import read_config
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')

@@ -49,11 +49,9 @@ class Page(HTMLParser):
 
 def row(label, role, values, seeds=(0, 1, 2), **kwargs):
     values = dict(zip(seeds, values, strict=True))
-    numbers = list(values.values())
-    sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
     return RowSummary(
-        label, role, len(values), values, float(np.mean(numbers)), sd, 80.0, 1_300_000, 4.5, 21.0,
-        None if role == 'teacher' else 600.0, kwargs.pop('baseline_of', []), **kwargs,
+        label, role, len(values), values, float(np.mean(list(values.values()))), 80.0, 1_300_000,
+        4.5, 21.0, None if role == 'teacher' else 600.0, kwargs.pop('baseline_of', []), **kwargs,
     )  # fmt: skip
 
 

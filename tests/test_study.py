@@ -216,7 +216,7 @@ def test_runs_are_those_of_a_comparison(write, configs, tmp_path):
     study = read_study(write())
     (final,) = [stage for stage in study.stages if stage.name == 'final']
     variants = entrants(study, final, Standing({}, ['other']))
-    plan, entries = plan_stage(study, final, variants, 1)
+    plan, entries = plan_stage(final, variants, 1)
     compared = plan_runs([configs['mmkd'], configs['paper']], [0, 1, 2], [configs['plain']])
     keys = {run.key for run in compared.runs if run.role != 'baseline'}
     assert {run.key for run in plan.runs} == keys
@@ -751,7 +751,7 @@ def test_each_test_set_has_a_folder(write):
         (variant,) = study.arms[arm]
         runs = [variant_run(variant, each, '', 0, 1) for each in (stage, other)]
         if arm == 'paper':
-            runs += [plan_stage(study, s, [variant], 1)[1][0].teacher for s in (stage, other)]
+            runs += [plan_stage(s, [variant], 1)[1][0].teacher for s in (stage, other)]
         folders = [run.tested_in for run in runs]
         assert folders[::2] == ['test'] * (len(runs) // 2)
         assert all(folder.startswith('test-') for folder in folders[1::2])

@@ -25,7 +25,6 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
-from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
@@ -74,6 +73,7 @@ from ..recipe import (
     terms,
     terms_on,
 )
+from .comparison.measure import flops
 
 LOOKED_AT = 100
 """Training images that are looked at for some with boxes."""
@@ -271,18 +271,11 @@ def _gflops(network: nn.Module, height: int, width: int) -> str:
         metainfo=dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1, 1),
                       batch_input_shape=(height, width), pad_shape=(height, width))
     )  # fmt: skip
-    forward = network.forward
     try:
-        network.forward = lambda inputs: forward(inputs, [sample])
-        info = get_model_complexity_info(
-            network, None, inputs=torch.zeros(1, input_channels(network), height, width),
-            show_table=False, show_arch=False,
-        )  # fmt: skip
-        return f'{info["flops"] / 1e9:.2f}'
+        inputs = torch.zeros(1, input_channels(network), height, width)
+        return f'{flops(network, inputs, [sample]) / 1e9:.2f}'
     except Exception as error:  # a network that cannot be counted may still train
         return f'not countable ({type(error).__name__})'
-    finally:
-        network.forward = forward
 
 
 def synthetic_batch(
@@ -332,8 +325,8 @@ def _check_files(cfg: Config, report: Report) -> None:
             (report.warnings if split == 'test' else report.against).append(str(error))
 
 
-def _real_batch(cfg: Config, report: Report, images: int = 2) -> dict | None:
-    """A batch of training images with boxes, as the pipeline gives them; None if there is none."""
+def _real_batch(cfg: Config, report: Report) -> dict | None:
+    """Two training images with boxes, as the pipeline gives them; None if there is none."""
     loader: Any = cfg.get('train_dataloader') or {}
     try:
         dataset = _dataset(loader.dataset)
@@ -344,7 +337,7 @@ def _real_batch(cfg: Config, report: Report, images: int = 2) -> dict | None:
             sample = dataset[number]
             if len(sample['data_samples'].gt_instances):
                 found.append(sample)
-            if len(found) == images:
+            if len(found) == 2:
                 break
     except Exception as error:  # a data set may raise anything
         report.against.append(

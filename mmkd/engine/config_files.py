@@ -1,4 +1,7 @@
-"""The files that a config names are looked for beside it first, as ``_base_`` is."""
+"""What a config inherits and names: the student's detector class, and files.
+
+The files are looked for beside it first, as ``_base_`` is.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..recipe import UNTRAINED, dicts
+from ..recipe import UNTRAINED, dicts, own_detector
 
 
 def locate_files(cfg: Config, from_shell: bool = False) -> Config:
@@ -29,6 +32,24 @@ def locate_files(cfg: Config, from_shell: bool = False) -> Config:
         found = [place for place in places(cfg, holder[key], from_shell) if osp.isfile(place)]
         if found:
             holder[key] = found[0]
+    return cfg
+
+
+def keep_detector(cfg: Config) -> Config:
+    """Name the detector class that the config inherits in ``model.detector``, if it has its own.
+
+    Returns:
+        The config, changed in place; as it is where it distils nothing, names a class, or was not
+        read from a file.
+    """
+    model: Any = cfg.get('model') or {}
+    if 'teacher_config' not in model or 'detector' in model or not cfg.filename:
+        return cfg
+    if 'TwoStageDetector' not in str(model.get('type')):
+        return cfg
+    own = own_detector(str(cfg.filename))
+    if own is not None:
+        model.detector = own
     return cfg
 
 

@@ -87,20 +87,13 @@ class DivergenceHook(Hook):
                 found = name, before, value
         return found
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keeps the last good checkpoint from being replaced."""
+    def _refuse(self, runner: Runner, checkpoint: dict | None = None) -> None:
+        """Stops before the last good checkpoint is replaced, before a validation that would find
+        nothing, and at an end as if the run had trained."""
         if self.endless:
             self._stop(runner)
 
-    def before_val(self, runner: Runner) -> None:
-        """Stops before a validation that would find nothing."""
-        if self.endless:
-            self._stop(runner)
-
-    def after_train(self, runner: Runner) -> None:
-        """Stops a run that would end as if it had trained."""
-        if self.endless:
-            self._stop(runner)
+    before_save_checkpoint = before_val = after_train = _refuse
 
     @property
     def grown(self) -> bool:

@@ -29,7 +29,7 @@ from ..observers import NonFiniteLossError
 from ..recipe import MissingFileError, rename_adapters
 from ..shipped import command
 from .class_names import apply_classes
-from .config_files import locate_files, places
+from .config_files import keep_detector, locate_files, places
 from .divergence import DivergedError, DivergenceHook
 from .exact_resume import UNSAVED, ResumableCheckpointHook, ResumeHook, latest_checkpoint
 from .loader import ResumableLoader
@@ -38,7 +38,6 @@ from .plain_checkpoints import FromPlainHook, ToPlainHook
 from .processes import LostProcessError, lost_process
 from .resume_compatibility import check_loaded_states
 from .step_dump import StepDumpHook, image_files
-from .student_class import keep_detector
 from .summary import SummaryHook
 from .training_checks import InputChecksHook, TrainingChecksHook
 from .unlabelled import UnlabelledHook, mixed_dataloader, settings_of

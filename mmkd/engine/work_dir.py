@@ -126,7 +126,7 @@ class DiskSpaceHook(Hook):
 
     priority = 'LOWEST'
 
-    def __init__(self, save_optimizer: bool = True) -> None:
+    def __init__(self, save_optimizer: bool) -> None:
         self.save_optimizer = save_optimizer
         self.complete = False
 

@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,6 @@ MARK = 'unlabelled'
 """Meta field of a data sample without labels."""
 IGNORED = 0.5
 """A background anchor or RoI of which a larger part lies in an ignored region is left out."""
-_KEYS = (
-    *('images', 'ann_file', 'img_prefix', 'dataset', 'share', 'hard_weight', 'threshold', 'ignore'),
-    *('view', 'cache', 'skip_unreadable'),
-)
 _HARD = re.compile(r'(s\d+\.)?loss_(rpn_)?(cls|bbox)')
 _WHERE = 'distillation.unlabelled'
 
@@ -79,9 +75,10 @@ class Unlabelled:
             return None
         if not isinstance(given, dict):
             raise ValueError(f"{_WHERE}={given!r} must be a dict, such as dict(images='folder/')")
+        known = [each.name for each in fields(cls)]
         for key in given:
-            if key not in _KEYS:
-                near = difflib.get_close_matches(str(key), _KEYS, 1, 0)
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1, 0)
                 raise ValueError(f'{_WHERE} has no entry {key!r}; did you mean {near[0]}?')
         return cls(**given)
 

@@ -12,7 +12,7 @@ from .charts import Bars, Chart, bars, precision_chart
 from .errors import KINDS
 from .results import find_metric
 from .statistics import paired_interval
-from .table import PairSummary, RowSummary, Summary, format_number
+from .table import PairSummary, RowSummary, Summary, format_number, mean_sd, spread
 
 Metrics = Mapping[str, Mapping[int | None, dict]]
 """By network's label and seed (a teacher's is None), the metrics of a result."""
@@ -51,30 +51,23 @@ def threshold_table(summary: Summary, metrics: Metrics) -> Table | None:
     body = []
     for row in summary.rows:
         of_seeds = metrics.get(row.label, {}).values()
-        at_50 = [m['AP50'] for m in of_seeds if m.get('AP50') is not None]
-        line = [_spread([v / 100 for v in row.by_seed.values()]), _spread(at_50)]
-        line += [_spread(column[row.label]) for column in cells.values()]
+        at_50 = [100 * m['AP50'] for m in of_seeds if m.get('AP50') is not None]
+        line = [spread(row), mean_sd(at_50)]
+        line += [mean_sd(column[row.label]) for column in cells.values()]
         body.append([row.label, *line])
     return ['network', 'mAP', 'AP50', *cells], body
 
 
 def _at_threshold(of_seeds: Mapping[int | None, dict], keys: Sequence[str]) -> list[float]:
+    """In points."""
     name, *reported = keys
     values = []
     for metrics in of_seeds.values():
         detail = metrics.get('detail', {})
         value = detail.get(name) if name in detail else find_metric(metrics['reported'], *reported)
         if value is not None and value >= 0:  # COCO reports -1 where there is no object
-            values.append(value)
+            values.append(100 * value)
     return values
-
-
-def _spread(values: Sequence[float]) -> str:
-    points = 100 * np.asarray(values)
-    if not len(points):
-        return 'n/a'
-    spread = f'\xa0±\xa0{points.std(ddof=1):.1f}' if len(points) > 1 else ''
-    return f'{points.mean():.1f}{spread}'
 
 
 def class_table(summary: Summary, metrics: Metrics) -> Table | None:

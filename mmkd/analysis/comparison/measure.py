@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import os
 import platform
@@ -23,13 +24,14 @@ import torch
 from mmdet.evaluation.metrics import coco_metric
 from mmdet.evaluation.metrics.coco_metric import COCOeval
 from mmdet.registry import DATASETS, MODELS
-from mmengine.analysis import get_model_complexity_info
+from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
 
 from ...recipe import without_terms
 from ...version import __version__
@@ -244,6 +246,8 @@ def load_network(cfg: Config, checkpoint: str) -> Any:
 
 WARM_UP = 3
 """Steps before the first that counts."""
+IMAGES = 30
+"""On which a network is measured, at most."""
 
 
 def time_step(model: Any, batch: Any) -> float:
@@ -260,7 +264,17 @@ def time_step(model: Any, batch: Any) -> float:
     return time.perf_counter() - start
 
 
-def measure(config: str, checkpoint: str, images: int = 30) -> dict:
+def flops(network: Any, inputs: Tensor, samples: list) -> float:
+    """Multiply-adds of convolutions and linear layers; a network may raise anything."""
+    forward = network.forward
+    network.forward = lambda inputs: forward(inputs, samples)
+    try:
+        return FlopAnalyzer(network, inputs).total()
+    finally:
+        network.forward = forward
+
+
+def measure(config: str, checkpoint: str) -> dict:
     """Measures a plain network's parameters, GFLOPs and speed on test images, one at a time.
 
     Returns:
@@ -278,11 +292,7 @@ def measure(config: str, checkpoint: str, images: int = 30) -> dict:
     for key in ('prefetch_factor', 'batch_sampler'):
         loader.pop(key, None)
     loader.setdefault('sampler', {'type': 'DefaultSampler', 'shuffle': False})
-    batches = []
-    for batch in Runner.build_dataloader(loader, seed=0):
-        batches.append(batch)
-        if len(batches) == images:
-            break
+    batches = list(itertools.islice(Runner.build_dataloader(loader, seed=0), IMAGES))
     for batch in batches[:WARM_UP]:
         time_step(model, batch)
     times = [time_step(model, batch) for batch in batches]
@@ -294,18 +304,10 @@ def measure(config: str, checkpoint: str, images: int = 30) -> dict:
         'load_before': busy,
         'device': device(),
     }
-    forward = model.forward
-    flops = []
     try:
-        for batch in batches[:5]:
-            data = model.data_preprocessor(copy.deepcopy(batch))
-            samples = data['data_samples']
-            model.forward = lambda inputs, samples=samples: forward(inputs, data_samples=samples)
-            info = get_model_complexity_info(
-                model, None, inputs=data['inputs'], show_table=False, show_arch=False
-            )
-            flops.append(info['flops'])
-        value['gflops'] = float(np.mean(flops)) / 1e9
+        data = [model.data_preprocessor(copy.deepcopy(batch)) for batch in batches[:5]]
+        counts = [flops(model, each['inputs'], each['data_samples']) for each in data]
+        value['gflops'] = float(np.mean(counts)) / 1e9
     except Exception as error:  # an unknown network may raise anything
         value['gflops'] = None
         value['gflops_why'] = f'{type(error).__name__}: {str(error).splitlines()[0][:120]}'

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...datasets.annotations import leaves
 from .measure import versions
-from .plan import Plan, Run, file_digest
+from .plan import Plan, Run, file_digest, files_of
 from .runs import RunContext
 
 UNKNOWN = 'not kept: an earlier mmkd made these results'
@@ -55,7 +55,7 @@ def trace(plan: Plan, context: RunContext, results: Mapping[str, dict], command:
         ('results', _short(context.results)),
         ('work folder', _short(context.work_dir)),
     ]
-    tested = {_annotations(data) for run in plan.runs for data in _tested(run)} - {''}
+    tested = {path for run in plan.runs for path in files_of(_tested(run))}
     data = [
         (_short(path), f'{plan.split} split' if path in tested else 'training', _digest(path))
         for path in sorted(plan.annotations | tested)
@@ -97,11 +97,6 @@ def _data_set(plan: Plan, made: list[dict]) -> str:
 
 def _tested(run: Run) -> list[dict]:
     return list(leaves(run.test_cfg.test_dataloader.get('dataset')))
-
-
-def _annotations(data: dict) -> str:
-    file = data.get('ann_file') or ''
-    return os.path.join(data.get('data_root') or '', file) if file else ''
 
 
 def _digest(path: str) -> str:

@@ -23,8 +23,7 @@ from ...datasets.two_views import apply_resolution, at_teachers_scale
 from ...digests import short_sha256
 from ...engine.cfg_options import CfgOptions, unused_option
 from ...engine.class_names import apply_classes
-from ...engine.config_files import locate_files
-from ...engine.student_class import keep_detector
+from ...engine.config_files import keep_detector, locate_files
 from ...options.class_map import ClassMap
 from ...options.unlabelled import Unlabelled
 from ...recipe import ADD_NOTHING, plain_student, read_config, read_teacher_config
@@ -469,10 +468,10 @@ def _test_settings(cfg: Config) -> list:
 def _annotations(cfg: Config, test_cfg: Config) -> set[str]:
     """Annotation files of the training data, the tested data and the evaluators, and folders of
     unlabelled images."""
-    found = _files_of(test_cfg.test_dataloader.dataset) | _evaluated_files(test_cfg)
+    found = files_of(test_cfg.test_dataloader.dataset) | _evaluated_files(test_cfg)
     images = (cfg.model.get('distillation') or {}).get('unlabelled') or {}
     for loader in (cfg.get('train_dataloader'), images):
-        found |= _files_of((loader or {}).get('dataset'))
+        found |= files_of((loader or {}).get('dataset'))
     found.add(os.path.expanduser(images.get('ann_file') or ''))
     settings = Unlabelled.of(images or None)
     folders = [os.path.expanduser(path) for path in (settings and settings.folders) or []]
@@ -484,10 +483,11 @@ def judged_files(test_cfg: Config) -> set[str]:
     dataset = test_cfg.test_dataloader.dataset
     if any(data.get('indices') is not None for data in leaves(dataset)):
         return set()
-    return _files_of(dataset) or _evaluated_files(test_cfg)
+    return files_of(dataset) or _evaluated_files(test_cfg)
 
 
-def _files_of(dataset: Any) -> set[str]:
+def files_of(dataset: Any) -> set[str]:
+    """The annotation files of a data set's config."""
     return {
         os.path.join(data.get('data_root') or '', data['ann_file'])
         for data in leaves(dataset)

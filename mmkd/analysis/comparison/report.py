@@ -30,6 +30,8 @@ from .table import Summary, columns, format_number, interval, pair_columns
 
 SCORE_THRESHOLD = 0.3
 IOU_THRESHOLD = 0.5
+LONGEST = 640
+"""Longer side of a picture in pixels."""
 
 
 @dataclass
@@ -73,7 +75,6 @@ def collect_pictures(
     cfg: Config,
     detections: Mapping[str, Path],
     count: int,
-    longest: int = 640,
     missing: list[str] | None = None,
 ) -> list[Picture]:
     """Takes ``count`` images at equal distances through the test set, so that nobody chose them.
@@ -83,7 +84,6 @@ def collect_pictures(
         detections: by network's label, the file that ``tools/test.py --out`` wrote; those with a
             score below ``SCORE_THRESHOLD`` are left out.
         count: how many images.
-        longest: images are scaled down to this many pixels on the longer side; boxes are not.
         missing: takes a sentence for each network whose detections cannot be read; None: that
             raises.
     """
@@ -119,7 +119,7 @@ def collect_pictures(
                 fields = (np.asarray(predicted[k]).tolist() for k in ('bboxes', 'labels', 'scores'))
                 rows = zip(*fields, strict=True)
                 found[label] = [(b, classes[c], s) for b, c, s in rows if s >= SCORE_THRESHOLD]
-        uri = jpeg_uri(image, longest)
+        uri = jpeg_uri(image, LONGEST)
         pictures.append(Picture(Path(info['img_path']).name, width, height, uri, truth, found))
     return pictures
 

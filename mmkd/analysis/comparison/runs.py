@@ -269,11 +269,11 @@ def _check(code: int, what: str, log: Path) -> None:
         raise RunFailed(f'{what} failed (exit code {code}); the end of {log}:\n{lines}')
 
 
-def _tail(path: Path, size: int = 20_000) -> str:
+def _tail(path: Path) -> str:
     if not path.exists():
         return ''
     with open(path, 'rb') as file:
-        file.seek(max(0, path.stat().st_size - size))
+        file.seek(max(0, path.stat().st_size - 20_000))
         return re.sub(r'\x1b\[[\d;]*m', '', file.read().decode(errors='replace'))
 
 

@@ -26,7 +26,7 @@ class Verdict:
     why: str
 
 
-def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
     """Student's t interval of the mean of paired differences, with n - 1 degrees of freedom.
 
     Raises:
@@ -36,7 +36,7 @@ def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple
     if len(values) < 2:
         raise ValueError(f'an interval needs two differences or more, not {len(values)}')
     n = len(values)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
     return float(values.mean() - half), float(values.mean() + half)
 
 

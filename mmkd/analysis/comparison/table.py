@@ -29,7 +29,6 @@ class RowSummary:
     n: int
     by_seed: dict[int | None, float]
     mean: float | None
-    sd: float | None
     ap50: float | None
     params: int | None
     gflops: float | None
@@ -101,7 +100,6 @@ def summarise(
             len(maps),
             by_seed,
             float(np.mean(maps)) if maps else None,
-            float(np.std(maps, ddof=1)) if len(maps) > 1 else None,
             float(np.mean(ap50)) if ap50 else None,
             measured.get('params'),
             measured.get('gflops'),
@@ -205,11 +203,17 @@ def percent(share: float | None) -> str:
     return '' if share is None else f'{100 * share:.0f} %'
 
 
-def spread(row: RowSummary) -> str:
-    if row.mean is None:
+def mean_sd(points: Sequence[float]) -> str:
+    """Mean ± standard deviation, as the tables show mAP over seeds."""
+    if not points:
         return 'n/a'
     # No-break spaces: a table cell stays on one line.
-    return f'{row.mean:.1f}' + (f'\xa0±\xa0{row.sd:.1f}' if row.sd is not None else '')
+    sd = f'\xa0±\xa0{np.std(points, ddof=1):.1f}' if len(points) > 1 else ''
+    return f'{np.mean(points):.1f}{sd}'
+
+
+def spread(row: RowSummary) -> str:
+    return mean_sd(list(row.by_seed.values()))
 
 
 def interval(verdict: Verdict) -> str:

@@ -140,7 +140,7 @@ class Conduct:
         variants = entrants(self.study, stage, self.standing)
         if stage is judged_stage(self.study):
             self._require_contrasts(stage, {variant.arm for variant in variants})
-        plan, entries = plan_stage(self.study, stage, variants, self.context.processes)
+        plan, entries = plan_stage(stage, variants, self.context.processes)
         require_same_data(file, plan, keep=self.train)
         if stage.split == 'test':
             # All that follow, up to another choice, before the first is run: none is added later.
@@ -199,7 +199,7 @@ class Conduct:
     def _finalists(self, stage: Stage) -> dict:
         """What is declared of a stage on the test split before it is read."""
         variants = entrants(self.study, stage, self.standing)
-        entries = plan_stage(self.study, stage, variants, self.context.processes)[1]
+        entries = plan_stage(stage, variants, self.context.processes)[1]
         runs = {entry.row.label: [run.key for run in entry.row.runs] for entry in entries}
         claim = self.study.claim and [self.study.claim[0], self.study.claim[1]]
         return {

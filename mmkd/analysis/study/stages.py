@@ -56,9 +56,7 @@ def entrants(study: Study, stage: Stage, standing: Standing) -> list[Variant]:
     ]
 
 
-def plan_stage(
-    study: Study, stage: Stage, variants: list[Variant], processes: int
-) -> tuple[Plan, list[Entry]]:
+def plan_stage(stage: Stage, variants: list[Variant], processes: int) -> tuple[Plan, list[Entry]]:
     """The runs of a stage, with the keys of a comparison: what has been run is not run again.
 
     Raises:

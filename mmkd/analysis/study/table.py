@@ -11,7 +11,7 @@ import numpy as np
 from ..comparison.plan import Run
 from ..comparison.progress import duration
 from ..comparison.statistics import gap_share, interval_word, judge, paired_interval
-from ..comparison.table import markdown_table, percent
+from ..comparison.table import markdown_table, mean_sd, percent
 from .declaration import Stage, Study, Variant
 from .stages import Entry
 from .statistics import DRAWS, Bootstrap, Pooled, contrast_interval, pool
@@ -335,14 +335,6 @@ def markdown(study: Study, summaries: Sequence[StageSummary], notes: Sequence[st
     )
     parts += ['\n'.join(f'- {note}' for note in notes)] if notes else []
     return '\n\n'.join(parts) + '\n'
-
-
-def mean_sd(maps: Sequence[float]) -> str:
-    if not maps:
-        return 'n/a'
-    # No-break spaces: a table cell stays on one line.
-    sd = f'\xa0±\xa0{np.std(maps, ddof=1):.1f}' if len(maps) > 1 else ''
-    return f'{np.mean(maps):.1f}{sd}'
 
 
 def signed(difference: float | None) -> str:
