@@ -54,7 +54,7 @@ from ..engine.summary import startup_table
 from ..engine.teacher_check import CERTAIN, MIN_RECALL, PREPROCESSINGS, SUSPICIOUS, means
 from ..inference import require_teacher
 from ..io.checkpoint import is_here
-from ..observers import DWARFS
+from ..observers import DWARFS, own_parameters
 from ..options.acceleration import input_channels
 from ..options.class_map import ClassMap
 from ..options.resolution import VIEW, Resolution
@@ -62,7 +62,6 @@ from ..options.schedule import WeightSchedule
 from ..options.share import gradient_norm
 from ..options.unlabelled import Unlabelled
 from ..recipe import (
-    TERM_PREFIXES,
     UNTRAINED,
     MissingFileError,
     dicts,
@@ -384,8 +383,7 @@ def _trial(
         return
     forward = time.perf_counter() - start
     single = {k: sum(v) if isinstance(v, list) else v for k, v in values.items() if 'loss' in k}
-    own = [p for n, p in model.named_parameters()
-           if p.requires_grad and not n.startswith(TERM_PREFIXES)]  # fmt: skip
+    own = own_parameters(model)
     hard: Any = sum(v for k, v in single.items() if not k.startswith('loss_kd_'))
     gradient, took = _norm(hard, own)
     head = ['loss', 'value', 'gradient at the student', 'share', 'loss_weight']
@@ -576,7 +574,7 @@ def match_batches(
         indices: the teacher's class for each class of the data; None if they are the same.
 
     Returns:
-        For each image with n > 0 boxes, (n, 5): see :func:`mmkd.engine.teacher_check.answers`.
+        For each image with n > 0 boxes, (n, 5).
     """
     images = []
     for batch in batches:

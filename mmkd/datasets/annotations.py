@@ -162,6 +162,16 @@ def metainfo_of(dataset: dict) -> dict:
     return {**getattr(class_of(dataset), 'METAINFO', {}), **(dataset.get('metainfo') or {})}
 
 
+def boxes_of(info: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The boxes that a data set knows of an image, (n, 4), their labels and which are ignored."""
+    instances = info['instances']
+    return (
+        np.array([each['bbox'] for each in instances], float).reshape(-1, 4),
+        np.array([each['bbox_label'] for each in instances], int),
+        np.array([bool(each.get('ignore_flag')) for each in instances], bool),
+    )
+
+
 def _coco_path(dataset: dict) -> str | None:
     """The annotation file of a data set's config; None for another format, or another disk."""
     cls = class_of(dataset)

@@ -16,9 +16,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope, init_default_scope
 
 from ..datasets.annotations import loads_pictures
-from ..datasets.teacher_labels import (
-    LabelsError,
-)
+from ..datasets.teacher_labels import LabelsError
 from ..datasets.two_views import at_teachers_scale
 from ..digests import digest, short_sha256, tensor_digests
 from ..io.teacher_weights import load_teacher

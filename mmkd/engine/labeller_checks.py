@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from ..datasets.teacher_labels import (
-    Images,
-    LabelsError,
-    read_labels,
-)
+from ..datasets.annotations import boxes_of
+from ..datasets.teacher_labels import Images, LabelsError, read_labels
+from ..datasets.unlabelled import image_infos
 from ..recipe import TeacherError
 from ..shipped import command
 from .labeller import Labeller, labeller_of
@@ -67,18 +65,10 @@ def best_thresholds(
         )
     with random_state_kept():
         labeller = labeller_of(cfg, teacher=teacher, pairs_own_view=not clean_view)
-    dataset = DATASETS.build(data)
-    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-    truth = {info['img_path']: _truth(info) for info in infos}
-    images = Images(list(truth), list(truth), list(range(1, len(truth) + 1)))
-    with contextlib.ExitStack() as stack:
-        if out is None:
-            folder = by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
-            out = Path(folder) / 'labels.json'
-        label_images(
-            cfg, images, out, labeller=labeller, workers=workers, keep_others=True, check=check
-        )
-        return by_main(lambda: _choose(labeller, truth, out))
+    truth = {info['img_path']: boxes_of(info) for info in image_infos(DATASETS.build(data))}
+    kept = dict(workers=workers, keep_others=True, check=check)
+    with _detections(cfg, labeller, list(truth), out, **kept) as file:
+        return by_main(lambda: _choose(labeller, truth, file))
 
 
 def require_labeller(cfg: Config, labeller: Labeller, infos: Sequence[dict]) -> None:
@@ -97,7 +87,7 @@ def require_labeller(cfg: Config, labeller: Labeller, infos: Sequence[dict]) -> 
     known = [i for i, name in enumerate(labeller.classes) if name not in labeller.unknown]
     truth = {}
     for i in np.random.default_rng(0).permutation(len(infos)):
-        boxes, labels, ignored = _truth(infos[i])
+        boxes, labels, ignored = boxes_of(infos[i])
         own = np.isin(labels, known)
         if own.any():
             truth[infos[i]['img_path']] = boxes[own], labels[own], ignored[own]
@@ -105,15 +95,25 @@ def require_labeller(cfg: Config, labeller: Labeller, infos: Sequence[dict]) -> 
             break
     if not truth:
         return
-    images = Images(list(truth), list(truth), list(range(1, len(truth) + 1)))
+    with _detections(cfg, labeller, list(truth), workers=0) as file:
+        by_main(lambda: _require_found(labeller, truth, file))
+
+
+@contextlib.contextmanager
+def _detections(
+    cfg: Config, labeller: Labeller, paths: list[str], out: str | Path | None = None, **kwargs: Any
+) -> Iterator[str | Path]:
+    """The file of a detector's detections on images, which is temporary without ``out``."""
+    images = Images(paths, paths, list(range(1, len(paths) + 1)))
     with contextlib.ExitStack() as stack:
-        folder = by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
-        out = Path(folder) / 'labels.json'
-        label_images(cfg, images, out, labeller=labeller, workers=0)
-        by_main(lambda: _require_found(labeller, truth, out))
+        if out is None:
+            folder = by_main(lambda: stack.enter_context(tempfile.TemporaryDirectory()))
+            out = Path(folder) / 'labels.json'
+        label_images(cfg, images, out, labeller=labeller, **kwargs)
+        yield out
 
 
-def _require_found(labeller: Labeller, truth: dict[str, tuple], out: Path) -> None:
+def _require_found(labeller: Labeller, truth: dict[str, tuple], out: str | Path) -> None:
     found = read_labels(out).images
     shares = []
     for by_class in (False, True):
@@ -173,12 +173,3 @@ def _choose(labeller: Labeller, truth: dict[str, tuple], out: str | Path) -> lis
         'current',
     )
     return best
-
-
-def _truth(info: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    instances = info['instances']
-    return (
-        np.array([i['bbox'] for i in instances], np.float64).reshape(-1, 4),
-        np.array([i['bbox_label'] for i in instances], np.int64),
-        np.array([bool(i.get('ignore_flag')) for i in instances], bool),
-    )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..io import checkpoint as checkpoints
+from ..recipe import without_terms
 from .resume_compatibility import check_resumed
 from .wrappers import unwrap
-
-_OF_TERMS = re.compile(r'(module\.)?(kd_terms|kd_adapters)\.')
 
 
 class FromPlainHook(Hook):
@@ -46,7 +43,7 @@ class ToPlainHook(Hook):
 def _drop_terms(runner: Runner, checkpoint: dict) -> None:
     count = 0
     for state in (checkpoint.get('state_dict', checkpoint), checkpoint.get('ema_state_dict', {})):
-        for key in [key for key in state if _OF_TERMS.match(key)]:
+        for key in state.keys() - without_terms(state).keys():
             del state[key]
             count += 1
     if count:

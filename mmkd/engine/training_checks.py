@@ -42,14 +42,13 @@ class InputChecksHook(Hook):
         """
         model = unwrap(runner.model)
         data = runner.train_dataloader.dataset
+        validation = getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
         if distils(model):
             check_labels(data)
         if labelled_part(data) is None:
             # The teacher's boxes are numbered as the names are, validation as its file is.
-            check_labels(getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None))
-        check_same_labels(
-            data, getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
-        )
+            check_labels(validation)
+        check_same_labels(data, validation)
         scheduled = [
             n for n, t in (model.kd_terms if distils(model) else {}).items() if t.schedule.by_epoch
         ]

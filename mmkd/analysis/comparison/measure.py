@@ -33,6 +33,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
+from ...datasets.annotations import boxes_of
 from ...recipe import without_terms
 from ...version import __version__
 from ...versions import installed
@@ -188,10 +189,7 @@ def _images(dataset: Any, predictions: Sequence[dict]) -> Iterator[Image]:
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         of_image = found.get(info['img_id'], {'bboxes': [], 'labels': [], 'scores': []})
-        objects = info['instances']
-        boxes = np.array([each['bbox'] for each in objects], dtype=float).reshape(-1, 4)
-        labels = np.array([each['bbox_label'] for each in objects], dtype=int)
-        crowd = np.array([bool(each.get('ignore_flag')) for each in objects], dtype=bool)
+        boxes, labels, crowd = boxes_of(info)
         yield Image(
             boxes[~crowd],
             labels[~crowd],
