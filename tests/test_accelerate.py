@@ -161,7 +161,7 @@ def test_a_network_that_folding_changes_is_refused():
         def extract_feat(self, x):
             return [self.conv(self.bn(x))]
 
-    with pytest.raises(ValueError, match='fuse_conv_bn changes what this teacher says'):
+    with pytest.raises(ValueError, match="fuse_conv_bn changes this teacher's features"):
         Acceleration(fuse_conv_bn=True).prepare(Crossed().eval())
 
 

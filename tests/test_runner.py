@@ -274,7 +274,7 @@ def test_adapters_are_loaded_by_a_model_with(tmp_path):
     runner.load_or_resume()
     saved = torch.load(tmp_path / 'epoch_1.pth')['state_dict']
     assert same(dict(runner.model.state_dict()), dict(saved))
-    assert 'passed over' not in log_of(runner)
+    assert 'are ignored' not in log_of(runner)
 
 
 def test_the_startup_table_is_logged_once_with_its_sources(tmp_path, monkeypatch):

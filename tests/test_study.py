@@ -567,7 +567,7 @@ FIT = 'stages = [dict(seeds=[0], keep=1), dict(seeds=[0], split="test", '
          'are the same training'),
         ('stages = [dict(seeds=[0], students=["x"])]', "names 'x', which is no student"),
         (ONE + 'students = ["x", "y"]', 'is the same for each of'),
-        ('stages = [dict(seeds=[0], options={{"train_cfg.x": "a b, c"}})]', 'cannot be said as'),
+        ('stages = [dict(seeds=[0], options={{"train_cfg.x": "a b, c"}})]', 'cannot be written as'),
         ('stages = [dict(seeds=[0], keep=1), dict(seeds=[0], split="test", '
          'options={{"test_dataloader.dataset.ann_file": "gone"}})]', 'test annotations '),
         ('stages = [dict(seeds=[0], options=["train_cfg"])]', 'each must read key=value'),

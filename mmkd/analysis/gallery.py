@@ -13,11 +13,11 @@ from ..datasets.teacher_labels import Labels
 from .pages import jpeg_uri, render_page
 
 STEPS = tuple(i / 10 for i in range(1, 10))
-"""The thresholds of the table, below which is the file's own; the scores are shown between them."""
+"""Thresholds of the table, after the file's own ``min_score``."""
 CLASSES = 12
 """Classes with a column of their own: those with most boxes."""
 SIDE = 160
-"""Of a picture, in pixels."""
+"""Longer side of a picture in pixels."""
 AROUND = 0.4
 """How much of the image is shown on each side of a box, as a share of the box's longer side."""
 

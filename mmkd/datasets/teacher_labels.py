@@ -1,6 +1,6 @@
 """A teacher's detections as an annotation file: COCO's format, with a score for each box.
 
-The file holds every detection of at least ``info.min_score``; who reads it applies a threshold.
+The file holds every detection of at least ``info.min_score``; readers apply their own threshold.
 """
 
 from __future__ import annotations

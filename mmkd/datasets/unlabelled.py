@@ -34,7 +34,7 @@ from .intact_images import EXIF_ORIENTATION, ImageError, cut_short, transforms_i
 from .teacher_labels import Images, Labels, LabelsError, find_images
 
 _TAIL = 2**16
-"""So many bytes at the end of a file are searched for its end marker first."""
+"""The end marker is first looked for in this many bytes at the end of a file."""
 _KEEPS = {'keep_empty': False, 'allow_negative_crop': True, 'skip_img_without_anno': False}
 """Options by which a transform drops an image that has no box, and the value that keeps it."""
 
@@ -359,7 +359,7 @@ class MixedBatchSampler(Sampler):
         if isinstance(self.labelled, AspectRatioBatchSampler):
             tall = [self._is_tall(self.dataset.offset + i) for i in self.groups[0]]
             groups = [[i for i in self.groups[0] if tall[i] == kind] for kind in (False, True)]
-            # Of a kind that the labelled, or the unlabelled, images have not, no image is left out.
+            # If either part has images of one shape only, grouping would leave images out.
             labelled = map(self._is_tall, range(self.dataset.offset))
             if all(groups) and any(a != b for a, b in pairwise(labelled)):
                 self.groups = groups
@@ -439,8 +439,8 @@ def with_unlabelled(
             own = InfiniteSampler if endless else DefaultSampler
             loader['sampler'] = dict(type=own, shuffle=True)
             print_log(
-                f'without labelled images {getattr(kind, "__name__", kind)} has nothing to choose '
-                f'by: {own.__name__} takes its place',
+                f'without labelled images {getattr(kind, "__name__", kind)} has no labels to '
+                f'sample by: {own.__name__} is used instead',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -462,7 +462,7 @@ def with_unlabelled(
 
 
 def _require_each_source(sampler: dict) -> None:
-    """MultiSourceSampler would look for ever for no image of a source."""
+    """MultiSourceSampler loops forever over a source of which it has to take no image."""
     size, ratio = sampler['batch_size'], list(sampler.get('source_ratio') or [1])
     counts = [int(size * part / sum(ratio)) for part in ratio]
     counts[0] = size - sum(counts[1:])

@@ -22,8 +22,8 @@ _DICT = re.compile(r'\bdict\(|\{')
 class CfgOptions(DictAction):
     """MMEngine's ``DictAction`` with ``dict(...)`` and ``{...}`` as values.
 
-    ``DictAction`` takes them for strings, or does not return from them. A malformed pair ends the
-    program in a sentence.
+    ``DictAction`` parses them as strings or recurses without end. A malformed pair ends the program
+    with a one-line error.
     """
 
     def __call__(

@@ -21,9 +21,9 @@ from ..recipe import UNTRAINED, read_teacher_config
 def apply_classes(cfg: Config) -> Config:
     """Write the class names of both networks to ``model.distillation.classes``, if they differ.
 
-    The student's names are those of its training data, the teacher's those of the data in its
-    config or of its checkpoint's meta. If either is unknown, the numbers of classes must agree;
-    where the teacher's files are missing they are.
+    The student's names are those of its training data; the teacher's come from its config's data or
+    its checkpoint. If either is unknown, as where the teacher's files are missing, the numbers of
+    classes must agree.
 
     Returns:
         The config itself, or a copy with the names.

@@ -14,7 +14,8 @@ from ..recipe import log_name, term_of
 from .wrappers import distils, optimizers, unwrap
 
 HIGH, HIGH_STEPS = 100.0, 50
-"""A loss so many times its first value, for so many steps on end, is no spike."""
+"""A loss this many times its first value for this many consecutive steps is divergence, not a
+spike."""
 ENDLESS, ENDLESS_STEPS = 1e4, 3
 """The same for a loss that is about to overflow."""
 SETTLING = 50

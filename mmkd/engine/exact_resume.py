@@ -72,7 +72,7 @@ UNSAVED = '.begun'
 """Marker file: the work directory has an earlier run's checkpoints, and this run saved none yet."""
 
 DELETED = 1000
-"""In the place of a signal's number: the work directory was deleted."""
+"""Stands in for a signal number when the work directory was deleted."""
 
 
 @HOOKS.register_module()
@@ -470,7 +470,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self.signal = DELETED
 
     def stop_if_lost(self, runner: Runner) -> None:
-        """Saves, behind the last iteration, a run whose directory was deleted before its end."""
+        """Saves a run whose directory was deleted during the last iteration."""
         lost = torch.tensor(float(self.signal == DELETED))
         if runner.world_size > 1:
             lost = lost.to(next(runner.model.parameters()).device)

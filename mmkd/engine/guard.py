@@ -1,4 +1,4 @@
-"""Taking charge of a distilled training that DistillationRunner does not run."""
+"""Checks for a distilled training that runs without DistillationRunner."""
 
 from __future__ import annotations
 

@@ -226,9 +226,9 @@ def _end_with_run(starter: int, others: str | None) -> None:
     run: Any = multiprocessing.parent_process()
     while run.is_alive() and os.getppid() == starter:
         time.sleep(1)
-    # os._exit() leaves the folder of the sockets that pass shared memory on: the lock lets one that
-    # is being made be made. One that was there before the run's loader may be in use by a process
-    # that lives.
+    # os._exit() would leave behind the folder of the sockets that pass shared memory. The lock
+    # waits for a folder that is being made; an older one may still be in use by a live process,
+    # and stays.
     sharer: Any = resource_sharer
     sharer._resource_sharer._lock.acquire(timeout=5)
     folder = _temporary_folder()

@@ -1,4 +1,4 @@
-"""Running out of memory, said in one sentence instead of an allocator's."""
+"""Explains running out of memory in one sentence."""
 
 from __future__ import annotations
 

@@ -48,6 +48,6 @@ def _drop_terms(runner: Runner, checkpoint: dict) -> None:
             count += 1
     if count:
         runner.logger.info(
-            f"{count} tensors of a distilled student's terms (kd_terms.*) are passed over: "
-            'this model has none'
+            f"{count} tensors of a distilled student's terms (kd_terms.*) are ignored: this model "
+            'has no terms'
         )

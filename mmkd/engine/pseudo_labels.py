@@ -80,8 +80,8 @@ def label_images(
 ) -> Path:
     """Label images, and write the labels file (:mod:`mmkd.datasets.teacher_labels`).
 
-    What is in the file already is kept, if it is of the same detector and the image is the same;
-    what was begun is gone on with. All processes of a distributed job have to call it: they share
+    Labels already in the file are kept if they are by the same detector and the image is unchanged;
+    an interrupted job is resumed. All processes of a distributed job have to call it: they share
     the images, and each returns when the file is there. Random numbers are not drawn.
 
     Args:
@@ -356,7 +356,7 @@ def summary(out: str | Path, images: Sequence[Labelled], failed: dict[str, str])
     return (
         f'{out}: {len(images)} images; boxes per image by score: {said}; {empty} images '
         f'({100 * empty / len(images):.0f} %) without one of at least 0.5'
-        + (f'; passed over, for they cannot be read: {_first(failed)}' if failed else '')
+        + (f'; skipped because they cannot be read: {_first(failed)}' if failed else '')
     )
 
 
@@ -452,7 +452,7 @@ class _Files(Dataset):
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C is for the process that has started the workers, and ends them."""
+    """Workers ignore Ctrl-C: the process that started them handles it and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -52,7 +52,7 @@ def random_state(cuda: bool = True) -> dict:
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
-    """What is drawn inside does not count outside."""
+    """Restores the random state on leaving the block."""
     state = random_state()
     try:
         yield

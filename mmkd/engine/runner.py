@@ -212,8 +212,10 @@ class DistillationRunner(Runner):
 
     @property
     def _begun(self) -> bool:
-        """Whether a step has been trained; MMEngine's ``iter`` builds the loop to tell, once more
-        where that has failed."""
+        """Whether a step has been trained.
+
+        MMEngine's ``iter`` would build the loop, even again after a failure.
+        """
         return isinstance(self._train_loop, BaseLoop) and self._train_loop.iter > 0
 
     @contextlib.contextmanager

@@ -19,8 +19,8 @@ _RECALLS = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000'
 def check_predictions(model: Any, evaluator: Any, who: str) -> None:
     """Check that a two-stage detector predicts what an evaluator scores.
 
-    MMDetection finds out behind the first validation. A detector or RoI head with a prediction of
-    its own, which may add anything, is not checked.
+    MMDetection notices only at the end of the first validation. A detector or RoI head that
+    overrides ``predict`` is not checked.
 
     Args:
         model: the detector, unwrapped.

@@ -19,7 +19,7 @@ from .teacher_check import check_teacher, require_channels
 from .wrappers import distils, optimizers, unwrap
 
 SILENT = 50
-"""A term that is 0 for so many steps is logged; after so many the teacher is hashed again."""
+"""Steps after which a term that was always 0 is logged, and the teacher is hashed again."""
 
 
 class TrainingSetupError(RuntimeError):
@@ -124,7 +124,7 @@ def _check_monitors(runner: Runner) -> None:
                 raise ValueError(
                     f'{kind} monitors {name}, and this config has no validation (val_dataloader)'
                 )
-            check_metrics([name], evaluator, f'{kind}.monitor', 'it would wait for it for ever')
+            check_metrics([name], evaluator, f'{kind}.monitor', 'it would wait forever')
 
 
 class TrainingChecksHook(Hook):

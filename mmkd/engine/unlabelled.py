@@ -48,9 +48,9 @@ from .teacher_check import check_teacher
 from .wrappers import unwrap
 
 LOOKED = 256
-"""After so many unlabelled images the teacher must have found something on some of them."""
+"""Unlabelled images after which the teacher must have found something."""
 FEWEST = 3
-"""Images of those with a box, below which the run stops."""
+"""The run stops if fewer of them than this have a box."""
 
 
 class LeakError(ValueError):
@@ -191,7 +191,7 @@ def require_same_orientation(student: list, labeller: list, paths: Sequence[str]
 def check_before_labelling(
     detector: Any, data: dict, cfg: Config, labeller: Labeller | None
 ) -> None:
-    """Check labelled images before the teacher labels others for hours, as before the first step.
+    """Run the checks of the first step before the teacher spends hours labelling.
 
     Args:
         detector: the distilling detector.

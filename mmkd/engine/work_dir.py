@@ -167,10 +167,10 @@ class WorkDirError(OSError):
 
 
 class WorkDirHook(Hook):
-    """Makes the folders of a run again where somebody has deleted them, before a hook writes there.
+    """Recreates folders of a run that were deleted, before a hook writes there.
 
-    A run whose ``work_dir`` itself is gone calls ``when_lost`` and goes on to a place where it can
-    be saved; one that has lost a folder of logs alone goes on, with a warning.
+    If ``work_dir`` itself is gone, calls ``when_lost``, and the run continues to the next point
+    where it can be saved; if only log folders are gone, logs a warning.
 
     Raises:
         WorkDirError: the folders cannot be made again.

@@ -173,8 +173,8 @@ def _check_hash(file: BinaryIO, sha256: str | None, in_name: str | None) -> None
     """
     if sha256 is not None and not re.fullmatch('[0-9a-fA-F]{64}', str(sha256)):
         raise CheckpointError(
-            f'cannot be told by the SHA-256 {sha256!r}: give the 64 hex digits that `sha256sum` '
-            'prints'
+            f'cannot be checked against the SHA-256 {sha256!r}: give the 64 hex digits that '
+            '`sha256sum` prints'
         )
     if sha256 is None and in_name is None:
         return

@@ -303,7 +303,8 @@ class _PickleModule:
     def value(self, obj: Any) -> Any:
         """The value of what was unpickled, inner ones first, containers in place.
 
-        What is in several containers is seen in each: one that unfolds without end takes too long.
+        What several containers hold is visited in each: a file that expands without end runs into
+        the time limit.
         """
         kind = type(obj)
         if kind in (dict, OrderedDict, defaultdict, Counter):

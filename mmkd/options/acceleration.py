@@ -21,7 +21,7 @@ DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How the teacher runs; the default is exactly, to the bit.
+    """How the teacher runs; by default exactly as built, to the bit.
 
     Args:
         fuse_conv_bn: fold BatchNorm into the convolution before it: equal up to float rounding.
@@ -63,8 +63,8 @@ class Acceleration:
         """Change a teacher's network in place, once its weights are where they belong.
 
         Raises:
-            ValueError: if it no longer says what it said: BatchNorm does not always belong to the
-                convolution that stands before it.
+            ValueError: if its features change: a BatchNorm need not belong to the convolution
+                before it.
         """
         if self.fuse_conv_bn:
             _fuse(network)
@@ -82,7 +82,8 @@ class Acceleration:
     def for_rois(self, features: Sequence[Tensor], roi_head: nn.Module) -> list[Tensor]:
         """Features as ``roi_head``'s RoIAlign wants them.
 
-        mmcv's wants them by channel, whatever their strides say, in half precision on GPUs alone.
+        mmcv's RoIAlign reads memory channel by channel whatever the strides, and takes half
+        precision on GPUs only.
         """
         features = [_full(f, f.is_cuda) for f in features]
         extractors = [m for m in roi_head.modules() if isinstance(m, BaseRoIExtractor)]
@@ -91,7 +92,7 @@ class Acceleration:
         return [f.contiguous() for f in features]
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
-        """The context in which the teacher runs; without a dtype of its own it goes along."""
+        """The context in which the teacher runs; without a dtype of its own, that of the caller."""
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(device.type, dtype=DTYPES[self.dtype])
@@ -150,7 +151,7 @@ def _fuse(network: nn.Module) -> None:
         scale = old.abs().amax().clamp(min=1e-6)
         if not (new - old).abs().amax() <= 1e-3 * scale:
             raise ValueError(
-                'distillation.accelerate.fuse_conv_bn changes what this teacher says (by '
+                "distillation.accelerate.fuse_conv_bn changes this teacher's features (by "
                 f'{float((new - old).abs().amax() / scale):.1g} of its largest value): in it, '
                 'a BatchNorm does not belong to the convolution before it. Set it to False'
             )

@@ -15,7 +15,7 @@ AT_ONCE = 256
 
 
 class GatheredRoIExtractor(SingleRoIExtractor):
-    """What MMDetection's extractor says, up to float rounding, for a network that is not trained.
+    """Equal to MMDetection's extractor up to float rounding; for inference only.
 
     He et al., "Mask R-CNN", ICCV 2017, section 3. The average over a bin's bilinear samples is a
     product of one average along y and one along x, so that all its weights are known beforehand,
@@ -28,12 +28,12 @@ class GatheredRoIExtractor(SingleRoIExtractor):
         nn.Module.__init__(self)
         for name in ('roi_layers', 'out_channels', 'featmap_strides', 'finest_scale'):
             setattr(self, name, getattr(replaced, name))
-        self._forward_hooks = replaced._forward_hooks  # a hint may be heard here
+        self._forward_hooks = replaced._forward_hooks  # a hint may be tapped here
         self.train(replaced.training)
 
     @classmethod
     def replaces(cls, module: nn.Module) -> bool:
-        """Whether an extractor of this class says what ``module`` does."""
+        """Whether an extractor of this class can replace ``module``."""
         return type(module) is SingleRoIExtractor and all(
             isinstance(layer, RoIAlign) and layer.pool_mode == 'avg' for layer in module.roi_layers
         )

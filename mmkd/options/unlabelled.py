@@ -275,8 +275,8 @@ class PseudoLabels:
         self._branches = 1
 
     def attach(self, student: Any, teacher: Any, classes: ClassMap | None) -> None:
-        """Get ready for a student; its teacher (None: the labels come with the images) and their
-        classes.
+        """Connect to a student, its teacher (None if the images come with labels) and the class
+        map.
 
         Raises:
             ValueError: if one of the two cannot take part, with the way out.

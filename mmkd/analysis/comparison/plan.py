@@ -373,7 +373,7 @@ def _teacher_row(
     if run is None:
         plan.notes.append(
             f'{path}: teacher_ckpt is {cfg.model.get("teacher_ckpt")!r}, so no teacher is tested '
-            'and no share of its gap can be told'
+            'and the gap share is unknown'
         )
         return None
     if run.key not in by_key:

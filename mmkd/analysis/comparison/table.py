@@ -16,7 +16,7 @@ from .statistics import MARGIN, Verdict, gap_share, judge
 UNTRAINED = 2.0
 """mAP points below which a student has learned next to nothing, so there is nothing to compare."""
 _TOO_EARLY = (
-    f'below {UNTRAINED:g} mAP: train longer (train_cfg.max_epochs); more seeds would tell nothing'
+    f'below {UNTRAINED:g} mAP: train longer (train_cfg.max_epochs); more seeds would not help'
 )
 
 

@@ -36,8 +36,8 @@ __all__ = ['study']
 _DIVERGED = re.compile(
     r'has diverged|(loss\w*|sum of the losses) is -?(nan|inf) at iteration (?!1\b)'
 )
-"""What a training says that ends because its losses have become worthless; one that begins so is
-broken."""
+"""Matches the error of a training that diverged. A loss that is not finite in iteration 1 does not
+match: that set-up is broken."""
 
 
 def study(
@@ -158,7 +158,7 @@ class Conduct:
         diverged = [key for key in runs if ('diverged', key) in lines.others]
         left = [run for key, run in runs.items() if key not in lines.runs and key not in diverged]
         self.notes += [
-            f'{runs[key].name} has diverged in stage {stage.name}: it counts as the lowest'
+            f'{runs[key].name} has diverged in stage {stage.name}: it ranks last'
             for key in diverged
         ]
         self.notes += _stale(stage, runs, lines.runs)

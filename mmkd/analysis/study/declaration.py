@@ -258,8 +258,8 @@ def options_of(owner: str, given: Any) -> list[str]:
         text = f'{key}={value if isinstance(value, str) else repr(value)}'
         if _parse(owner, [text]) != {key: value}:
             raise ValueError(
-                f'{owner}: {key}={value!r} cannot be said as --cfg-options, as which a run gets '
-                'it: write it into a config of its own'
+                f'{owner}: {key}={value!r} cannot be written as --cfg-options, which is how a run '
+                'receives it: write it into a config of its own'
             )
         strings.append(text)
     return strings

@@ -141,7 +141,7 @@ def check(study: Study, processes: int, done: Container[str] = ()) -> dict[str, 
         named = set(study.arms if stage.arms is None or set(stage.arms) & set(RESERVED) else ())
         entering = sorted({study.reference, *named, *(set(stage.arms or ()) & set(study.arms))})
         found: list[float] = []
-        # Those that were dropped before a stage that has been run need its data no more.
+        # Arms dropped before a stage that has run no longer need its data.
         first = variant_run(
             study.arms[study.reference][0], stage, stage.students[0], stage.seeds[0], processes
         )
