@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
-from .engine.cfg_options import CfgOptions, unused_option
+from .engine.cfg_options import CfgOptions, apply_options
 from .engine.config_files import keep_detector, locate_files
 from .engine.exit import stop
 from .recipe import read_config
@@ -79,16 +79,11 @@ def load_config(args: argparse.Namespace) -> Config:
     """
     cfg = read_config_file(args.config)
     locate_files(cfg)
-    options = args.cfg_options or {}
-    for key in options:
-        if why := unused_option(key, cfg):
-            stop(f'--cfg-options {key}: {why}')
     _require_in_model(args.config, cfg)
     try:
-        cfg.merge_from_dict(options)
-    except (TypeError, KeyError) as error:
-        stop(f'--cfg-options {" ".join(options)} does not fit {args.config}: {error}')
-
+        apply_options(cfg, args.cfg_options or {}, args.config)
+    except ValueError as error:
+        stop(str(error))
     locate_files(cfg, from_shell=True)
     keep_detector(cfg)
     cfg.launcher = args.launcher

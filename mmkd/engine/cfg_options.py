@@ -49,6 +49,36 @@ class CfgOptions(DictAction):
         return DictAction._parse_iterable(val)
 
 
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """The values of ``KEY=VALUE`` texts by key, as a command line reads them.
+
+    Raises:
+        ValueError: one is malformed.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='*', action=CfgOptions, default={})
+    try:
+        return parser.parse_args(['--cfg-options', *texts]).cfg_options if texts else {}
+    except SystemExit as error:
+        raise ValueError(str(error)) from None
+
+
+def apply_options(cfg: Config, options: dict[str, Any], path: str) -> None:
+    """Merges options by key into the config that was read from ``path``.
+
+    Raises:
+        ValueError: one has no effect or does not fit.
+    """
+    for key in options:
+        if why := unused_option(key, cfg):
+            raise ValueError(f'{path}: --cfg-options {key}: {why}')
+    try:
+        cfg.merge_from_dict(options)
+    except (TypeError, KeyError) as error:
+        said = f'--cfg-options {" ".join(options)} does not fit {path}: {error}'
+        raise ValueError(said) from None
+
+
 def read_value(text: str) -> Any:
     """The value of an expression of literals and ``dict(...)``; bare words are strings.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
@@ -21,7 +20,7 @@ from ...datasets.annotations import AnnotationError, check_annotations, check_ev
 from ...datasets.teacher_labels import find_images
 from ...datasets.two_views import apply_resolution, at_teachers_scale
 from ...digests import short_sha256
-from ...engine.cfg_options import CfgOptions, unused_option
+from ...engine.cfg_options import apply_options, parse_options
 from ...engine.class_names import apply_classes
 from ...engine.config_files import keep_detector, locate_files
 from ...options.class_map import ClassMap
@@ -306,21 +305,11 @@ def config_with_options(path: str, options: Sequence[str] = ()) -> Config:
     """Reads a config and merges ``--cfg-options`` strings into it as the tools do.
 
     Raises:
-        ValueError: if an option has no effect or does not fit.
+        ValueError: if an option is malformed, has no effect or does not fit.
     """
     cfg = locate_files(copy.deepcopy(_cached(path)))
     if options:
-        parser = argparse.ArgumentParser()
-        parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
-        given = parser.parse_args(['--cfg-options', *options]).cfg_options
-        for key in given:
-            if why := unused_option(key, cfg):
-                raise ValueError(f'{path}: --cfg-options {key}: {why}')
-        try:
-            cfg.merge_from_dict(given)
-        except (TypeError, KeyError) as error:
-            text = ' '.join(options)
-            raise ValueError(f'--cfg-options {text} does not fit {path}: {error}') from None
+        apply_options(cfg, parse_options(options), path)
         locate_files(cfg, from_shell=True)
     return keep_detector(cfg)
 

@@ -5,7 +5,6 @@ docs/study.md describes the file. Whatever can be refused is refused here, befor
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import itertools
 import os.path
@@ -16,7 +15,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
-from ...engine.cfg_options import CfgOptions
+from ...engine.cfg_options import parse_options
 from ...recipe import require_dict, require_known
 
 RESERVED = ('winner', 'winners')
@@ -266,11 +265,9 @@ def options_of(owner: str, given: Any) -> list[str]:
 
 
 def _parse(owner: str, texts: Sequence[str]) -> dict:
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='*', action=CfgOptions, default={})
     try:
-        return parser.parse_args(['--cfg-options', *texts]).cfg_options if texts else {}
-    except SystemExit as error:
+        return parse_options(texts)
+    except ValueError as error:
         raise ValueError(f'{owner}: {error}') from None
 
 
