@@ -60,7 +60,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     try:
         return parser.parse_args(['--cfg-options', *texts]).cfg_options if texts else {}
     except SystemExit as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error).removeprefix('error: ')) from None
 
 
 def apply_options(cfg: Config, options: dict[str, Any], path: str) -> None:
