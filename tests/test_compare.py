@@ -436,7 +436,10 @@ def test_distilled_configs_are_compared_with_one_of_them(configs):
         (lambda c: ([c['mmkd'], c['mmkd']], [0]), 'given twice'),
         (lambda c: ([c['mmkd']], [0], [], ['test_evaluator.format_only=True']), 'format_only'),
         (lambda c: ([c['mmkd']], [0], [], ['test_dataloader=None']), 'no test_dataloader'),
-        (lambda c: ([c['mmkd']], [0], [], ['optim_wrapper']), '^--cfg-options optim_wrapper: each must'),
+        (
+            lambda c: ([c['mmkd']], [0], [], ['optim_wrapper']),
+            '^--cfg-options optim_wrapper: each must',
+        ),
     ],
 )
 def test_impossible_plans_are_refused(configs, arguments, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,39 +77,10 @@ def summarise(
     notes: Sequence[str] = (),
 ) -> Summary:
     """Computes every number that the table and the report show."""
-    summary = Summary([], [], plan.seeds, plan.split, margin, [*plan.notes, *notes])
-    by_label: dict[str, RowSummary] = {}
-    resumed, rounded, missing, wall = [], False, [], 0.0
-    side_by_side = set()
-    for row in plan.rows:
-        found = {run.seed: results[run.key] for run in row.runs if run.key in results}
-        missing += [run.name for run in row.runs if run.key not in results]
-        metrics = [r['metrics'] for r in found.values()]
-        by_seed = {seed: 100 * r['metrics']['mAP'] for seed, r in found.items()}
-        maps = list(by_seed.values())
-        ap50 = [100 * m['AP50'] for m in metrics if m.get('AP50') is not None]
-        trained = [r['train'] for r in found.values() if r.get('train')]
-        measured = measures.get(arch_key(row.runs[0]), {})
-        rounded |= any(not m['exact'] for m in metrics)
-        resumed += [r['label'] for r in found.values() if r.get('train', {}).get('attempts', 1) > 1]
-        wall += sum(t['seconds'] for t in trained)
-        side_by_side |= {t['side_by_side'] for t in trained}
-        by_label[row.label] = RowSummary(
-            row.label,
-            row.role,
-            len(maps),
-            by_seed,
-            float(np.mean(maps)) if maps else None,
-            float(np.mean(ap50)) if ap50 else None,
-            measured.get('params'),
-            measured.get('gflops'),
-            measured.get('images_per_second'),
-            float(np.mean([t['seconds'] for t in trained])) if trained else None,
-            row.baseline_of,
-        )
-        if why := measured.get('gflops_why'):
-            summary.notes.append(f'GFLOPs of {row.label}: not computable ({why})')
-    summary.rows = list(by_label.values())
+    measured = {row.label: measures.get(arch_key(row.runs[0]), {}) for row in plan.rows}
+    by_label = {row.label: _row(row, results, measured[row.label]) for row in plan.rows}
+    rows = list(by_label.values())
+    summary = Summary(rows, [], plan.seeds, plan.split, margin, [*plan.notes, *notes])
     for comparison in plan.comparisons:
         references = [(comparison.baseline, 'own baseline'), *comparison.others]
         known = [row for row, _ in references]
@@ -129,40 +100,70 @@ def summarise(
             values = (baseline.mean, by_label[plain[0].label].mean, teacher.mean)
             if all(v is not None for v in values):
                 baseline.share_plain = gap_share(*values)  # type: ignore[arg-type]
-    if {(row.share_own, row.share_plain) for row in summary.rows} - {(None, None)}:
+    for label, found in measured.items():
+        if why := found.get('gflops_why'):
+            summary.notes.append(f'GFLOPs of {label}: not computable ({why})')
+    if {(row.share_own, row.share_plain) for row in rows} - {(None, None)}:
         summary.notes.append(
             "gap share: the gain as a part of the teacher's lead over the same reference"
         )
-    if missing:
-        summary.notes.append(f'not there (yet): {", ".join(missing)}')
-    if rounded:
-        summary.notes.append(
-            'the evaluator rounds to 0.1 points, and a difference is only as fine as that'
-        )
-    devices = sorted({m['device'] for m in measures.values() if 'device' in m})
-    if devices:
-        summary.notes.append(
+    summary.notes += _notes(plan, results, measures)
+    return summary
+
+
+def _row(row: Row, results: dict[str, dict], measured: dict) -> RowSummary:
+    found = {run.seed: results[run.key] for run in row.runs if run.key in results}
+    by_seed = {seed: 100 * r['metrics']['mAP'] for seed, r in found.items()}
+    at_50 = [r['metrics'].get('AP50') for r in found.values()]
+    trained = [r['train'] for r in found.values() if r.get('train')]
+    return RowSummary(
+        row.label,
+        row.role,
+        len(by_seed),
+        by_seed,
+        _mean(list(by_seed.values())),
+        _mean([100 * value for value in at_50 if value is not None]),
+        measured.get('params'),
+        measured.get('gflops'),
+        measured.get('images_per_second'),
+        _mean([t['seconds'] for t in trained]),
+        row.baseline_of,
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _notes(plan: Plan, results: dict[str, dict], measures: dict[str, dict]) -> Iterator[str]:
+    """What is missing, and how exact the numbers are."""
+    runs = [run for row in plan.rows for run in row.runs]
+    done = [results[run.key] for run in runs if run.key in results]
+    if missing := [run.name for run in runs if run.key not in results]:
+        yield f'not there (yet): {", ".join(missing)}'
+    if any(not r['metrics']['exact'] for r in done):
+        yield 'the evaluator rounds to 0.1 points, and a difference is only as fine as that'
+    if devices := sorted({m['device'] for m in measures.values() if 'device' in m}):
+        yield (
             'GFLOPs are multiply-adds of convolutions and linear layers; images/s is one image at '
             f'a time without reading it, median ({"; ".join(devices)})'
         )
     busy = max((m.get('load_before', 0.0) for m in measures.values()), default=0.0)
     if busy > cpu_cores():
-        summary.notes.append(
+        yield (
             f'the machine was busy (load {busy:.1f}) when images/s was measured: delete the lines '
             'of kind "measure" from the results file and call again when it is idle'
         )
-    if wall:
-        side = '/'.join(map(str, sorted(side_by_side)))
-        summary.notes.append(
+    if trained := [r['train'] for r in done if r.get('train')]:
+        side = '/'.join(map(str, sorted({t['side_by_side'] for t in trained})))
+        wall = duration(sum(t['seconds'] for t in trained))
+        yield (
             f'training time is wall time of the training command with validation, {side} run(s) '
-            f'side by side; all trainings together: {duration(wall)}'
+            f'side by side; all trainings together: {wall}'
         )
-    if resumed:
-        summary.notes.append(
-            'interrupted and resumed, so that their time is inexact: '
-            f'{", ".join(sorted(set(resumed)))}'
-        )
-    return summary
+    if resumed := {r['label'] for r in done if r.get('train', {}).get('attempts', 1) > 1}:
+        labels = ', '.join(sorted(resumed))
+        yield f'interrupted and resumed, so that their time is inexact: {labels}'
 
 
 def _pair(
