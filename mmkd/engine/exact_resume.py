@@ -248,30 +248,12 @@ class ResumableCheckpointHook(CheckpointHook):
     def restore(self, runner: Runner) -> None:
         """Restores the state of a resumed run; called right before training."""
         found, self.resumed_state = self.resumed_state, None
-        for loop in (runner.train_loop, runner.val_loop):
-            # MMEngine seeds the workers before it reads the seed of a resumed run.
-            init: Any = getattr(getattr(loop, 'dataloader', None), 'worker_init_fn', None)
-            if 'seed' in getattr(init, 'keywords', {}):
-                init.keywords['seed'] = runner.seed
-        sampler: Any = getattr(runner.train_loop.dataloader, 'shuffler', None)
+        self._restore_seeds(found or {}, runner)
         if found is None:
-            self.sampler_seed = getattr(sampler, 'seed', None)
             return
-        if found.get('sampler_seed') is not None and hasattr(sampler, 'seed'):
-            # If the config sets no seed, MMEngine builds the sampler before it reads the seed.
-            sampler.seed = found['sampler_seed']
-        self.sampler_seed = getattr(sampler, 'seed', None)
         if found.get('stopped') and _same_folder(osp.dirname(runner.resumed_from), self.out_dir):
             self.stopped_as = osp.join(self.out_dir, osp.basename(runner.resumed_from))
-        waiting = [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
-        patience = found.get('patience')
-        for hook, kept in zip(
-            waiting, patience if isinstance(patience, list) else [], strict=False
-        ):
-            if isinstance(kept, dict) and type(kept.get('wait_count')) is int:
-                hook.wait_count = kept['wait_count']
-                if type(kept.get('best_score')) is float:
-                    hook.best_score = kept['best_score']
+        _restore_patience(found.get('patience'), runner)
         states = found.get('random') or []
         state = states[get_rank()] if len(states) == runner.world_size else None
         if state is None:
@@ -287,10 +269,27 @@ class ResumableCheckpointHook(CheckpointHook):
                 f'{unknown} may take its order from state that is not restored: in this epoch some '
                 'images may be used twice or not at all'
             )
-        seen = self._seen(loop)
         workers = self._worker_states(found, loop, runner)
         if state is not None:
             set_random_state(state)
+        self._validate_again(found, runner)
+        self._advance(runner.train_loop, None if state is None else random_state(), workers)
+
+    def _restore_seeds(self, found: dict, runner: Runner) -> None:
+        """Gives workers and sampler the seed of a resumed run, which MMEngine reads after it has
+        seeded the one, and built the other where the config sets no seed."""
+        for loop in (runner.train_loop, runner.val_loop):
+            init: Any = getattr(getattr(loop, 'dataloader', None), 'worker_init_fn', None)
+            if 'seed' in getattr(init, 'keywords', {}):
+                init.keywords['seed'] = runner.seed
+        sampler: Any = getattr(runner.train_loop.dataloader, 'shuffler', None)
+        if found.get('sampler_seed') is not None and hasattr(sampler, 'seed'):
+            sampler.seed = found['sampler_seed']
+        self.sampler_seed = getattr(sampler, 'seed', None)
+
+    def _validate_again(self, found: dict, runner: Runner) -> None:
+        """Repeats a validation before or in which the run was interrupted."""
+        loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop):
             due, at = loop._iter, loop.max_iters
         else:
@@ -300,21 +299,19 @@ class ResumableCheckpointHook(CheckpointHook):
                 f'the checkpoint is at {due} of {at} that train_cfg asks for: NOTHING IS TRAINED. '
                 'To continue, ask for more; to start from scratch, leave out --resume'
             )
-        if (
-            runner.val_loop is not None
-            and not found.get('validated')
-            and due
-            and not (seen and isinstance(loop, EpochBasedTrainLoop))
-        ):
-            loop._decide_current_val_interval()
-            if due >= loop.val_begin and (due % loop.val_interval == 0 or due == at):
-                runner.logger.info(
-                    'the run was interrupted before or in a validation: it is repeated'
-                )
-                runner.val_loop.run()
+        within = isinstance(loop, EpochBasedTrainLoop) and self._seen(loop)
+        if runner.val_loop is None or found.get('validated') or not due or within:
+            return
+        loop._decide_current_val_interval()
+        if due >= loop.val_begin and (due % loop.val_interval == 0 or due == at):
+            runner.logger.info('the run was interrupted before or in a validation: it is repeated')
+            runner.val_loop.run()
+
+    def _advance(self, loop: Any, state: dict | None, workers: dict[int, dict]) -> None:
+        """Continues the data loader behind the batches that have been used."""
         if not getattr(loop.dataloader, 'skips', False):
             return
-        epoch, state = 0, None if state is None else random_state()
+        epoch, seen = 0, self._seen(loop)
         if isinstance(loop, IterBasedTrainLoop):
             if not loop.dataloader.endless:
                 epoch, seen = divmod(seen, len(loop.dataloader))
@@ -596,6 +593,16 @@ def settings(runner: Runner) -> dict[str, str]:
 
 def _name(value: Any) -> str:
     return getattr(value, '__name__', type(value).__name__)
+
+
+def _restore_patience(patience: Any, runner: Runner) -> None:
+    """How long each early stopping has waited."""
+    waiting = [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+    for hook, kept in zip(waiting, patience if isinstance(patience, list) else [], strict=False):
+        if isinstance(kept, dict) and type(kept.get('wait_count')) is int:
+            hook.wait_count = kept['wait_count']
+            if type(kept.get('best_score')) is float:
+                hook.best_score = kept['best_score']
 
 
 _FROM_FILE = ('optim_wrapper.optimizer', 'param_scheduler')

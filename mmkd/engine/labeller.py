@@ -104,9 +104,30 @@ def labeller_of(
             'THE TEACHER IS UNTRAINED (random): its labels are noise', 'current', logging.WARNING
         )
     name = osp.basename(str(cfg.filename or 'a config') if not pair else teacher.name)
-    given = (model.get('distillation') or {}).get('classes') or {}
+    names, labels = _match_classes(cfg, teacher, name, classes)
+    pipeline = _pipeline(cfg, teacher.config, name, pairs_own_view)
+    weights = getattr(teacher, 'digests', None) or tensor_digests(teacher.network)
+    info = dict(
+        description=DESCRIPTION,
+        teacher=name,
+        teacher_sha256=digest(weights),
+        config_sha256=short_hash([_inference(dict(teacher.config.model)), pipeline, labels]),
+        mmkd=__version__,
+        min_score=min_score,
+    )
+    return Labeller(teacher.network, pipeline, names, labels, info, teacher.source)
+
+
+def _match_classes(
+    cfg: Config, teacher: Any, name: str, classes: dict[str, str] | None
+) -> tuple[list[str], list[int]]:
+    """The classes of the labels file, and the number there of each of the detector's (-1: none).
+
+    Arguments and errors are those of :func:`labeller_of`; ``name`` is the detector's in messages.
+    """
+    given = (cfg.model.get('distillation') or {}).get('classes') or {}
     theirs = given.get('teacher') or teacher_names(teacher.config, teacher.source)
-    student = (given.get('student') or class_names(cfg)) if pair else None
+    student = (given.get('student') or class_names(cfg)) if is_pair(cfg.model) else None
     names = given.get('names') or {}
     if classes is not None:
         student, names = list(classes), classes
@@ -143,17 +164,7 @@ def labeller_of(
             'current',
             logging.WARNING,
         )
-    pipeline = _pipeline(cfg, teacher.config, name, pairs_own_view)
-    weights = getattr(teacher, 'digests', None) or tensor_digests(teacher.network)
-    info = dict(
-        description=DESCRIPTION,
-        teacher=name,
-        teacher_sha256=digest(weights),
-        config_sha256=short_hash([_inference(dict(teacher.config.model)), pipeline, labels]),
-        mmkd=__version__,
-        min_score=min_score,
-    )
-    return Labeller(teacher.network, pipeline, list(student), labels, info, teacher.source)
+    return list(student), labels
 
 
 def _require_known(classes: dict[str, str], known: Sequence[str], name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -52,65 +53,71 @@ def startup_table(student: Any, load_from: str | None = None, resumed: str | Non
     own = getattr(student, 'student_class', None)
     kind = f'{own.__name__}, ' if own else ''
     rows = [['student', f'{kind}{type(student.backbone).__name__}, {_size(student)}']]
-
-    def row(label: str, text: str) -> None:
-        rows.append([label, text])
-
-    for line in origins(student, load_from, resumed):
-        row('  weights', line)
+    rows += [['  weights', line] for line in origins(student, load_from, resumed)]
     if student.start is not None and not (resumed or load_from):
-        taken, left = student.start.taken, student.start.left
-        count = len(taken) + len(left)
-        row('  start', f"{len(taken)} tensors of neck and heads are the teacher's, of {count}")
-        warn_of_inheritance(student.start)
-        for key, count in student.start.by_class.items():
-            row('  start', f'{key}: {count} classes, by name')
-        for key, why in list(left.items())[:5]:
-            row('  start', f'left: {key}: {why}')
-        if len(left) > 5:
-            row('  start', f'left: {len(left) - 5} more')
+        rows += (['  start', text] for text in _start(student.start))
+    rows += map(list, _teacher(student))
+    rows += map(list, student.unlabelled.table)
+    rows += map(list, _terms(student))
+    if (match := getattr(student.sites.get('rpn'), 'match', None)) is not None:
+        of = f"{100 * match.share:.1f} % of the student's are the teacher's too"
+        rows.append(['anchors', f'{of} (levels {match.levels}); the rest is left out'])
+    table = AsciiTable(rows, ' what is trained ')
+    table.inner_heading_row_border = False
+    return table.table
+
+
+def _start(start: Any) -> Iterator[str]:
+    """What of the start is the teacher's."""
+    taken, left = start.taken, start.left
+    yield f"{len(taken)} tensors of neck and heads are the teacher's, of {len(taken) + len(left)}"
+    warn_of_inheritance(start)
+    for key, count in start.by_class.items():
+        yield f'{key}: {count} classes, by name'
+    for key, why in list(left.items())[:5]:
+        yield f'left: {key}: {why}'
+    if len(left) > 5:
+        yield f'left: {len(left) - 5} more'
+
+
+def _teacher(student: Any) -> Iterator[tuple[str, str]]:
     teacher = student.teacher
     if teacher is None:
         start = ', only the start was taken' if student.start is not None else ''
         before = ', it has labelled images before' if student.unlabelled.on else ''
-        row('teacher', f'none: every term is off{start}{before}')
+        yield 'teacher', f'none: every term is off{start}{before}'
+        return
+    yield 'teacher', f'{type(teacher.network.backbone).__name__}, {_size(teacher.network)}'
+    yield '  config', teacher.name
+    if teacher.source == UNTRAINED:
+        yield '  weights', "RANDOM: teacher_ckpt='random' (for tests)"
     else:
-        row('teacher', f'{type(teacher.network.backbone).__name__}, {_size(teacher.network)}')
-        row('  config', teacher.name)
-        if teacher.source == UNTRAINED:
-            row('  weights', "RANDOM: teacher_ckpt='random' (for tests)")
-        else:
-            of = f' ({teacher.wrapping})' if teacher.wrapping else ''
-            row('  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}{of}')
-        if teacher.passed_over:
-            row('  weights', f'{teacher.passed_over} adaptation tensors in the file passed over')
-        if teacher.acceleration != type(teacher.acceleration)():
-            row('  runs', str(teacher.acceleration))
-        if student.classes is not None and not student.classes.same:
-            row('  classes', str(student.classes))
-        if student.resolution is not None:
-            (w, h), (width, height) = student.resolution.student, student.resolution.teacher
-            row('  pixels', f'{width}x{height}, where the student sees {w}x{h}')
-        elif hasattr(student, 'teacher_inputs') and not student.teacher_inputs.same:
-            row('  pixels', 'another normalisation or channel order than the student: converted')
-    for label, text in student.unlabelled.table:
-        row(label, text)
+        of = f' ({teacher.wrapping})' if teacher.wrapping else ''
+        yield '  weights', f'{teacher.loaded} tensors, all it has, from {teacher.source}{of}'
+    if teacher.passed_over:
+        yield '  weights', f'{teacher.passed_over} adaptation tensors in the file passed over'
+    if teacher.acceleration != type(teacher.acceleration)():
+        yield '  runs', str(teacher.acceleration)
+    if student.classes is not None and not student.classes.same:
+        yield '  classes', str(student.classes)
+    if student.resolution is not None:
+        (w, h), (width, height) = student.resolution.student, student.resolution.teacher
+        yield '  pixels', f'{width}x{height}, where the student sees {w}x{h}'
+    elif hasattr(student, 'teacher_inputs') and not student.teacher_inputs.same:
+        yield '  pixels', 'another normalisation or channel order than the student: converted'
+
+
+def _terms(student: Any) -> Iterator[tuple[str, str]]:
     for key in dict.fromkeys([*PAPER_TERMS, *student.left_out, *student.kd_terms]):
         if key not in student.kd_terms:
             why = student.left_out.get(key)
-            row(log_name(key), f'OFF: {why}' if why else 'off')
+            yield log_name(key), f'OFF: {why}' if why else 'off'
             continue
-        row(log_name(key), _describe(student.kd_terms[key]))
         term = student.kd_terms[key]
+        yield log_name(key), _describe(term)
         for pair in getattr(term, 'pairs', ()) if term.needs().pairs else ():
             own, theirs = ('×'.join(str(size) for size in shape[1:]) for shape in pair.shapes)
-            row(f'  {key}', f'{pair.student} {own} -> {pair.teacher} {theirs}')
-    if (match := getattr(student.sites.get('rpn'), 'match', None)) is not None:
-        of = f"{100 * match.share:.1f} % of the student's are the teacher's too"
-        row('anchors', f'{of} (levels {match.levels}); the rest is left out')
-    table = AsciiTable(rows, ' what is trained ')
-    table.inner_heading_row_border = False
-    return table.table
+            yield f'  {key}', f'{pair.student} {own} -> {pair.teacher} {theirs}'
 
 
 def _size(network: nn.Module) -> str:
