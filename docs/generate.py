@@ -9,7 +9,9 @@ docs/methods.md, docs/tracker.md, docs/reliability.md and docs/pairs.md have com
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,6 +33,9 @@ from mmkd.analysis.comparison.table import (
     spread,
     summarise,
 )
+from mmkd.analysis.study import read_summaries
+from mmkd.analysis.study.declaration import Study, read_study
+from mmkd.analysis.study.table import StageSummary, ends, mean_sd, signed, stage_table
 from mmkd.methods import METHODS
 from mmkd.models.chen2017 import (
     HintL1Loss,
@@ -497,12 +502,80 @@ def plain_curves() -> str:
     return markdown_table(['iterations', *(f'{s}, {shown}' for s, shown in columns)], body)
 
 
+PAPER = {
+    ('weighted_both', 'soft_both'): (
+        'soft targets want the background weighted more', '+0.3 / +0.5'
+    ),
+    ('bounded_both', 'l2_both'): (
+        "regression should be bounded by the teacher, not drawn to its boxes", '+1.3 / +1.6'
+    ),
+    ('hint', 'hint_without'): ('hints want an adaptation layer', 'a clear gain'),
+    ('weighted_both', 'plain'): ('soft targets help', '+3.0'),
+    ('bounded_both', 'plain'): ('bounded regression helps', '+1.2'),
+    ('hint', 'plain'): ('hints help', 'a gain'),
+    ('all', 'plain'): ('all three together help', '+4.7'),
+    ('all', 'hint'): ('they help more than hints alone', 'a gain'),
+}  # fmt: skip
+"""What the paper says of each declared contrast of benchmarks/study/paper.py: mAP@.5 on PASCAL VOC
+2007, and on KITTI where two numbers stand (VGG16 to Tucker-decomposed AlexNet)."""
+TOLD = {
+    'BEATS': 'holds',
+    'WORSE': 'does not hold: it is worse',
+    'NO GAIN': 'does not hold: no gain of 0.5',
+    'INCONCLUSIVE': 'cannot be told',
+}
+
+
+@functools.cache
+def stages_of(name: str) -> tuple[Study, list[StageSummary]]:
+    """A study and its stages, from its committed results; the working directory is the root."""
+    path = f'benchmarks/study/{name}'
+    return read_study(f'{path}.py'), read_summaries(f'{path}.py', f'{path}.jsonl')
+
+
+def study_stage(name: str, stage: str) -> str:
+    """The table of one stage, as ``make study-table`` prints it."""
+    study, found = stages_of(name)
+    return stage_table(study, next(each for each in found if each.stage.name == stage), '')
+
+
+def paper_claims() -> str:
+    """The paper's claims beside what the study says of them."""
+    contrasts = stages_of('paper')[1][-1].contrasts['']
+    body = []
+    for each in contrasts:
+        claim, theirs = PAPER[each.arm, each.other]
+        ours = f'{signed(each.mean)} {ends(each.interval)}'
+        body.append([claim, theirs, f'{each.arm} - {each.other}', ours, f'**{TOLD[each.word]}**'])
+    head = ['claim', 'in the paper', 'contrast', 'here: mAP, 95 %, corrected', 'verdict']
+    return markdown_table(head, body)
+
+
+def paper_train() -> str:
+    """What the paper's terms gain on the images that they were trained on, and on others."""
+    trained, seen = stages_of('paper_train')
+    lines = {}
+    for name, summary in (('val', stages_of('paper')[1][-1]), ('train', seen[-1])):
+        for line in summary.lines:
+            gain = '' if line.gain is None else f'{signed(line.gain)} {ends(line.interval)}'
+            lines.setdefault(line.arm, {})[name] = [mean_sd([*line.by_seed.values()]), gain]
+    arms = [trained.reference, *trained.stages[-1].arms]
+    body = [[arm, *lines[arm]['train'], *lines[arm]['val']] for arm in arms]
+    return markdown_table(['arm', 'train mAP', 'gain', 'val mAP', 'gain'], body)
+
+
 # ------------------------------------------------------------------------------------------- pages
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     'README.md': {'results': short_table, 'unlabelled': unlabelled_line},
     'docs/results.md': {name: (lambda name=name: whole_table(name)) for name in COMPARISONS},
     'docs/digits.md': {'students': students, 'curves': plain_curves},
+    'docs/paper.md': {
+        'claims': paper_claims,
+        'terms': lambda: study_stage('paper', 'terms'),
+        'values': lambda: study_stage('paper', 'one at a time'),
+        'train': paper_train,
+    },
     'docs/reference.md': {'keys': reference},
     'docs/messages.md': {'messages': messages},
 }
@@ -522,5 +595,6 @@ def page(path: str) -> str:
 
 
 if __name__ == '__main__':
+    os.chdir(ROOT)
     for each in BLOCKS:
         (ROOT / each).write_text(page(each), encoding='utf-8')

@@ -58,7 +58,8 @@ def test_the_configs_of_a_page_are_recipes(block, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('page', generate.BLOCKS)
-def test_generated_parts_are_what_their_command_writes(page):
+def test_generated_parts_are_what_their_command_writes(page, monkeypatch):
+    monkeypatch.chdir(ROOT)  # a study's configs are named from there
     assert (ROOT / page).read_text() == generate.page(page)
 
 

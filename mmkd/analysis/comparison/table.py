@@ -201,7 +201,7 @@ def format_number(value: float | None, form: str = '.1f', scale: float = 1.0) ->
 
 
 def percent(share: float | None) -> str:
-    return '' if share is None else f'{100 * share:.0f} %'
+    return '' if share is None else f'{round(100 * share, 0) + 0:.0f} %'  # never -0
 
 
 def mean_sd(points: Sequence[float]) -> str:

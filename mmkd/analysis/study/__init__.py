@@ -7,6 +7,7 @@ and results are those of :mod:`..comparison`.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
@@ -31,7 +32,7 @@ from .stages import Standing, check, decide, entrants, later_cost, plan_stage
 from .statistics import Bootstrap, bootstrap, seeds_needed
 from .table import StageSummary, declared_contrasts, judge_contrasts, markdown, summarise
 
-__all__ = ['study']
+__all__ = ['read_summaries', 'study']
 
 _DIVERGED = re.compile(
     r'has diverged|(loss\w*|sum of the losses) is -?(nan|inf) at iteration (?!1\b)'
@@ -101,6 +102,21 @@ def study(
         print(f'\n{message}', file=stream)
     stream.flush()
     return code
+
+
+def read_summaries(path: str, results_path: str | Path) -> list[StageSummary]:
+    """The stages of a study, as far as its results go; trains nothing.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`study` would say.
+    """
+    file, stream = Path(results_path), io.StringIO()
+    context = RunContext(
+        file.parent, file, 1, 1, [], Progress([], stream), run_command, curves=False
+    )
+    conduct = Conduct(read_study(path), context, stream, train=False)
+    conduct.run()
+    return conduct.summaries
 
 
 class Conduct:

@@ -162,12 +162,12 @@ def stage_table(study: Study, summary: StageSummary, student: str) -> str:
             '' if line.step_ms is None else f'{line.step_ms:.3g}',
             '' if line.seconds is None else duration(line.seconds), word,
         ])  # fmt: skip
-    return _without_empty(head, body, always=5)
+    return _without_empty(head, body)
 
 
-def _without_empty(head: list[str], body: list[list[str]], always: int = 0) -> str:
-    """A table without the columns in which nothing stands; the first ones stay always."""
-    used = [i for i in range(len(head)) if i < always or any(row[i] for row in body)]
+def _without_empty(head: list[str], body: list[list[str]]) -> str:
+    """A table without the columns in which nothing stands."""
+    used = [i for i in range(len(head)) if any(row[i] for row in body)]
     return markdown_table([head[i] for i in used], [[row[i] for i in used] for row in body])
 
 
