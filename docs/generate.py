@@ -30,12 +30,13 @@ from mmkd.analysis.comparison.table import (
     interval,
     markdown,
     markdown_table,
+    mean_sd,
     spread,
     summarise,
 )
 from mmkd.analysis.study import read_summaries
 from mmkd.analysis.study.declaration import Study, read_study
-from mmkd.analysis.study.table import StageSummary, ends, mean_sd, signed, stage_table
+from mmkd.analysis.study.table import StageSummary, ends, signed, stage_table
 from mmkd.methods import METHODS
 from mmkd.models.chen2017 import (
     HintL1Loss,

@@ -33,6 +33,7 @@ from mmkd.analysis.comparison.plan import _cached
 from mmkd.analysis.comparison.progress import Progress
 from mmkd.analysis.comparison.results import read_detections, read_results
 from mmkd.analysis.comparison.statistics import paired_interval
+from mmkd.analysis.comparison.table import percent
 from mmkd.analysis.study.declaration import options_of, read_study
 from mmkd.analysis.study.images import weighted_map
 from mmkd.analysis.study.stages import (
@@ -246,6 +247,10 @@ def test_a_stage_is_estimated_from_the_pace_of_those_before(write, tmp_path, mon
     assert stages[1].before == stages[0].done() > 0
     whole = sum(sum(each.costs.values()) for each in stages[:2])
     assert stages[2].before == stages[1].done() == pytest.approx(whole)
+
+
+def test_a_share_of_nearly_nothing_has_no_sign():
+    assert [percent(share) for share in (-0.003, 0.003, -0.3, None)] == ['0 %', '0 %', '-30 %', '']
 
 
 def test_what_was_stopped_goes_on(write, tmp_path):

@@ -193,7 +193,7 @@ def _prepare(cfg: Config, report: Report, download: bool) -> Config:
     model = cfg.get('model') or {}
     if not is_pair(model):
         raise ValueError(
-            "the config's model has no teacher_config and distillation, so there is no pair to "
+            "the config's model has no teacher_config or no distillation, so no pair to "
             'check: give the config of a distilled student'
         )
     distillation = model.get('distillation') or {}
