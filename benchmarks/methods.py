@@ -1,10 +1,14 @@
 """Writes the tables of docs/methods.md from docstrings of the methods and what was measured.
 
+What each is worth is read from the results of benchmarks/study/methods.py.
+
 python benchmarks/step.py digits --cpu-time --recipe all --json benchmarks/methods.json
 python benchmarks/step.py r101_to_r50 --rounds 4 --recipe all --json r101.json  # its rows too
 python benchmarks/methods.py
 """
 
+import contextlib
+import functools
 import json
 import re
 import textwrap
@@ -12,6 +16,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmkd.analysis.comparison.table import markdown_table, mean_sd
+from mmkd.analysis.study import read_summaries
+from mmkd.analysis.study.statistics import contrast_interval
+from mmkd.analysis.study.table import Line, StageSummary, ends, signed
 from mmkd.layer_pairs import SIZE, Layer, LayerPair
 from mmkd.methods import METHODS
 from mmkd.recipe import read_recipe
@@ -116,6 +124,74 @@ def measured(results: list[dict]) -> list[str]:
     return ['', '; '.join(said.values()) + '.'] if said else []
 
 
+STUDY = 'benchmarks/study/methods'
+SEARCHED, WHOLE, STARTED = 'half', 'whole', 'start'
+"""The stages of that study: one seed and half the schedule, then the better half's runs."""
+
+
+@functools.cache
+def stages() -> dict[str, StageSummary]:
+    with contextlib.chdir(ROOT):  # the configs' paths are relative to it
+        found = read_summaries(f'{STUDY}.py', f'{STUDY}.jsonl')
+    return {summary.stage.name: summary for summary in found}
+
+
+def gain(stage: str, line: Line) -> str:
+    """What an arm gains over the stage's reference, with its interval among the stage's arms."""
+    summary = stages()[stage]
+    pooled = summary.pooled('')
+    if line.gain is None or pooled is None or not summary.complete(line):
+        return ''
+    return f'{signed(line.gain)} {ends(contrast_interval(line.gain, pooled, pooled.arms - 1))}'
+
+
+def results() -> str:
+    """The arms of the study, each at the value that the search chose: the best of the last stage
+    first."""
+    found = stages()
+    rows = []
+    for line in found[SEARCHED].of(''):
+        arm, rank = line.arm, []
+        if line is not found[SEARCHED].find('', arm):
+            continue
+        value = ', '.join(v.partition('=')[2] for v in line.entry.variant.values)
+        cells = [
+            f'`{arm}`',
+            value.replace('None', "the authors'"),
+            mean_sd([*line.by_seed.values()]),
+        ]
+        for stage in (WHOLE, STARTED):
+            later = found[stage].find('', arm) if stage in found else None
+            if later is None or not later.by_seed:
+                cells += ['', '']
+                continue
+            cells += [mean_sd([*later.by_seed.values()]), gain(stage, later)]
+            rank.append(-sum(later.by_seed.values()) / len(later.by_seed))
+        searched = -max(line.by_seed.values(), default=0.0)
+        rows.append(((-len(rank), *rank[::-1], searched), cells))
+    head = ['arm', 'share or rate', 'half schedule, one seed', 'whole schedule', 'over plain',
+            "with the teacher's start", 'over that start']  # fmt: skip
+    return markdown_table(head, [cells for _, cells in sorted(rows)])
+
+
+def result_of(recipe: str) -> str:
+    """What one recipe came to, in a sentence."""
+    found, said = stages(), []
+    line = found[SEARCHED].find('', recipe)
+    plain = found[SEARCHED].find('', 'plain')
+    for stage, words in ((WHOLE, 'over plain'), (STARTED, "over the teacher's start")):
+        later = found[stage].find('', recipe) if stage in found else None
+        if later is not None and (told := gain(stage, later)):
+            said.append(f'{told} {words}')
+    if said:
+        return ', '.join(said)
+    least = [max(x.by_seed.values(), default=None) for x in (line, plain)]
+    if None in least:
+        return 'none yet'
+    difference = signed(least[0] - least[1])
+    return f'{difference} after half the schedule with one seed, not among the better half'
+
+
 def cited(paper: str) -> str:
     """Authors, venue and year of the first paper that a docstring names."""
     quoted = re.search(r'([A-Z][\w ,]+?(?: et al\.| and \w+)?), "[^"]*", ([^,;.]*\d{4})', paper)
@@ -132,10 +208,19 @@ def methods() -> str:
             f'```math\n{of["formula"]}\n```', of['shapes'],
             f'- Needs: {of["Needs"]}\n- Parameters: {of["Parameters"]}\n'
             f'- Public code: {of["Public code"]}\n- Defaults: {of["Defaults"]}\n'
-            f'- Recipe: {recipes or "an entry of `defeat.py`"}',
+            f'- Recipe: {recipes or "an entry of `defeat.py`"}\n'
+            f'- Our result: {own_results(method)}',
         ]  # fmt: skip
         found.append('\n\n'.join(_wrapped(line) for line in lines if line))
     return '\n\n'.join(found)
+
+
+def own_results(method: type) -> str:
+    found = recipes_of(method) or ['defeat']  # DeFeatHead is an entry of that one
+    if len(found) == 1:
+        return f'{result_of(found[0])} ([the table](#what-each-is-worth))'
+    said = '; '.join(f'`{recipe}.py` {result_of(recipe)}' for recipe in found)
+    return f'{said} ([the table](#what-each-is-worth))'
 
 
 def _wrapped(text: str) -> str:
@@ -149,9 +234,9 @@ def _wrapped(text: str) -> str:
 
 
 def page() -> str:
-    """The text of docs/methods.md, with its two generated blocks anew."""
+    """The text of docs/methods.md, with its generated blocks anew."""
     text = PAGE.read_text(encoding='utf-8')
-    for name, block in (('table', table()), ('methods', methods())):
+    for name, block in (('table', table()), ('results', results()), ('methods', methods())):
         begin, end = f'<!-- {name}: python benchmarks/methods.py -->\n', '\n<!-- end -->'
         before, _, rest = text.partition(begin)
         text = before + begin + block + end + rest.partition(end)[2]

@@ -49,7 +49,7 @@ def _root(monkeypatch):
 def marked(path):
     """Of the pairs of large networks one of each setting is enough for every day."""
     every_day = 'faster_rcnn_r101_to_r50', 'faster_rcnn_r50_800_to_400'
-    slow = path.parent.name == 'kd' and path.stem not in every_day
+    slow = 'kd' in path.parts and (path.stem not in every_day or path.parent.name == 'best')
     return pytest.param(path, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -181,13 +181,24 @@ def test_a_pair_is_short_and_its_options_address_single_terms(path):
 
 @pytest.mark.parametrize(
     'path',
-    [p for p in distilled_paths() if p.parent.name == 'kd' and p not in PAIRS_OF_METHODS],
-    ids=lambda p: p.stem,
+    [p for p in distilled_paths() if 'kd' in p.parts and p not in PAIRS_OF_METHODS],
+    ids=lambda p: str(p.relative_to(ROOT / 'configs/kd')),
 )
-def test_a_pair_uses_the_papers_recipe(path):
+def test_a_pair_uses_the_papers_recipe_or_the_best(path):
+    recipe = RECIPE.with_name('mmkd.py') if path.parent.name == 'best' else RECIPE
     distillation = load(path).model.distillation
     distillation.pop('resolution', None)
-    assert distillation == Config.fromfile(RECIPE).distillation
+    assert distillation == Config.fromfile(recipe).distillation
+
+
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'configs/kd/best').glob('*.py')), ids=lambda p: p.stem
+)
+def test_a_best_pair_is_the_papers_with_the_recipe_that_won(path):
+    """Its networks and its teacher's weights are those of the pair of the same name."""
+    best, paper = (Config.fromfile(p).model for p in (path, path.parents[1] / path.name))
+    assert {**best, 'distillation': None} == {**paper, 'distillation': None}
+    assert 'Not yet run on COCO' in path.read_text()
 
 
 def test_the_recipe_has_the_papers_values():
