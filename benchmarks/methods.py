@@ -239,7 +239,7 @@ def page() -> str:
     for name, block in (('table', table()), ('results', results()), ('methods', methods())):
         begin, end = f'<!-- {name}: python benchmarks/methods.py -->\n', '\n<!-- end -->'
         before, _, rest = text.partition(begin)
-        text = before + begin + block + end + rest.partition(end)[2]
+        text = before + begin + block + end + ('\n' + rest).partition(end)[2]
     return text
 
 
