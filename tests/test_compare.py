@@ -427,6 +427,24 @@ def test_distilled_configs_are_compared_with_one_of_them(configs):
         cmp.plan_runs(given[1:], [0], against=given[:1])
 
 
+def test_a_plain_config_of_other_data_or_another_network_is_not_said_to_lack_the_start_alone(
+    configs, tmp_path
+):
+    for name, change in (
+        ('data', "train_dataloader = dict(dataset=dict(ann_file='val.json'))"),
+        ('network', 'model = dict(rpn_head=dict(feat_channels=4))'),
+    ):
+        (tmp_path / f'{name}.py').write_text(f'_base_ = {configs["plain"]!r}\n{change}\n')
+    others = [str(tmp_path / 'data.py'), str(tmp_path / 'network.py')]
+    plan = cmp.plan_runs([configs['mmkd']], [0], [configs['plain'], *others])
+    said = {pair.reference: pair.how for pair in summarise(plan, {}, {}).pairs if not pair.own}
+    assert said == {
+        'plain': 'start and terms together',
+        'data': 'another plain config',
+        'network': 'another plain config',
+    }
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

@@ -46,4 +46,59 @@ arms = dict(
     raw=_searched(dict(hint=_raw), [1.0, 3.0, 10.0]),
     pkd=_searched(dict(pkd=_pkd), [1.0, 3.0, 10.0]),
 )
-stages = [dict(name='features', seeds=[0], keep='all')]
+_features = list(arms)
+
+# Chosen in that stage: features of objects alone, whose share of 10 leaves the hard losses little.
+_best = dict(fgfi=dict(_fgfi, share=10.0))
+_rows = {name: term for name, term in _paper.items() if name != 'hint'}
+_soft_alone = {
+    name: dict(term, hard_weight=0.0) if name.endswith('cls') else term
+    for name, term in _rows.items()
+}
+_roi = {name: term for name, term in _rows.items() if name.startswith('rcnn')}
+_more_proposals = {'model.train_cfg.rcnn.sampler.num': 150}  # of the 100 to 110 there are
+
+
+def _at(layer):
+    """Hints inside the RoI head too, where both networks see the student's proposals."""
+    pairs = [dict(student=layer, teacher=layer, adapter='identity')]
+    return dict(type='HintL2Loss', normalize=False, pairs=pairs, share=1.0)
+
+
+arms |= dict(
+    rows=_arm(**_best, **_rows),
+    rows_lighter=_arm(fgfi=dict(_fgfi, share=3.0), **_rows),
+    paper_heavier=_arm(**_rows, hint=dict(_paper['hint'], loss_weight=2.0)),
+    rows_roi=_arm(**_best, **_roi),
+    rows_soft_alone=_arm(**_best, **_soft_alone),
+    rows_added=_arm(**_best, **{k: v for k, v in _v1.items() if k != 'hint'}),
+    nkd=_arm(**_best, **_of('nkd')),
+    logit_std=_arm(**_best, **_of('logit_std')),
+    bounded=_arm(**_best, **{k: v for k, v in _rows.items() if k.endswith('bbox')}),
+    crosskd=_arm(**_best, **_of('crosskd_roi')),
+    raw_rows=_arm(hint=dict(_raw, share=3.0), **_rows),
+    raw_rows_soft_alone=_arm(hint=dict(_raw, share=3.0), **_soft_alone),
+    both=_arm(**_best, hint=dict(_raw, share=1.0), **_rows),
+    rows_faster=_arm(**_best, **_rows, more={'optim_wrapper.optimizer.lr': 0.004}),
+    rows_ends=_arm(fgfi=dict(_best['fgfi'], schedule=dict(end=700)), **_rows),
+    rows_roi_features=_arm(**_best, **_rows, at=_at('roi_head.bbox_roi_extractor')),
+    rows_fc=_arm(**_best, **_rows, at=_at('roi_head.bbox_head.shared_fcs.1')),
+    rows_proposals=_arm(**_best, **_rows, more=_more_proposals),
+    start_proposals=_arm(more=_more_proposals),
+    rows_unlabelled=_arm(
+        **_best,
+        **_rows,
+        unlabelled=dict(
+            ann_file='data/digits_study/unlabelled.json',
+            img_prefix='data/digits_study/train/',
+            share=0.5,
+            threshold=0.5,
+        ),
+    ),
+)
+stages = [
+    dict(name='features', seeds=[0], arms=_features),
+    dict(
+        name='together', seeds=[0], arms=['paper_start', *[a for a in arms if a not in _features]]
+    ),
+]

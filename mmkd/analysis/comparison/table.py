@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .measure import cpu_cores
-from .plan import Comparison, Plan, Row, arch_key
+from .plan import Comparison, Plan, Row, arch_key, config_with_options
 from .progress import duration
 from .statistics import MARGIN, Verdict, gap_share, judge
 
@@ -84,7 +84,9 @@ def summarise(
     for comparison in plan.comparisons:
         references = [(comparison.baseline, 'own baseline'), *comparison.others]
         known = [row for row, _ in references]
-        references += [(row, 'start and terms together') for row in plan.plain if row not in known]
+        references += [
+            (row, _what_differs(comparison.baseline, row)) for row in plan.plain if row not in known
+        ]
         for reference, how in references:
             own = reference is comparison.baseline
             pair = _pair(comparison, reference, own, how, by_label, margin)
@@ -109,6 +111,15 @@ def summarise(
         )
     summary.notes += _notes(plan, results, measures)
     return summary
+
+
+def _what_differs(baseline: Row, plain: Row) -> str:
+    """What a plain config lacks of a distilled one, whose own baseline has its network, data and
+    start."""
+    own, other = baseline.runs[0], plain.runs[0]
+    data = [config_with_options(r.config, r.options).train_dataloader for r in (own, other)]
+    alike = arch_key(own) == arch_key(other) and data[0] == data[1]
+    return 'start and terms together' if alike else 'another plain config'
 
 
 def _row(row: Row, results: dict[str, dict], measured: dict) -> RowSummary:
