@@ -99,6 +99,10 @@ arms |= dict(
 stages = [
     dict(name='features', seeds=[0], arms=_features),
     dict(
-        name='together', seeds=[0], arms=['paper_start', *[a for a in arms if a not in _features]]
+        name='together',
+        seeds=[0],
+        arms=['paper_start', *[arm for arm in arms if arm not in _features]],
+        keep='half',
     ),
+    dict(name='three seeds', seeds=[0, 1, 2], keep='all'),
 ]
