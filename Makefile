@@ -84,7 +84,7 @@ backbone: $(STAMP)
 
 # Three students of one teacher, in stages. Hours; stopped, it goes on. The tables need no data.
 STUDY_DATA := --out data/digits_study --labelled 250
-STUDIES := plain plain_train paper paper_train methods
+STUDIES := plain plain_train paper paper_train methods combinations
 study_of = $(PY) tools/study.py benchmarks/study/$(1).py --results benchmarks/study/$(1).jsonl --work-dir work_dirs/study
 study: $(STAMP)
 	$(PY) tools/make_digits.py $(STUDY_DATA)

@@ -577,6 +577,11 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         'values': lambda: study_stage('paper', 'one at a time'),
         'train': paper_train,
     },
+    'docs/advice.md': {
+        'features': lambda: study_stage('combinations', 'features'),
+        'together': lambda: study_stage('combinations', 'together'),
+        'three': lambda: study_stage('combinations', 'three seeds'),
+    },
     'docs/reference.md': {'keys': reference},
     'docs/messages.md': {'messages': messages},
 }
