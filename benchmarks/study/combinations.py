@@ -1,7 +1,7 @@
 """Combinations of the best methods on the middle student, with the teacher's start, on validation.
 
 Which methods: benchmarks/study/methods.py has said so before the first of these runs. Features at
-three shares and without adaptation layers; then features with terms of the heads, one more at a
+several shares, most without adaptation layers; then features with terms of the heads, one more at a
 time; and other ways to spend the same iterations. Lengths of the schedule are another study.
 """
 
@@ -48,7 +48,7 @@ arms = dict(
 )
 _features = list(arms)
 
-# Chosen in that stage: features of objects alone, whose share of 10 leaves the hard losses little.
+# Chosen in that stage: features where objects are, at ten times the gradient of the hard losses.
 _best = dict(fgfi=dict(_fgfi, share=10.0))
 _rows = {name: term for name, term in _paper.items() if name != 'hint'}
 _soft_alone = {
@@ -56,7 +56,9 @@ _soft_alone = {
     for name, term in _rows.items()
 }
 _roi = {name: term for name, term in _rows.items() if name.startswith('rcnn')}
-_more_proposals = {'model.train_cfg.rcnn.sampler.num': 150}  # of the 100 to 110 there are
+_more_proposals = {
+    'model.train_cfg.rcnn.sampler.num': 150
+}  # all: 100 proposals at most, and the boxes
 
 
 def _at(layer):

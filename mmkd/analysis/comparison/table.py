@@ -117,7 +117,7 @@ def _what_differs(baseline: Row, plain: Row) -> str:
     """What a plain config lacks of a distilled one, whose own baseline has its network, data and
     start."""
     own, other = baseline.runs[0], plain.runs[0]
-    data = [config_with_options(r.config, r.options).train_dataloader for r in (own, other)]
+    data = [config_with_options(r.config, r.options).get('train_dataloader') for r in (own, other)]
     alike = arch_key(own) == arch_key(other) and data[0] == data[1]
     return 'start and terms together' if alike else 'another plain config'
 
